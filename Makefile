@@ -1,0 +1,41 @@
+# `make demo` and `make test` need only Python 3.10+, make and git: they build .venv from constraints.txt themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTO := proto/phs/v1/encoder.proto
+
+.PHONY: demo test lint format proto clean
+
+demo: $(VENV)/.demo
+	$(BIN)/phs-milvus demo
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Stubs are committed; tests/test_proto.py fails when they differ from what this makes.
+proto: $(VENV)/.dev
+	$(BIN)/python -m grpc_tools.protoc -I phs_milvus/_pb=proto/phs/v1 \
+		--python_out=. --grpc_python_out=. --pyi_out=. phs_milvus/_pb/encoder.proto
+
+# One stamp per set of extras; a changed pyproject or constraints file installs again.
+$(VENV)/.demo: extras = server,lite
+$(VENV)/.dev: extras = dev
+$(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(extras)]'
+	touch $@
+
+$(VENV):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
