@@ -1,0 +1,1 @@
+"""Search a Milvus image collection by the thing you point at."""

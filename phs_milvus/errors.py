@@ -1,0 +1,129 @@
+"""The one exception tree. Every error a user can meet derives from `PhsError` and says what to do about it.
+
+    PhsError
+    ├── InvalidInput             (also ValueError)   a value is wrong; `.field` names it
+    │   ├── ImageError                               not an image, too large, unsupported pixels
+    │   ├── PromptError                              a point, box, polygon or mask that cannot be used
+    │   └── StateError                               bytes that are not a PHS state of this model
+    ├── ModelError                                   a checkpoint that cannot be loaded or is not supported
+    ├── ModelMismatch                                embeddings or states of another model
+    ├── CollectionError                              a Milvus collection that is missing or of another shape
+    └── EncoderError                                 the embedding server could not answer
+        ├── EncoderUnavailable                       not reachable, starting, or draining
+        ├── EncoderBusy                              its queue is full
+        ├── DeadlineExceeded     (also TimeoutError)
+        └── EncoderUnauthenticated
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PhsError(Exception):
+    """Base of every error raised by phs_milvus and phs_server."""
+
+
+class InvalidInput(PhsError, ValueError):
+    """A value the caller gave cannot be used. `field` names it, for example "image" or "prompt"."""
+
+    default_field: ClassVar[str] = ""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = self.default_field if field is None else field
+
+
+class ImageError(InvalidInput):
+    """The image cannot be read or is over a limit."""
+
+    default_field = "image"
+
+
+class PromptError(InvalidInput):
+    """The prompt does not select anything in this image, or is malformed."""
+
+    default_field = "prompt"
+
+
+class StateError(InvalidInput):
+    """The stored value is not a PHS state of the expected size."""
+
+    default_field = "state"
+
+
+class ModelError(PhsError):
+    """The checkpoint cannot be loaded, or is not one PHS can be computed on."""
+
+
+class ModelMismatch(PhsError):
+    """Two parts of the system use different models, so their embeddings cannot be compared."""
+
+
+class CollectionError(PhsError):
+    """The Milvus collection does not exist, or lacks what focused search needs."""
+
+
+class EncoderError(PhsError):
+    """The embedding server failed to answer."""
+
+
+class EncoderUnavailable(EncoderError):
+    """The embedding server cannot be reached, is still starting, or is shutting down."""
+
+
+class EncoderBusy(EncoderError):
+    """The embedding server's queue is full; try again later."""
+
+
+class DeadlineExceeded(EncoderError, TimeoutError):
+    """The embedding server did not answer within the timeout."""
+
+
+class EncoderUnauthenticated(EncoderError):
+    """The embedding server wants a token, or a different one."""
+
+
+# gRPC status code names (grpc.StatusCode.NAME) and the errors they become in the client. The server answers with the
+# first row that fits the error it caught.
+_BY_STATUS: dict[str, type[PhsError]] = {
+    "INVALID_ARGUMENT": InvalidInput,
+    "FAILED_PRECONDITION": ModelMismatch,
+    "UNAVAILABLE": EncoderUnavailable,
+    "RESOURCE_EXHAUSTED": EncoderBusy,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "UNAUTHENTICATED": EncoderUnauthenticated,
+    "PERMISSION_DENIED": EncoderUnauthenticated,
+}
+_INVALID_BY_FIELD: dict[str, type[InvalidInput]] = {
+    "image": ImageError,
+    "mask": PromptError,
+    "states": StateError,
+}
+
+
+def status_of(error: PhsError) -> tuple[str, str]:
+    """The gRPC status a server answers `error` with: (code name, details). Unknown errors are INTERNAL."""
+    if isinstance(error, InvalidInput):
+        return "INVALID_ARGUMENT", f"{error.field}: {error}" if error.field else str(error)
+    for code, kind in _BY_STATUS.items():
+        if isinstance(error, kind):
+            return code, str(error)
+    return "INTERNAL", str(error)
+
+
+def error_from_status(code: str, details: str) -> PhsError:
+    """The inverse of `status_of`: what the client raises for a gRPC status.
+
+    Args:
+        code: the name of a grpc.StatusCode, for example "INVALID_ARGUMENT".
+        details: the status message.
+    """
+    kind = _BY_STATUS.get(code)
+    if kind is None:
+        return EncoderError(f"{code}: {details}")
+    if kind is InvalidInput:
+        field, colon, message = details.partition(": ")
+        if colon and field.isidentifier():
+            return _INVALID_BY_FIELD.get(field, InvalidInput)(message, field)
+    return kind(details)

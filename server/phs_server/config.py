@@ -1,0 +1,118 @@
+"""Every setting of the server, once: a field here is a flag --like-this and an environment variable PHS_LIKE_THIS."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from phs_milvus.types import Limits
+
+
+def _setting(default: Any, help: str, **extra: Any) -> Any:
+    return field(default=default, metadata={"help": help, **extra})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one server; flags win over environment variables, which win over these defaults."""
+
+    model: str = _setting(
+        "facebook/dinov2-base", "Hugging Face model id, or a directory with a checkpoint in transformers format"
+    )
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every interface")
+    port: int = _setting(50051, "TCP port; 0 picks a free one", minimum=0)
+    image_size: int = _setting(
+        0, "side of the model's square input in pixels, a multiple of its patch size; 0: the checkpoint's own", minimum=0
+    )
+    default_heads: int = _setting(
+        0, "attention heads kept where a request names no number (h_on); 0: 5 of 12 or 16, 1 of 24", minimum=0
+    )
+    device: str = _setting("auto", "torch device, for example cpu or cuda:0; auto: a GPU where there is one")
+    precision: str = _setting(
+        "auto",
+        "of the matrix products; auto: bfloat16 on GPUs and CPUs that have it natively, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    threads: int = _setting(0, "CPU threads for the model; 0: torch's choice, one per core", minimum=0)
+    decode_threads: int = _setting(0, "threads that decode and resize images; 0: one per core, at least 2", minimum=0)
+    max_batch_size: int = _setting(16, "images in one batch", minimum=1)
+    max_queue_delay_ms: float = _setting(2.0, "milliseconds a batch may wait to fill", minimum=0)
+    max_queue_size: int = _setting(1024, "images waiting before requests are answered RESOURCE_EXHAUSTED", minimum=1)
+    max_image_bytes: int = _setting(Limits.image_bytes, "bytes of one encoded image", minimum=1)
+    max_image_pixels: int = _setting(Limits.image_pixels, "pixels (width x height) of one decoded image", minimum=1)
+    max_message_bytes: int = _setting(Limits.message_bytes, "bytes of one gRPC message, either way", minimum=65536)
+    drain_seconds: float = _setting(
+        30.0, "seconds that accepted requests get to finish after SIGTERM or Ctrl-C", minimum=0
+    )
+    log_level: str = _setting("info", "how much to log", choices=("debug", "info", "warning", "error"))
+
+    @property
+    def limits(self) -> Limits:
+        """What GetModelInfo tells clients."""
+        return Limits(self.max_image_bytes, self.max_image_pixels, self.max_message_bytes)
+
+
+def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from flags and environment; prints usage and exits on a bad value, as argparse does."""
+    return from_namespace(make_parser(environment).parse_args(arguments))
+
+
+def make_parser(environment: Mapping[str, str] = os.environ, prog: str = "phs-server") -> argparse.ArgumentParser:
+    """The command line: one flag per field, its default taken from the environment where set there."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="gRPC embedding server for focused image search: pixels and a mask in, PHS embedding and state out.",
+        epilog="Each flag can also be set by the environment variable named in its help. Stop with Ctrl-C or SIGTERM: "
+        "accepted requests are finished first.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_flags(parser, environment)
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, environment: Mapping[str, str] = os.environ) -> None:
+    """Adds one flag per field of `Settings`."""
+    types = get_type_hints(Settings)
+    for item in dataclasses.fields(Settings):
+        variable = f"PHS_{item.name.upper()}"
+        default = item.default
+        kind = _typed(types[item.name], item.metadata.get("minimum"))
+        if variable in environment:
+            # argparse applies `type` and reports errors for string defaults too, but only under the flag's name.
+            default = environment[variable]
+            if item.metadata.get("choices") and default not in item.metadata["choices"]:
+                parser.error(f"{variable}: '{default}' is not one of {', '.join(item.metadata['choices'])}")
+        parser.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            type=kind,
+            default=default,
+            choices=item.metadata.get("choices"),
+            help=f"{item.metadata['help']} [{variable}]",
+            metavar=None if item.metadata.get("choices") else types[item.name].__name__.upper(),
+        )
+
+
+def from_namespace(namespace: argparse.Namespace) -> Settings:
+    """The fields of `Settings` out of parsed arguments, which may hold more."""
+    return Settings(**{item.name: getattr(namespace, item.name) for item in dataclasses.fields(Settings)})
+
+
+def _typed(kind: type, minimum: float | None) -> Any:
+    """An argparse type that names what is allowed."""
+    if minimum is None:
+        return kind
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+        if not value >= minimum:
+            raise argparse.ArgumentTypeError(f"{text} is below {minimum}, the least allowed")
+        return value
+
+    return convert

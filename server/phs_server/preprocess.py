@@ -1,0 +1,93 @@
+"""From an encoded image and a mask to model input: limits, decoding, resizing, and the mask on the patch grid.
+
+Runs on decode threads, without torch. The image is squashed to the model's square, so a pixel (x, y) of the upright
+image lands at (x * S / width, y * S / height), and a patch covers the same share of width and height for any image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from phs_milvus.errors import ImageError, PromptError
+from phs_milvus.images import decode_upright, open_header
+from phs_milvus.types import Float32Array, Limits, MaskRuns
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One item of a batch.
+
+    pixels: uint8 [3, S, S], RGB; mask: float32 [grid * grid] in [0, 1], zeros without a prompt;
+    heads: h_on, 0 without a prompt; width, height: upright image in pixels.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    mask: Float32Array
+    heads: int
+    width: int
+    height: int
+
+
+def prepare_image(
+    data: bytes, image_size: int, resample: int, limits: Limits
+) -> tuple[npt.NDArray[np.uint8], int, int]:
+    """Decodes and resizes: (uint8 [3, S, S] RGB, width, height of the upright image).
+
+    Raises:
+        ImageError: over a limit, which is checked before anything is decoded, or not decodable.
+    """
+    if len(data) > limits.image_bytes:
+        raise ImageError(f"is {len(data)} bytes; this server takes up to {limits.image_bytes}")
+    width, height, _ = open_header(data)
+    if width * height > limits.image_pixels:
+        raise ImageError(f"is {width}x{height} pixels; this server takes up to {limits.image_pixels} in all")
+    image = decode_upright(data)
+    resized = image.resize((image_size, image_size), Image.Resampling(resample))
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)), width, height
+
+
+def mask_on_grid(mask: MaskRuns, width: int, height: int, grid: int) -> Float32Array:
+    """The share of each patch that the mask covers, exact to float rounding.
+
+    Args:
+        mask: at the upright image's size, which is checked before it is expanded.
+        width, height: the upright image in pixels.
+        grid: patches along one side.
+
+    Returns:
+        float32 [grid * grid] in [0, 1], row-major. Any mask with a pixel set has a share above 0 somewhere.
+
+    Raises:
+        PromptError: another size than the image, runs that do not fit, or nothing set.
+    """
+    if (mask.width, mask.height) != (width, height):
+        raise PromptError(
+            f"is for a {mask.width}x{mask.height} image, but the upright image is {width}x{height} "
+            "(EXIF orientation applied)",
+            "mask",
+        )
+    inside = mask.to_array()
+    columns = _overlap(grid, width)
+    rows = _overlap(grid, height)
+    # One band of rows per patch row keeps the float copy of a large mask small.
+    bands = []
+    for weights in rows:
+        touched = np.flatnonzero(weights)
+        start, stop = touched[0], touched[-1] + 1
+        bands.append(columns @ (weights[start:stop] @ inside[start:stop].astype(np.float32)))
+    shares = np.stack(bands).reshape(-1).astype(np.float32)
+    if not shares.any():
+        raise PromptError("selects no pixel", "mask")
+    return np.minimum(shares, 1.0)
+
+
+def _overlap(cells: int, size: int) -> Float32Array:
+    """float32 [cells, size]: the share of cell i that pixel x covers, when `cells` equal cells span `size` pixels."""
+    edges = np.arange(cells + 1) * (size / cells)
+    pixels = np.arange(size)
+    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (np.clip(shared, 0, None) / (size / cells)).astype(np.float32)
