@@ -1,0 +1,106 @@
+"""The bookkeeping of a bulk encode: which items are on their way, what to resend, what may be handed out.
+
+Shared by the synchronous and the asynchronous client; does no I/O itself.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from phs_milvus import wire
+from phs_milvus._pb import encoder_pb2 as pb
+from phs_milvus.errors import DeadlineExceeded, PhsError
+from phs_milvus.types import Encoding
+
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 5.0
+
+
+class Window:
+    """The items of a bulk encode that were taken in and not yet handed out, at most `size` of them.
+
+    Items are handed out in the order they were added, however the answers arrive, each exactly once: an answer to an
+    item that is not waiting for one is ignored.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._next = 0
+        self._items: OrderedDict[int, pb.EncodeStreamRequest | Encoding | PhsError] = OrderedDict()
+
+    @property
+    def full(self) -> bool:
+        """Whether no further item may be added now."""
+        return len(self._items) >= self._size
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything added was handed out."""
+        return not self._items
+
+    def add(self, request: pb.EncodeRequest) -> pb.EncodeStreamRequest:
+        """Takes in an item; returns the message to send."""
+        message = wire.stream_request(self._next, request)
+        self._items[self._next] = message
+        self._next += 1
+        return message
+
+    def add_failed(self, error: PhsError) -> None:
+        """Takes in an item that failed before it could be sent."""
+        self._items[self._next] = error
+        self._next += 1
+
+    def answer(self, item: int, result: Encoding | PhsError) -> None:
+        """Records the answer to an item."""
+        if isinstance(self._items.get(item), pb.EncodeStreamRequest):
+            self._items[item] = result
+
+    def ready(self) -> Iterator[Encoding | PhsError]:
+        """Hands out answered items, as far as the order allows."""
+        while self._items:
+            item, result = next(iter(self._items.items()))
+            if isinstance(result, pb.EncodeStreamRequest):
+                return
+            del self._items[item]
+            yield result
+
+    def unanswered(self) -> list[pb.EncodeStreamRequest]:
+        """What must be sent again when a stream breaks."""
+        return [message for message in self._items.values() if isinstance(message, pb.EncodeStreamRequest)]
+
+
+class Patience:
+    """How long to go on without progress: `timeout` seconds, with jittered, growing pauses between attempts."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self.progress()
+
+    def progress(self) -> None:
+        """An answer arrived: start over."""
+        self._since = time.monotonic()
+        self._attempts = 0
+
+    @property
+    def left(self) -> float:
+        """Seconds until patience runs out."""
+        return max(0.0, self._since + self._timeout - time.monotonic())
+
+    def timed_out(self) -> DeadlineExceeded:
+        """What to raise when the server is there and does not answer."""
+        return DeadlineExceeded(f"the embedding server answered none of the items in flight for {self._timeout:g} s")
+
+    def pause(self, error: PhsError) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises:
+            `error`: when patience has run out.
+        """
+        if self.left <= 0:
+            raise error
+        ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._attempts, self.left)
+        self._attempts += 1
+        return ceiling * random.uniform(0.5, 1.0)
