@@ -1,1 +1,122 @@
-"""Search a Milvus image collection by the thing you point at."""
+"""Search a Milvus image collection by the thing you point at.
+
+    from phs_milvus import Box, Encoder, FocusedCollection, FocusedSearch, connect
+
+    with Encoder("127.0.0.1:50051") as encoder:
+        collection = FocusedCollection.open(connect("./phs_milvus.db"), "images")
+        print(FocusedSearch(collection, encoder).search("street.jpg", Box(40, 60, 180, 220)))
+
+Names are loaded when first used, so that importing the package costs little and needs neither Milvus nor torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from phs_milvus.async_client import AsyncEncoder
+    from phs_milvus.calls import Outputs
+    from phs_milvus.client import Encoder
+    from phs_milvus.collection import FocusedCollection
+    from phs_milvus.errors import (
+        CollectionError,
+        DeadlineExceeded,
+        EncoderBusy,
+        EncoderError,
+        EncoderUnauthenticated,
+        EncoderUnavailable,
+        ImageError,
+        InvalidInput,
+        ModelError,
+        ModelMismatch,
+        PhsError,
+        PromptError,
+        StateError,
+    )
+    from phs_milvus.ingest import IngestReport, ingest
+    from phs_milvus.milvus import connect
+    from phs_milvus.prompts import Box, Mask, Point, Polygon
+    from phs_milvus.rerank import Ranking, Reranker
+    from phs_milvus.rows import Row
+    from phs_milvus.search import FocusedSearch, Hit, Query, SearchResult, StoredImage
+    from phs_milvus.types import Encoding, Explanation, Focus, ModelInfo
+
+_MODULES = {
+    "async_client": ("AsyncEncoder",),
+    "calls": ("Outputs",),
+    "client": ("Encoder",),
+    "collection": ("FocusedCollection",),
+    "errors": (
+        "CollectionError",
+        "DeadlineExceeded",
+        "EncoderBusy",
+        "EncoderError",
+        "EncoderUnauthenticated",
+        "EncoderUnavailable",
+        "ImageError",
+        "InvalidInput",
+        "ModelError",
+        "ModelMismatch",
+        "PhsError",
+        "PromptError",
+        "StateError",
+    ),
+    "ingest": ("IngestReport", "ingest"),
+    "milvus": ("connect",),
+    "prompts": ("Box", "Mask", "Point", "Polygon"),
+    "rerank": ("Ranking", "Reranker"),
+    "rows": ("Row",),
+    "search": ("FocusedSearch", "Hit", "Query", "SearchResult", "StoredImage"),
+    "types": ("Encoding", "Explanation", "Focus", "ModelInfo"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "AsyncEncoder",
+    "Box",
+    "CollectionError",
+    "DeadlineExceeded",
+    "Encoder",
+    "EncoderBusy",
+    "EncoderError",
+    "EncoderUnauthenticated",
+    "EncoderUnavailable",
+    "Encoding",
+    "Explanation",
+    "Focus",
+    "FocusedCollection",
+    "FocusedSearch",
+    "Hit",
+    "ImageError",
+    "IngestReport",
+    "InvalidInput",
+    "Mask",
+    "ModelError",
+    "ModelInfo",
+    "ModelMismatch",
+    "Outputs",
+    "PhsError",
+    "Point",
+    "Polygon",
+    "PromptError",
+    "Query",
+    "Ranking",
+    "Reranker",
+    "Row",
+    "SearchResult",
+    "StateError",
+    "StoredImage",
+    "connect",
+    "ingest",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'phs_milvus' has no attribute {name!r}")
+    return getattr(import_module(f"phs_milvus.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,18 +1,18 @@
 """The one exception tree. Every error a user can meet derives from `PhsError` and says what to do about it.
 
-    PhsError
-    ├── InvalidInput             (also ValueError)   a value is wrong; `.field` names it
-    │   ├── ImageError                               not an image, too large, unsupported pixels
-    │   ├── PromptError                              a point, box, polygon or mask that cannot be used
-    │   └── StateError                               bytes that are not a PHS state of this model
-    ├── ModelError                                   a checkpoint that cannot be loaded or is not supported
-    ├── ModelMismatch                                embeddings or states of another model
-    ├── CollectionError                              a Milvus collection that is missing or of another shape
-    └── EncoderError                                 the embedding server could not answer
-        ├── EncoderUnavailable                       not reachable, starting, or draining
-        ├── EncoderBusy                              its queue is full
-        ├── DeadlineExceeded     (also TimeoutError)
-        └── EncoderUnauthenticated
+PhsError
+├── InvalidInput             (also ValueError)   a value is wrong; `.field` names it
+│   ├── ImageError                               not an image, too large, unsupported pixels
+│   ├── PromptError                              a point, box, polygon or mask that cannot be used
+│   └── StateError                               bytes that are not a PHS state of this model
+├── ModelError                                   a checkpoint that cannot be loaded or is not supported
+├── ModelMismatch                                embeddings or states of another model
+├── CollectionError                              a Milvus collection that is missing or of another shape
+└── EncoderError                                 the embedding server could not answer
+    ├── EncoderUnavailable                       not reachable, starting, or draining
+    ├── EncoderBusy                              its queue is full
+    ├── DeadlineExceeded     (also TimeoutError)
+    └── EncoderUnauthenticated
 """
 
 from __future__ import annotations

@@ -70,10 +70,7 @@ def unpack(packed: Sequence[str], hidden_size: int) -> Float16Array:
             )
     # One decode of the joined text is several times faster than K small ones, and is the same bytes where no row
     # ends in padding: 4 * D divisible by 3.
-    if hidden_size % 3 == 0:
-        data = _decode("".join(packed))
-    else:
-        data = b"".join(_decode(text) for text in packed)
+    data = _decode("".join(packed)) if hidden_size % 3 == 0 else b"".join(map(_decode, packed))
     states = np.frombuffer(data, dtype="<f2").reshape(len(packed), 2, hidden_size)
     if not np.isfinite(states).all():
         row = int(np.flatnonzero(~np.isfinite(states).all(axis=(1, 2)))[0])

@@ -66,8 +66,7 @@ class MaskRuns:
         total = int(self.runs.sum(dtype=np.uint64))
         if total != self.width * self.height:
             raise PromptError(
-                f"runs sum to {total} pixels, but the mask is {self.width}x{self.height} = "
-                f"{self.width * self.height}",
+                f"runs sum to {total} pixels, but the mask is {self.width}x{self.height} = {self.width * self.height}",
                 "mask",
             )
         values = np.zeros(len(self.runs), dtype=np.bool_)

@@ -188,9 +188,7 @@ def encoding_to_pb(encoding: Encoding, outputs: Sequence[int]) -> pb.EncodeRespo
             response.head_weights.CopyFrom(tensor_to_pb(encoding.head_weights))
     if pb.OUTPUT_TIMINGS in wanted and encoding.timings is not None:
         t = encoding.timings
-        response.timings.CopyFrom(
-            pb.Timings(decode_ms=t.decode_ms, queue_ms=t.queue_ms, compute_ms=t.compute_ms)
-        )
+        response.timings.CopyFrom(pb.Timings(decode_ms=t.decode_ms, queue_ms=t.queue_ms, compute_ms=t.compute_ms))
     return response
 
 

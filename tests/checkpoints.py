@@ -35,9 +35,7 @@ def _dinov3(**extra: object) -> torch.nn.Module:
 
 
 def _vit() -> torch.nn.Module:
-    return transformers.ViTModel(
-        transformers.ViTConfig(**_WIDE, image_size=64, patch_size=16), add_pooling_layer=False
-    )
+    return transformers.ViTModel(transformers.ViTConfig(**_WIDE, image_size=64, patch_size=16), add_pooling_layer=False)
 
 
 def _clip_vision_config() -> transformers.CLIPVisionConfig:

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: small checkpoints made here, real servers on loopback ports, and real data if at hand."""
+"""Fixtures of all tests: small checkpoints made here, real servers on loopback ports, and real data if at hand."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ class Server:
 class ServerThread:
     """A server on a thread of this process, for scripts and tests.
 
-        with ServerThread(Settings(model="./model", port=0)) as server:
-            encoder = Encoder(server.address)
+    with ServerThread(Settings(model="./model", port=0)) as server:
+        encoder = Encoder(server.address)
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -18,13 +19,15 @@ from phs_milvus.errors import ModelError
 from phs_server.last_layer import ClsAttention, LastLayer, ProbeAttention, Rope
 from phs_server.readout import Readout
 
-Trunk = Callable[[nn.Module, Tensor], Tensor]
+# transformers' models have no useful static type: their attributes differ by family and release.
+Model = Any
+Trunk = Callable[[Model, Tensor], Tensor]
 
 
 class Backbone(nn.Module):
     """A model cut in three. `forward` is everything up to and including the last attention."""
 
-    def __init__(self, model: nn.Module, trunk: Trunk, last: nn.Module, readout: Readout) -> None:
+    def __init__(self, model: Model, trunk: Trunk, last: nn.Module, readout: Readout) -> None:
         super().__init__()
         self.model = model
         self.trunk = trunk
@@ -72,23 +75,23 @@ class Family:
     """
 
     trunk: Trunk
-    embed: Callable[[nn.Module, Tensor], Tensor]
-    cut: Callable[[nn.Module, Trunk], Backbone]
+    embed: Callable[[Model, Tensor], Tensor]
+    cut: Callable[[Model, Trunk], Backbone]
 
 
 # --- running each family ----------------------------------------------------------------------------------------------
 
 
-def _run(model: nn.Module, pixel_values: Tensor, **kwargs: object) -> Tensor:
+def _run(model: Model, pixel_values: Tensor, **kwargs: object) -> Tensor:
     return model(pixel_values, **kwargs).last_hidden_state
 
 
-def _run_interpolating(model: nn.Module, pixel_values: Tensor) -> Tensor:
+def _run_interpolating(model: Model, pixel_values: Tensor) -> Tensor:
     """For models that interpolate positions only when told; a no-op at the pretraining size."""
     return _run(model, pixel_values, interpolate_pos_encoding=True)
 
 
-def _siglip2_inputs(model: nn.Module, pixel_values: Tensor) -> dict[str, Tensor]:
+def _siglip2_inputs(model: Model, pixel_values: Tensor) -> dict[str, Tensor]:
     """Siglip2 takes flattened patches [B, N, p*p*3], channels last, and the grid they came from."""
     size = model.config.patch_size
     batch, channels, height, width = pixel_values.shape
@@ -101,14 +104,14 @@ def _siglip2_inputs(model: nn.Module, pixel_values: Tensor) -> dict[str, Tensor]
     }
 
 
-def _run_siglip2(model: nn.Module, pixel_values: Tensor) -> Tensor:
+def _run_siglip2(model: Model, pixel_values: Tensor) -> Tensor:
     return model(**_siglip2_inputs(model, pixel_values)).last_hidden_state
 
 
 # --- cutting each family ----------------------------------------------------------------------------------------------
 
 
-def _cut_vit(model: nn.Module, trunk: Trunk) -> Backbone:
+def _cut_vit(model: Model, trunk: Trunk) -> Backbone:
     """DINOv2, with or without registers, DINOv3, ViT: pre-norm layers, then a norm over all tokens."""
     layers = _pick(model, "layers", "encoder.layer", "model.layer", "layer")
     norm_name = "layernorm" if hasattr(model, "layernorm") else "norm"
@@ -118,7 +121,7 @@ def _cut_vit(model: nn.Module, trunk: Trunk) -> Backbone:
     return backbone
 
 
-def _cut_clip(model: nn.Module, trunk: Trunk) -> Backbone:
+def _cut_clip(model: Model, trunk: Trunk) -> Backbone:
     """CLIP: the post-norm is applied to [CLS] only, so the vision model already returns un-normed tokens."""
     vision = model.vision_model
     layers = _pick(vision, "encoder.layers")
@@ -126,7 +129,7 @@ def _cut_clip(model: nn.Module, trunk: Trunk) -> Backbone:
 
 
 def _cut_last_layer(
-    model: nn.Module,
+    model: Model,
     trunk: Trunk,
     layers: nn.ModuleList,
     final_norm: nn.Module,
@@ -157,7 +160,7 @@ def _cut_last_layer(
     return Backbone(model, trunk, last, readout)
 
 
-def _cut_siglip(model: nn.Module, trunk: Trunk) -> Backbone:
+def _cut_siglip(model: Model, trunk: Trunk) -> Backbone:
     """SigLIP: the attention-pooling head is the last layer, and its residual is zero."""
     head = model.head
     model.use_head = False
@@ -172,7 +175,7 @@ def _cut_siglip(model: nn.Module, trunk: Trunk) -> Backbone:
     return Backbone(model, trunk, ProbeAttention(head.attention, head.probe), readout)
 
 
-def _mlp_of(layer: nn.Module) -> nn.Module:
+def _mlp_of(layer: Model) -> nn.Module:
     """The layer's MLP as one module; older ViT layers keep its two halves apart."""
     if hasattr(layer, "mlp"):
         return layer.mlp
@@ -183,7 +186,7 @@ def _mlp_of(layer: nn.Module) -> nn.Module:
 _REQUIRED = object()
 
 
-def _pick(module: nn.Module, *paths: str, default: object = _REQUIRED) -> object:
+def _pick(module: Model, *paths: str, default: Any = _REQUIRED) -> Any:
     """The first attribute path that exists in `module`."""
     for path in paths:
         found: object | None = module
@@ -203,16 +206,16 @@ def _cls_embedding(trunk: Trunk) -> Trunk:
     return lambda model, pixel_values: trunk(model, pixel_values)[:, 0]
 
 
-def _clip_embedding(model: nn.Module, pixel_values: Tensor) -> Tensor:
+def _clip_embedding(model: Model, pixel_values: Tensor) -> Tensor:
     pooled = model.vision_model(pixel_values, interpolate_pos_encoding=True).pooler_output
     return pooled if model.visual_projection is None else model.visual_projection(pooled)
 
 
-def _siglip_embedding(model: nn.Module, pixel_values: Tensor) -> Tensor:
+def _siglip_embedding(model: Model, pixel_values: Tensor) -> Tensor:
     return model(pixel_values, interpolate_pos_encoding=True).pooler_output
 
 
-def _siglip2_embedding(model: nn.Module, pixel_values: Tensor) -> Tensor:
+def _siglip2_embedding(model: Model, pixel_values: Tensor) -> Tensor:
     return model(**_siglip2_inputs(model, pixel_values)).pooler_output
 
 

@@ -18,7 +18,7 @@ import transformers
 from torch import nn
 
 from phs_milvus.errors import ModelError
-from phs_server.backbone import FAMILIES, Backbone, Family
+from phs_server.backbone import FAMILIES, Backbone, Family, Model
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _load_config(model_id: str) -> tuple[transformers.PretrainedConfig, str]:
     return config, model_type
 
 
-def _load_model(model_id: str, model_type: str, config: transformers.PretrainedConfig) -> nn.Module:
+def _load_model(model_id: str, model_type: str, config: transformers.PretrainedConfig) -> Model:
     name = _CLASSES.get(model_type, "AutoModel")
     extra = {"add_pooling_layer": False} if model_type == "vit" else {}
     try:
@@ -197,7 +197,7 @@ def _side(size: object) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _fingerprint(model: nn.Module, model_type: str, preprocessing: Preprocessing) -> str:
+def _fingerprint(model: Model, model_type: str, preprocessing: Preprocessing) -> str:
     """sha256 over the weights' values, the numbers of the configuration that change results, and preprocessing.
 
     Weights are hashed one by one and the hashes sorted, because transformers renames parameters between releases.
@@ -219,7 +219,7 @@ def _fingerprint(model: nn.Module, model_type: str, preprocessing: Preprocessing
 
 
 @torch.no_grad()
-def _cut_and_check(model: nn.Module, family: Family, preprocessing: Preprocessing) -> Backbone:
+def _cut_and_check(model: Model, family: Family, preprocessing: Preprocessing) -> Backbone:
     side = preprocessing.image_size
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     expected = nn.functional.normalize(family.embed(model, pixels).float(), dim=-1)

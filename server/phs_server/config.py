@@ -21,12 +21,15 @@ class Settings:
     """Settings of one server; flags win over environment variables, which win over these defaults."""
 
     model: str = _setting(
-        "facebook/dinov2-base", "Hugging Face model id, or a directory with a checkpoint in transformers format"
+        "facebook/dinov2-base",
+        "Hugging Face model id, or a directory with a checkpoint in transformers format",
     )
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every interface")
     port: int = _setting(50051, "TCP port; 0 picks a free one", minimum=0)
     image_size: int = _setting(
-        0, "side of the model's square input in pixels, a multiple of its patch size; 0: the checkpoint's own", minimum=0
+        0,
+        "side of the model's square input in pixels, a multiple of its patch size; 0: the checkpoint's own",
+        minimum=0,
     )
     default_heads: int = _setting(
         0, "attention heads kept where a request names no number (h_on); 0: 5 of 12 or 16, 1 of 24", minimum=0
@@ -65,7 +68,7 @@ def make_parser(environment: Mapping[str, str] = os.environ, prog: str = "phs-se
     """The command line: one flag per field, its default taken from the environment where set there."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="gRPC embedding server for focused image search: pixels and a mask in, PHS embedding and state out.",
+        description="gRPC embedding server for focused image search: image and mask in, PHS embedding and state out.",
         epilog="Each flag can also be set by the environment variable named in its help. Stop with Ctrl-C or SIGTERM: "
         "accepted requests are finished first.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

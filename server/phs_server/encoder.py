@@ -64,9 +64,7 @@ class FocusEngine:
         weights = select_heads(scores, torch.from_numpy(head_counts).to(self.device))
         embeddings = self.backbone.readout(last.residual, last.heads, weights)
         states = torch.stack([last.residual, last.heads], dim=1).to(torch.float16)
-        return EncodedBatch(
-            *(part.cpu().numpy() for part in (embeddings, states, scores, weights, last.attention))
-        )
+        return EncodedBatch(*(part.cpu().numpy() for part in (embeddings, states, scores, weights, last.attention)))
 
     @torch.inference_mode()
     def rerank(self, embeddings: Float32Array, weights: Float32Array, states: Float16Array) -> Float32Array:
@@ -93,7 +91,7 @@ class FocusEngine:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """"auto": bfloat16 on GPUs and on CPUs with native bfloat16 products, float32 elsewhere."""
+    """ "auto": bfloat16 on GPUs and on CPUs with native bfloat16 products, float32 elsewhere."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -105,12 +103,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 def _cpu_has_bfloat16() -> bool:
     """AVX512-BF16 or AMX: bfloat16 is 4-5 times faster than float32 there, and slower elsewhere."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def resolve_device(device: str) -> str:
-    """"auto": the first CUDA device where there is one, else the CPU.
+    """ "auto": the first CUDA device where there is one, else the CPU.
 
     Raises:
         ModelError: a device that torch does not have.
@@ -125,5 +123,5 @@ def resolve_device(device: str) -> str:
 
 
 def _on(device: torch.device, array: np.ndarray) -> Tensor:
-    """A tensor on `device`. Arrays read from messages are read-only, which torch only warns about, so they are copied."""
+    """A copy on `device`: arrays read from messages are read-only, which torch only warns about."""
     return torch.tensor(array, device=device)

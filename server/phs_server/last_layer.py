@@ -36,9 +36,9 @@ class _SingleQueryAttention(nn.Module):
         width = key.out_features
         self.key_value = nn.Linear(key.in_features, 2 * width)
         with torch.no_grad():
-            self.key_value.weight.copy_(torch.cat([key.weight, value.weight]))
+            self.key_value.weight.copy_(torch.cat((key.weight, value.weight)))
             zeros = torch.zeros(width)
-            biases = [zeros if part.bias is None else part.bias for part in (key, value)]
+            biases: list[Tensor] = [zeros if part.bias is None else part.bias for part in (key, value)]
             self.key_value.bias.copy_(torch.cat(biases))
 
     def attend(self, query: Tensor, tokens: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,13 @@ class ClsAttention(_SingleQueryAttention):
     """The first half of a transformer layer, for the [CLS] token only."""
 
     def __init__(
-        self, heads: int, norm1: nn.Module, query: nn.Linear, key: nn.Linear, value: nn.Linear, prefix_tokens: int
+        self,
+        heads: int,
+        norm1: nn.Module,
+        query: nn.Linear,
+        key: nn.Linear,
+        value: nn.Linear,
+        prefix_tokens: int,
     ) -> None:
         super().__init__(heads, key, value, prefix_tokens)
         self.norm1 = norm1
@@ -73,6 +79,8 @@ class ClsAttention(_SingleQueryAttention):
 
 class ProbeAttention(_SingleQueryAttention):
     """SigLIP's attention-pooling head: a learned query over all patches and no residual."""
+
+    query: Tensor
 
     def __init__(self, pooling: nn.MultiheadAttention, probe: Tensor) -> None:
         query, key, value = _split_packed(pooling)

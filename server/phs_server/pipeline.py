@@ -14,7 +14,16 @@ import numpy as np
 import torch
 
 from phs_milvus.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, ModelError
-from phs_milvus.types import Encoding, Explanation, Float16Array, Float32Array, Focus, MaskRuns, ModelInfo, Timings
+from phs_milvus.types import (
+    Encoding,
+    Explanation,
+    Float16Array,
+    Float32Array,
+    Focus,
+    MaskRuns,
+    ModelInfo,
+    Timings,
+)
 from phs_server import checkpoint
 from phs_server.batcher import Batcher, Closed, Completed, Expired, QueueFull
 from phs_server.config import Settings
@@ -77,7 +86,13 @@ class Pipeline:
             )
 
     async def encode(
-        self, image: bytes, mask: MaskRuns | None, focus: Focus, *, timeout: float | None = None, wait: bool = False
+        self,
+        image: bytes,
+        mask: MaskRuns | None,
+        focus: Focus,
+        *,
+        timeout: float | None = None,
+        wait: bool = False,
     ) -> Encoding:
         """Encodes one image; see `Encoding` for shapes.
 

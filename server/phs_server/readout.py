@@ -27,6 +27,9 @@ class Readout(nn.Module):
         projection: Linear(D, E), or None where E = D.
     """
 
+    scale1: Tensor | None
+    scale2: Tensor | None
+
     def __init__(
         self,
         heads: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import NoReturn
 
 import grpc
 
@@ -32,7 +33,7 @@ class FocusEncoderService(pb_grpc.FocusEncoderServicer):
         try:
             return await self._encode(request, context.time_remaining(), wait=False)
         except Exception as error:
-            return await _abort(context, error)
+            await _abort(context, error)
 
     async def EncodeStream(
         self, requests: AsyncIterator[pb.EncodeStreamRequest], context: grpc.aio.ServicerContext
@@ -73,7 +74,7 @@ class FocusEncoderService(pb_grpc.FocusEncoderServicer):
             scores = await pipeline.rerank(inputs, timeout=context.time_remaining())
             return pb.RerankResponse(scores=wire.tensor_to_pb(scores))
         except Exception as error:
-            return await _abort(context, error)
+            await _abort(context, error)
 
     async def Explain(self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext) -> pb.ExplainResponse:
         try:
@@ -86,13 +87,13 @@ class FocusEncoderService(pb_grpc.FocusEncoderServicer):
             )
             return wire.explanation_to_pb(explanation)
         except Exception as error:
-            return await _abort(context, error)
+            await _abort(context, error)
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: grpc.aio.ServicerContext) -> pb.ModelInfo:
         try:
             return wire.info_to_pb(self._ready("").info)
         except Exception as error:
-            return await _abort(context, error)
+            await _abort(context, error)
 
     async def _encode(self, request: pb.EncodeRequest, timeout: float | None, wait: bool) -> pb.EncodeResponse:
         pipeline = self._ready(request.expected_fingerprint)
@@ -139,6 +140,7 @@ def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, f"internal error: {type(error).__name__}: {error}"
 
 
-async def _abort(context: grpc.aio.ServicerContext, error: Exception) -> None:
+async def _abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
     code, details = _status(error)
     await context.abort(code, details)
+    raise AssertionError("abort always raises")

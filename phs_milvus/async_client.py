@@ -1,0 +1,169 @@
+"""`AsyncEncoder`: `Encoder` for asyncio, with the same methods as coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from itertools import repeat
+from typing import Any
+
+import grpc
+import numpy as np
+
+from phs_milvus import calls, wire
+from phs_milvus._pb import encoder_pb2 as pb
+from phs_milvus._pb import encoder_pb2_grpc as pb_grpc
+from phs_milvus.bulk import Patience, Window
+from phs_milvus.calls import DEFAULT_ADDRESS, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Outputs
+from phs_milvus.errors import EncoderUnavailable, PhsError
+from phs_milvus.images import ImageSource
+from phs_milvus.prompts import Prompt
+from phs_milvus.types import Encoding, Explanation, Float16Array, Float32Array, Focus, ModelInfo
+
+
+class AsyncEncoder:
+    """`Encoder` for asyncio: the same arguments, results and errors. Create and use it on one event loop."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        expected_fingerprint: str = "",
+    ) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._expected = expected_fingerprint
+        self._channel = grpc.aio.insecure_channel(address, options=calls.CHANNEL_OPTIONS)
+        self._stub = pb_grpc.FocusEncoderStub(self._channel)
+
+    async def info(self) -> ModelInfo:
+        """The server's model and limits."""
+        return wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+
+    async def encode(
+        self,
+        image: ImageSource,
+        prompt: Prompt | None = None,
+        *,
+        focus: Focus = Focus(),
+        outputs: Outputs = Outputs(),
+        timeout: float | None = None,
+    ) -> Encoding:
+        """See `Encoder.encode`. Paths are read on a thread."""
+        request = await asyncio.to_thread(calls.encode_request, image, prompt, focus, outputs, self._expected)
+        return wire.encoding_from_pb(await self._call(self._stub.Encode, request, timeout))
+
+    async def encode_many(
+        self,
+        images: Iterable[ImageSource],
+        prompts: Iterable[Prompt | None] | None = None,
+        *,
+        focus: Focus = Focus(),
+        outputs: Outputs = Outputs(),
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Encoding | PhsError]:
+        """See `Encoder.encode_many`. `images` is read on the event loop, each image on a thread."""
+        pairs = zip(images, repeat(None) if prompts is None else prompts, strict=False)
+        window, patience = Window(in_flight), Patience(timeout or self._timeout)
+        stream = _AsyncStream(self._stub, self.address)
+        exhausted = False
+        try:
+            while True:
+                while not (window.full or exhausted):
+                    pair = next(pairs, None)
+                    if pair is None:
+                        exhausted = True
+                    elif message := await asyncio.to_thread(calls.admit, window, *pair, focus, outputs, self._expected):
+                        stream.send(message)
+                for result in window.ready():
+                    yield result
+                if window.empty:
+                    if exhausted:
+                        return
+                    patience.progress()
+                    continue
+                try:
+                    window.answer(*calls.stream_answer(await stream.receive(patience)))
+                    patience.progress()
+                except calls.TRANSIENT as error:
+                    await asyncio.sleep(patience.pause(error))
+                    stream.close()
+                    stream = _AsyncStream(self._stub, self.address)
+                    for message in window.unanswered():
+                        stream.send(message)
+        finally:
+            stream.close()
+
+    async def rerank(
+        self,
+        embeddings: Float32Array,
+        head_weights: Float32Array,
+        states: Float16Array,
+        *,
+        timeout: float | None = None,
+    ) -> Float32Array:
+        """See `Encoder.rerank`."""
+        requests = calls.rerank_requests(embeddings, head_weights, states, self._expected)
+        answers = [wire.scores_from_pb(await self._call(self._stub.Rerank, request, timeout)) for request in requests]
+        return np.concatenate(answers, axis=1)
+
+    async def explain(
+        self,
+        image: ImageSource,
+        prompt: Prompt | None = None,
+        *,
+        focus: Focus = Focus(),
+        timeout: float | None = None,
+    ) -> Explanation:
+        """See `Encoder.explain`."""
+        request = await asyncio.to_thread(calls.explain_request, image, prompt, focus, self._expected)
+        return wire.explanation_from_pb(await self._call(self._stub.Explain, request, timeout))
+
+    async def close(self) -> None:
+        """Closes the connection; calls in progress fail."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncEncoder:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
+        try:
+            return await method(request, timeout=timeout or self._timeout)
+        except grpc.RpcError as error:
+            raise calls.translate(error, self.address) from None
+
+
+class _AsyncStream:
+    """`_Stream` for asyncio."""
+
+    def __init__(self, stub: pb_grpc.FocusEncoderStub, address: str) -> None:
+        self._address = address
+        self._requests: asyncio.Queue = asyncio.Queue()
+        self._call = stub.EncodeStream(self._outgoing())
+
+    async def _outgoing(self) -> AsyncIterator[pb.EncodeStreamRequest]:
+        while (message := await self._requests.get()) is not None:
+            yield message
+
+    def send(self, message: pb.EncodeStreamRequest) -> None:
+        self._requests.put_nowait(message)
+
+    async def receive(self, patience: Patience) -> pb.EncodeStreamResponse:
+        try:
+            answer = await asyncio.wait_for(self._call.read(), patience.left)
+        except asyncio.TimeoutError:
+            raise patience.timed_out() from None
+        except grpc.RpcError as error:
+            raise calls.stream_error(error, self._address) from None
+        if answer is grpc.aio.EOF:
+            raise EncoderUnavailable("the server ended the stream")
+        return answer
+
+    def close(self) -> None:
+        self._requests.put_nowait(None)
+        self._call.cancel()

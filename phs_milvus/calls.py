@@ -1,0 +1,178 @@
+"""What both clients share: channel settings, building requests, and gRPC errors as ours. Does no I/O on the network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+import numpy as np
+
+from phs_milvus import wire
+from phs_milvus._pb import encoder_pb2 as pb
+from phs_milvus.bulk import Window
+from phs_milvus.errors import (
+    EncoderBusy,
+    EncoderUnavailable,
+    ImageError,
+    InvalidInput,
+    PhsError,
+    error_from_status,
+)
+from phs_milvus.images import ImageSource, load_image
+from phs_milvus.prompts import Prompt, to_runs
+from phs_milvus.types import Encoding, Float16Array, Float32Array, Focus, Limits
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_TIMEOUT = 30.0
+DEFAULT_IN_FLIGHT = 64
+
+Request = TypeVar("Request", pb.EncodeRequest, pb.ExplainRequest)
+
+_MESSAGE_BYTES = Limits.message_bytes
+_RETRIES = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+}
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", _MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+    # gRPC does not retry a call whose message outgrew this buffer; the default is 256 KiB, less than many photos.
+    ("grpc.per_rpc_retry_buffer_size", _MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 60_000),
+    (
+        "grpc.service_config",
+        json.dumps({"methodConfig": [{"name": [{"service": "phs.v1.FocusEncoder"}], "retryPolicy": _RETRIES}]}),
+    ),
+]
+_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+TRANSIENT = (EncoderUnavailable, EncoderBusy)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an Encoding shall hold beside the embedding.
+
+    Attributes:
+        state: the PHS state, for storing with the image.
+        heads: head scores and weights.
+        timings: milliseconds in each stage of the server.
+    """
+
+    state: bool = False
+    heads: bool = False
+    timings: bool = False
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def admit(
+    window: Window,
+    image: ImageSource,
+    prompt: Prompt | None,
+    focus: Focus,
+    outputs: Outputs,
+    expected: str,
+) -> pb.EncodeStreamRequest | None:
+    """Takes an item into the window; the message to send, or None where it failed before that."""
+    try:
+        return window.add(encode_request(image, prompt, focus, outputs, expected))
+    except PhsError as error:
+        window.add_failed(error)
+        return None
+
+
+def encode_request(
+    image: ImageSource, prompt: Prompt | None, focus: Focus, outputs: Outputs, expected: str
+) -> pb.EncodeRequest:
+    source = load_image(image)
+    request = wire.encode_request(
+        source.data,
+        to_runs(prompt, source.width, source.height),
+        focus,
+        state=outputs.state,
+        heads=outputs.heads,
+        timings=outputs.timings,
+        expected_fingerprint=expected,
+    )
+    return _sized(request)
+
+
+def explain_request(image: ImageSource, prompt: Prompt | None, focus: Focus, expected: str) -> pb.ExplainRequest:
+    source = load_image(image)
+    runs = to_runs(prompt, source.width, source.height)
+    return _sized(wire.explain_request(source.data, runs, focus, expected))
+
+
+def _sized(request: Request) -> Request:
+    """Checked here because gRPC reports an oversized message as RESOURCE_EXHAUSTED, like a full queue."""
+    size = request.ByteSize()
+    if size > _MESSAGE_BYTES - 1024:
+        raise ImageError(f"image and mask make a message of {size} bytes; {_MESSAGE_BYTES} are allowed")
+    return request
+
+
+def rerank_requests(
+    embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected: str
+) -> list[pb.RerankRequest]:
+    """As few requests as fit the message limit."""
+    embeddings = np.asarray(embeddings, np.float32)
+    head_weights = np.asarray(head_weights, np.float32)
+    states = np.asarray(states, np.float16)
+    if embeddings.ndim != 2 or head_weights.ndim != 2 or len(embeddings) != len(head_weights):
+        raise InvalidInput(
+            f"expected embeddings [Q, E] and head_weights [Q, H], got {embeddings.shape} and {head_weights.shape}",
+            "embeddings",
+        )
+    if states.ndim != 3 or states.shape[1] != 2 or not states.size:
+        raise InvalidInput(f"expected shape [K, 2, D] with at least one state, got {states.shape}", "states")
+    fixed = embeddings.nbytes + head_weights.nbytes + 4096
+    per_state = states[0].nbytes
+    count = max(1, (_MESSAGE_BYTES - fixed) // per_state)
+    return [
+        wire.rerank_request(embeddings, head_weights, states[start : start + count], expected)
+        for start in range(0, len(states), count)
+    ]
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def stream_error(error: grpc.RpcError, address: str) -> PhsError:
+    """A draining server cancels streams; that is a reason to reconnect, as losing the connection is."""
+    if error.code() is grpc.StatusCode.CANCELLED:
+        return EncoderUnavailable(f"the server at {address} closed the stream")
+    return translate(error, address)
+
+
+def stream_answer(response: pb.EncodeStreamResponse) -> tuple[int, Encoding | PhsError]:
+    """(item, result).
+
+    Raises:
+        EncoderUnavailable, EncoderBusy: the server is closing or full; the item should be sent again.
+    """
+    item, result = wire.stream_result_from_pb(response)
+    if isinstance(result, Encoding):
+        return item, result
+    code, message = result
+    error = error_from_status(_CODE_NAMES.get(code, "UNKNOWN"), message)
+    if isinstance(error, TRANSIENT):
+        raise error
+    return item, error
+
+
+def translate(error: grpc.RpcError, address: str) -> PhsError:
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        details = (
+            f"no answer from the embedding server at {address} ({details}); "
+            "is it running? start one with: phs-server --model <id or directory>"
+        )
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        details = f"the embedding server at {address} did not answer in time ({details})"
+    return error_from_status(code.name, details)

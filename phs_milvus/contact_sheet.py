@@ -1,0 +1,166 @@
+"""Pictures for people: a search's query and hits on one sheet, and what each attention head looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from phs_milvus.errors import PhsError
+from phs_milvus.images import ImageSource, decode_upright, load_image
+from phs_milvus.prompts import Prompt, to_array
+from phs_milvus.search import Hit
+from phs_milvus.types import Explanation
+
+_TILE = 200
+_GAP = 12
+_CAPTION = 44
+_INK = (32, 33, 36)
+_PALE = (110, 114, 120)
+_PAPER = (255, 255, 255)
+_ACCENT = (234, 88, 12)
+_GOOD = (22, 163, 74)
+# Dark to bright, for attention laid over a picture.
+_HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One captioned picture; `frame` is an RGB colour, or None for no frame."""
+
+    picture: Image.Image
+    title: str
+    note: str = ""
+    frame: tuple[int, int, int] | None = None
+
+
+def search_sheet(
+    image: ImageSource,
+    prompt: Prompt | None,
+    hits: Sequence[Hit],
+    locate: Callable[[Hit], ImageSource | None],
+    columns: int = 5,
+) -> Image.Image:
+    """The query with its prompt drawn, then the hits with their scores.
+
+    Args:
+        locate: where a hit's picture is; None, or an image that cannot be read, leaves an empty tile.
+    """
+    query = Tile(draw_prompt(load_picture(image), prompt), "your query", "the outlined part" if prompt else "all of it")
+    return sheet([[query], *rows_of([hit_tile(rank, hit, locate) for rank, hit in enumerate(hits, 1)], columns)])
+
+
+def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -> Tile:
+    """A hit's picture with rank, id and scores."""
+    source = locate(hit)
+    try:
+        picture = blank("no file") if source is None else load_picture(source)
+    except PhsError:
+        picture = blank("cannot be read")
+    note = f"score {hit.score:.3f}"
+    if hit.rerank_rank is not None:
+        note += f"   ANN {hit.ann_score:.3f} (#{hit.ann_rank})"
+    return Tile(picture, f"{rank}. {hit.id}", note)
+
+
+def heads_sheet(image: ImageSource, prompt: Prompt | None, explanation: Explanation, columns: int = 4) -> Image.Image:
+    """The query, then each head's attention over it; heads that the prompt selects are framed."""
+    picture = load_picture(image)
+    tiles = [Tile(draw_prompt(picture, prompt), "your query", f"{picture.width} x {picture.height} pixels")]
+    for head, attention in enumerate(explanation.attention):
+        note = "" if explanation.head_scores is None else f"on the prompt {explanation.head_scores[head]:.1%}"
+        selected = explanation.head_scores is not None and explanation.head_weights[head] > 0
+        title = f"head {head}" + (", selected" if selected else "")
+        tiles.append(Tile(heat(picture, attention), title, note, _ACCENT if selected else None))
+    return sheet(rows_of(tiles, columns))
+
+
+def load_picture(source: ImageSource) -> Image.Image:
+    """An upright RGB picture.
+
+    Raises:
+        ImageError: cannot be read.
+    """
+    return decode_upright(load_image(source).data)
+
+
+def draw_prompt(picture: Image.Image, prompt: Prompt | None) -> Image.Image:
+    """The picture with everything outside the prompt dimmed and the prompt outlined."""
+    if prompt is None:
+        return picture
+    mask = Image.fromarray(to_array(prompt, *picture.size).astype(np.uint8) * 255)
+    # Drawn at the size it is shown at, so that the outline is as thick on a photo as on a thumbnail.
+    shown = picture.copy()
+    shown.thumbnail((2 * _TILE, 2 * _TILE))
+    mask = mask.resize(shown.size, Image.Resampling.BOX).point(lambda share: 255 if share >= 128 else 0)
+    dimmed = Image.blend(shown, Image.new("RGB", shown.size, _PAPER), 0.45)
+    result = Image.composite(shown, dimmed, mask)
+    outline = Image.fromarray(
+        np.asarray(mask.filter(ImageFilter.MaxFilter(7))) - np.asarray(mask.filter(ImageFilter.MinFilter(3)))
+    )
+    result.paste(_ACCENT, mask=outline)
+    return result
+
+
+def heat(picture: Image.Image, attention: npt.NDArray[np.float32]) -> Image.Image:
+    """Attention [grid_height, grid_width] laid over the picture, each map scaled to its own maximum."""
+    values = attention / max(float(attention.max()), 1e-12)
+    stops = np.linspace(0, 1, len(_HEAT))
+    colours = np.stack([np.interp(values, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)
+    overlay = Image.fromarray(colours.astype(np.uint8)).resize(picture.size, Image.Resampling.BILINEAR)
+    grey = picture.convert("L").convert("RGB")
+    return Image.blend(grey, overlay, 0.6)
+
+
+def blank(text: str) -> Image.Image:
+    """A tile for a picture that is not there."""
+    tile = Image.new("RGB", (_TILE, _TILE), (240, 240, 240))
+    ImageDraw.Draw(tile).text((_TILE / 2, _TILE / 2), text, fill=_PALE, anchor="mm", font=_font(14))
+    return tile
+
+
+def rows_of(tiles: Sequence[Tile], columns: int) -> list[list[Tile]]:
+    """Splits tiles into rows of `columns`."""
+    return [list(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
+
+
+def sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
+    """Lays tiles out on white paper."""
+    columns = max(len(row) for row in rows)
+    step_x, step_y = _TILE + _GAP, _TILE + _CAPTION + _GAP
+    paper = Image.new("RGB", (columns * step_x + _GAP, len(rows) * step_y + _GAP), _PAPER)
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            _place(paper, tile, _GAP + column * step_x, _GAP + row * step_y)
+    return paper
+
+
+def _place(paper: Image.Image, tile: Tile, x: int, y: int) -> None:
+    picture = tile.picture.copy()
+    # Small pictures are enlarged too: a row of tiles should read as a row.
+    scale = _TILE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
+    left, top = x + (_TILE - size[0]) // 2, y + (_TILE - size[1]) // 2
+    paper.paste(picture, (left, top))
+    draw = ImageDraw.Draw(paper)
+    if tile.frame is not None:
+        draw.rectangle((left - 3, top - 3, left + size[0] + 2, top + size[1] + 2), outline=tile.frame, width=4)
+    draw.text((x, y + _TILE + 5), _fitted(tile.title, _font(15)), fill=_INK, font=_font(15))
+    draw.text((x, y + _TILE + 24), _fitted(tile.note, _font(13)), fill=_PALE, font=_font(13))
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, its end cut where it is wider than a tile."""
+    if font.getlength(text) <= _TILE:
+        return text
+    while text and font.getlength(text + "…") > _TILE:
+        text = text[:-1]
+    return text + "…"
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,108 @@
+"""PHS the slow, plain way: zero and scale heads inside transformers' own model, by hooks. The reference in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+
+def load_original(directory: Path) -> nn.Module:
+    """The checkpoint's uncut model in float32, eager attention so that it can return attention weights."""
+    config = transformers.AutoConfig.from_pretrained(directory)
+    architecture = config.architectures[0]
+    if architecture in ("CLIPModel", "SiglipModel"):
+        model = getattr(transformers, architecture).from_pretrained(directory, attn_implementation="eager")
+    else:
+        kind = transformers.AutoModel if architecture != "ViTModel" else transformers.ViTModel
+        if architecture == "CLIPVisionModelWithProjection":
+            kind = transformers.CLIPVisionModelWithProjection
+        extra = {"add_pooling_layer": False} if architecture == "ViTModel" else {}
+        model = kind.from_pretrained(directory, attn_implementation="eager", **extra)
+    return model.float().eval()
+
+
+def siglip2_inputs(pixels: Tensor, patch: int) -> dict[str, Tensor]:
+    """Flattened patches, channels last, one by one, as transformers' own Siglip2 image processor orders them."""
+    rows, columns = pixels.shape[2] // patch, pixels.shape[3] // patch
+    patches = [
+        pixels[:, :, y * patch : (y + 1) * patch, x * patch : (x + 1) * patch].permute(0, 2, 3, 1).flatten(1)
+        for y in range(rows)
+        for x in range(columns)
+    ]
+    return {
+        "pixel_values": torch.stack(patches, dim=1),
+        "pixel_attention_mask": torch.ones(len(pixels), len(patches), dtype=torch.int32),
+        "spatial_shapes": torch.tensor([[rows, columns]] * len(pixels)),
+    }
+
+
+@torch.no_grad()
+def embedding(model: nn.Module, pixels: Tensor, **kwargs: object) -> Tensor:
+    """The model's own embedding [B, E], l2-normalised."""
+    name = type(model).__name__
+    if name in ("CLIPModel", "SiglipModel"):
+        output = model.get_image_features(pixels, **kwargs)
+        output = getattr(output, "pooler_output", output)
+    elif name == "CLIPVisionModelWithProjection":
+        output = model(pixels, **kwargs).image_embeds
+    elif name == "Siglip2VisionModel":
+        output = model(**siglip2_inputs(pixels, model.config.patch_size)).pooler_output
+    elif name in ("CLIPVisionModel", "SiglipVisionModel"):
+        output = model(pixels, **kwargs).pooler_output
+    else:
+        output = model(pixels, **kwargs).last_hidden_state[:, 0]
+    return nn.functional.normalize(output, dim=-1)
+
+
+@torch.no_grad()
+def last_attention(model: nn.Module, pixels: Tensor, prefix: int, **kwargs: object) -> Tensor:
+    """The last layer's [CLS] attention over the patches, [B, H, N], from output_attentions."""
+    attentions = model(pixels, output_attentions=True, **kwargs).attentions
+    return attentions[-1][:, :, 0, prefix:]
+
+
+@contextmanager
+def head_weights(model: nn.Module, weights: Tensor) -> Iterator[None]:
+    """Within it, head h of the last attention is multiplied by weights[h] before the output projection."""
+    projection = _output_projection(model)
+    size = projection.in_features // len(weights)
+    factors = weights.repeat_interleave(size)
+    if isinstance(projection, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        # nn.MultiheadAttention uses its weight without calling the module, so no hook would run.
+        original = projection.weight.data
+        projection.weight.data = original * factors
+        try:
+            yield
+        finally:
+            projection.weight.data = original
+        return
+    handle = projection.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factors,))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _output_projection(model: nn.Module) -> nn.Linear:
+    model = getattr(model, "vision_model", model)
+    if hasattr(model, "head"):
+        return model.head.attention.out_proj
+    for path in ("encoder.layer", "encoder.layers", "layers", "model.layer"):
+        layers = model
+        for name in path.split("."):
+            layers = getattr(layers, name, None)
+        if layers is not None:
+            break
+    layer = layers[-1]
+    found = [
+        module
+        for name, module in layer.named_modules()
+        if name in ("attention.o_proj", "self_attn.out_proj", "attention.output.dense")
+    ]
+    assert len(found) == 1
+    return found[0]

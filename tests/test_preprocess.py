@@ -1,0 +1,88 @@
+"""Masks on the patch grid are exact area shares, and images are resized without a crop."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from phs_milvus.errors import ImageError, PromptError
+from phs_milvus.types import Limits, MaskRuns
+from phs_server.preprocess import mask_on_grid, prepare_image
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def plain_shares(mask: np.ndarray, grid: int) -> np.ndarray:
+    """Area shares by brute force: each pixel split into grid x grid equal parts, each part in exactly one cell."""
+    fine = mask.repeat(grid, axis=0).repeat(grid, axis=1).astype(np.float64)
+    height, width = mask.shape
+    return fine.reshape(grid, height, grid, width).mean(axis=(1, 3))
+
+
+@given(
+    st.integers(1, 23),
+    st.integers(1, 23),
+    st.integers(1, 7),
+    st.integers(0, 2**32 - 1),
+    st.floats(0.02, 0.98),
+)
+def test_grid_shares_are_exact_areas(width: int, height: int, grid: int, seed: int, density: float) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < density
+    if not mask.any():
+        mask[0, 0] = True
+    shares = mask_on_grid(MaskRuns.from_array(mask), width, height, grid).reshape(grid, grid)
+    assert np.abs(shares - plain_shares(mask, grid)).max() < 1e-5
+    assert shares.any()
+
+
+def test_one_pixel_of_a_large_image_never_vanishes() -> None:
+    mask = np.zeros((3000, 4000), bool)
+    mask[1234, 2345] = True
+    shares = mask_on_grid(MaskRuns.from_array(mask), 4000, 3000, 16)
+    assert (shares > 0).sum() == 1
+    assert shares.reshape(16, 16)[1234 * 16 // 3000, 2345 * 16 // 4000] == pytest.approx(256 / 12e6, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (MaskRuns(30, 20, np.array([600], np.uint32)), "selects no pixel"),
+        (MaskRuns(20, 30, np.array([0, 600], np.uint32)), "30x20"),
+        (MaskRuns(30, 20, np.array([1, 2], np.uint32)), "sum to 3"),
+        (MaskRuns(30, 20, np.array([2**32 - 1, 2**32 - 1], np.uint32)), "sum to 8589934590"),
+        (MaskRuns(30, 20, np.array([], np.uint32)), "sum to 0"),
+    ],
+)
+def test_wrong_masks_are_named(runs: MaskRuns, message: str) -> None:
+    with pytest.raises(PromptError, match=message) as error:
+        mask_on_grid(runs, 30, 20, 4)
+    assert error.value.field == "mask"
+
+
+def test_image_is_squashed_not_cropped() -> None:
+    wide = np.zeros((10, 40, 3), np.uint8)
+    wide[:, :10] = (255, 0, 0)
+    wide[:, 30:] = (0, 0, 255)
+    pixels, width, height = prepare_image(png(wide), 16, Image.Resampling.BOX, Limits())
+    assert (width, height) == (40, 10)
+    assert pixels.shape == (3, 16, 16)
+    assert pixels[:, 8, 0].tolist() == [255, 0, 0]
+    assert pixels[:, 8, 15].tolist() == [0, 0, 255]
+
+
+def test_limits_are_checked_before_decoding() -> None:
+    data = png(np.zeros((100, 100, 3), np.uint8))
+    with pytest.raises(ImageError, match="10000 bytes|bytes; this server takes up to 50"):
+        prepare_image(data, 16, 3, Limits(image_bytes=50))
+    # Cut right after the header: decoding would fail, the pixel limit comes first.
+    with pytest.raises(ImageError, match="100x100 pixels"):
+        prepare_image(data[:60], 16, 3, Limits(image_pixels=9_999))
