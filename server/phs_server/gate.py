@@ -13,7 +13,7 @@ from phs_milvus.errors import EncoderBusy
 _BULK_SHARE = 0.75
 
 
-class Admission:
+class Gate:
     """A gate in front of all queues. Belongs to one event loop; not thread-safe.
 
     Attributes:
