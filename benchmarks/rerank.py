@@ -2,7 +2,8 @@
 
     python -m benchmarks.rerank [--candidates 1000] [--queries 1 8] [--cpu-time]
 
-Re-encoding is timed on one batch of 4 and scaled to K images. Every query has head weights of its own.
+Re-encoding is timed on one batch of 4 and scaled to K images for each query, since every query has head weights of
+its own.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def compare(engine: FocusEngine, candidates: int, queries: int, seconds: float, 
         seconds,
         clock,
     )
-    # The ratios are speed relative to reranking: its inverse is how many times longer the other takes.
-    encode_ratio = 1 / result["encode"][1] * candidates / _BATCH
+    # The ratios are speed relative to reranking: the inverse is how many times longer the other takes.
+    encode_ratio = 1 / result["encode"][1] * queries * candidates / _BATCH
     return [engine.precision, queries, candidates, 1e3 * result["rerank"][0], encode_ratio, result["products"][1]]
 
 
@@ -80,7 +81,7 @@ def main() -> None:
             rows += [
                 compare(engine, arguments.candidates, count, arguments.seconds, clock) for count in arguments.queries
             ]
-    header = ["precision", "Q", "K", "rerank, ms", "re-encoding K images / rerank", "rerank / bare products"]
+    header = ["precision", "Q", "K", "rerank, ms", "re-encoding K images per query / rerank", "rerank / bare products"]
     print_table(f"Rerank, D=768, H=12, {clock_name(arguments)}", header, rows)
 
 
