@@ -41,11 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> int:
-    from phs_milvus.ingest import ingest
+    from phs_milvus.ingest import ingest_folder
 
     with _encoder(options) as encoder, _client(options) as client:
         collection = _open_or_create(client, options.collection, encoder.info)
-        report = ingest(options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size)
+        report = ingest_folder(
+            options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size
+        )
     print(report)
     return 1 if report.failed_count else 0
 

@@ -150,12 +150,13 @@ def _place(paper: Image.Image, tile: Tile, x: int, y: int) -> None:
     scale = _TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
-    left, top = x + (_TILE - size[0]) // 2, y + (_TILE - size[1]) // 2
+    # On the bottom of its cell, next to its caption.
+    left, top = x + (_TILE - size[0]) // 2, y + _TILE - size[1]
     paper.paste(picture, (left, top))
     draw = ImageDraw.Draw(paper)
     if tile.frame is not None:
         draw.rectangle((left - 3, top - 3, left + size[0] + 2, top + size[1] + 2), outline=tile.frame, width=4)
-    draw.text((x, y + _TILE + 5), _fitted(tile.title, _font(15)), fill=_INK, font=_font(15))
+    draw.text((x, y + _TILE + 6), _fitted(tile.title, _font(15)), fill=_INK, font=_font(15))
     draw.text((x, y + _TILE + 24), _fitted(tile.note, _font(13)), fill=_PALE, font=_font(13))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -39,20 +40,19 @@ def measure(
         locate: the path of a scene's picture.
     """
     labels = {scene.name: scene.labels for scene in scenes}
-    methods = {
-        "whole image": {"rerank": False, "focused": False},
-        "PHS, Query-Only": {"rerank": False, "focused": True},
-        "PHS, two-stage Query-DB (200 candidates)": {"rerank": True, "focused": True, "candidates": 200},
-        "PHS, exhaustive Query-DB": {"rerank": True, "focused": True, "candidates": len(scenes)},
-    }
+    methods: list[tuple[str, bool, dict[str, Any]]] = [
+        ("whole image", False, {"rerank": False}),
+        ("PHS, Query-Only", True, {"rerank": False}),
+        ("PHS, two-stage Query-DB (200 candidates)", True, {"candidates": 200}),
+        ("PHS, exhaustive Query-DB", True, {"candidates": len(scenes)}),
+    ]
     steps = tqdm(total=len(methods) * len(queries), desc="measuring", unit="query")
     scores = {}
-    for method, options in methods.items():
-        focused = options.pop("focused")
+    for method, focused, options in methods:
         found: list[float] = []
         for some in _chunks(queries):
             asked = [Query(locate(query.scene), query.prompt if focused else None) for query in some]
-            results = search.search_many(asked, limit=TOP + 1, **options)  # type: ignore[arg-type]
+            results = search.search_many(asked, limit=TOP + 1, **options)
             for query, result in zip(some, results, strict=True):
                 hits = others(result.hits, query.scene.name)
                 found.append(sum(query.target.label in labels[str(hit.id)] for hit in hits) / TOP)

@@ -43,7 +43,7 @@ def write_page(
     """Writes the page and returns its path."""
     parts = [
         _HEAD,
-        _intro(info, pictures, bundled),
+        _intro(info, pictures, bool(figures), bundled),
         _table(figures, query_count, chance) if figures else "",
         *map(_section, sections),
         _NEXT,
@@ -53,7 +53,7 @@ def write_page(
     return path
 
 
-def _intro(info: ModelInfo, pictures: int, bundled: bool) -> str:
+def _intro(info: ModelInfo, pictures: int, truth: bool, bundled: bool) -> str:
     model = html.escape(Path(info.model_id).name)
     text = (
         f"<p>{pictures:,} pictures were encoded by a real gRPC server and stored in Milvus Lite. Each query below is "
@@ -69,7 +69,7 @@ def _intro(info: ModelInfo, pictures: int, bundled: bool) -> str:
     return text + (
         "<p>A green frame: the thing pointed at is in the picture. The queries are taken at even steps through the "
         "set, not chosen by their results.</p>"
-        f"<p class=note>The bundled model ({model}) is small and was trained on scenes like these. It is for trying "
+        "<p class=note>The bundled model is small and was trained on scenes like these. It is for trying "
         "things out, <b>not for photos</b>; for those use <code>facebook/dinov2-base</code>.</p>"
     )
 

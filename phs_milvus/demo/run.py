@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -18,7 +19,7 @@ from phs_milvus.demo.page import Section, write_page
 from phs_milvus.demo.scenes import DemoQuery, Scene, load_scenes, queries
 from phs_milvus.errors import ImageError, PhsError
 from phs_milvus.images import load_image
-from phs_milvus.ingest import ingest
+from phs_milvus.ingest import ingest_folder
 from phs_milvus.prompts import Box, Prompt
 from phs_milvus.search import FocusedSearch, Hit
 
@@ -43,7 +44,7 @@ class Shown:
     right: frozenset[str] | None
 
 
-def run_demo(encoder: Encoder, client: object, output: Path, images: Path | None) -> Path:
+def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -> Path:
     """Ingests, searches, measures, and writes the page.
 
     Args:
@@ -60,8 +61,9 @@ def run_demo(encoder: Encoder, client: object, output: Path, images: Path | None
     output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     folder = images or BUNDLED_SCENES
-    collection = _collection(client, "demo", encoder)
-    report = ingest(folder, collection, encoder, prune=True)
+    # Replaced each time: it holds nothing but the demo, and another model may have filled it.
+    collection = FocusedCollection.create(client, "demo", encoder.info, overwrite=True)
+    report = ingest_folder(folder, collection, encoder)
     if not collection.count():
         raise PhsError(f"no picture in {folder} could be ingested")
     ingested = time.perf_counter()
@@ -72,7 +74,14 @@ def run_demo(encoder: Encoder, client: object, output: Path, images: Path | None
         shown = _from_photos(collection, _SHOWN)
     sections = [_section(search, encoder, output, number, query) for number, query in enumerate(shown, 1)]
     figures = _measured(search, folder, scenes)
-    page = write_page(output / "index.html", encoder.info, collection.count(), sections, *figures, bundled=not images)
+    page = write_page(
+        output / "index.html",
+        encoder.info,
+        collection.count(),
+        sections,
+        *figures,
+        bundled=encoder.info.model_id == str(BUNDLED_MODEL),
+    )
     done = time.perf_counter()
     print(
         f"\n{report.found} pictures ingested in {ingested - started:.1f} s, "
@@ -80,11 +89,6 @@ def run_demo(encoder: Encoder, client: object, output: Path, images: Path | None
         file=sys.stderr,
     )
     return page
-
-
-def _collection(client: object, name: str, encoder: Encoder) -> FocusedCollection:
-    """The demo's collection; one that another model filled is replaced, since it holds nothing but the demo."""
-    return FocusedCollection.create(client, name, encoder.info, overwrite=True)  # type: ignore[arg-type]
 
 
 def _from_scene(folder: Path, scenes: Sequence[Scene], query: DemoQuery) -> Shown:
@@ -112,7 +116,7 @@ def _from_photos(collection: FocusedCollection, count: int) -> list[Shown]:
 
 def _section(search: FocusedSearch, encoder: Encoder, output: Path, number: int, query: Shown) -> Section:
     """Searches once with the whole image and once focused, and draws both."""
-    whole = search.search(query.path, limit=_HITS + 1, output_fields=["path"])
+    whole = search.search(query.path, limit=_HITS + 1, output_fields=["path"], rerank=False)
     focused = search.search(query.path, query.prompt, limit=_HITS + 1, output_fields=["path"])
     picture = load_picture(query.path)
     section = Section(

@@ -93,7 +93,8 @@ def queries(scenes: list[Scene], kinds: tuple[str, ...], count: int) -> list[Dem
     """
     pairs = list(_pairs(scenes))
     steps = np.linspace(0, len(pairs), min(count, len(pairs)), endpoint=False).astype(int)
-    return [DemoQuery(*pairs[step], kinds[turn % len(kinds)]) for turn, step in enumerate(steps)]
+    chosen = [pairs[step] for step in steps]
+    return [DemoQuery(scene, target, kinds[turn % len(kinds)]) for turn, (scene, target) in enumerate(chosen)]
 
 
 def _pairs(scenes: list[Scene]) -> Iterator[tuple[Scene, SceneObject]]:
