@@ -132,17 +132,21 @@ def open_header(data: bytes) -> tuple[int, int, str]:
     return width, height, name
 
 
-def decode_upright(data: bytes) -> Image.Image:
+def decode_upright(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decodes an image to upright RGB: first frame, transparency on white, 16-bit gray to 8 by >> 8.
+
+    Args:
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels,
+            which costs a fraction of the time; None: full size.
 
     Raises:
         ImageError: not an image, truncated or corrupt, or float pixels.
     """
     with _guard("the image cannot be decoded"):
-        return _rgb(decode_native(data))
+        return _rgb(decode_native(data, at_least))
 
 
-def decode_native(data: bytes) -> Image.Image:
+def decode_native(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decodes the first frame, upright, in the file's own mode (palette, alpha and bit depth kept).
 
     Raises:
@@ -151,6 +155,8 @@ def decode_native(data: bytes) -> Image.Image:
     image, name = _open(data)
     orientation = _orientation(image, data)  # before the pixels, so that it is what `open_header` saw
     with _guard(f"the {name} image cannot be decoded"):
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))  # a no-op for other formats than JPEG
         image.load()
         return _oriented(image, orientation)
 

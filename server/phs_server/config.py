@@ -34,17 +34,29 @@ class Settings:
     default_heads: int = _setting(
         0, "attention heads kept where a request names no number (h_on); 0: 5 of 12 or 16, 1 of 24", minimum=0
     )
-    device: str = _setting("auto", "torch device, for example cpu or cuda:0; auto: a GPU where there is one")
+    devices: str = _setting(
+        "auto", "torch devices that share the work, for example cpu or cuda:0,cuda:1; auto: a GPU where there is one"
+    )
+    gpu_mode: str = _setting(
+        "graphs",
+        "graphs: one CUDA graph per batch size; compile: fuse kernels too, minutes at start; eager: neither",
+        choices=("graphs", "compile", "eager"),
+    )
     precision: str = _setting(
         "auto",
         "of the matrix products; auto: bfloat16 on GPUs and CPUs that have it natively, else float32",
-        choices=("auto", "float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16", "float16"),
     )
-    threads: int = _setting(0, "CPU threads for the model; 0: torch's choice, one per core", minimum=0)
-    decode_threads: int = _setting(0, "threads that decode and resize images; 0: one per core, at least 2", minimum=0)
+    threads: int = _setting(0, "CPU threads for the model; 0: one per core, on a GPU 1", minimum=0)
+    decode_threads: int = _setting(
+        0, "threads that decode and resize images; 0: a quarter of the cores, on a GPU all but one", minimum=0
+    )
     max_batch_size: int = _setting(16, "images in one batch", minimum=1)
     max_queue_delay_ms: float = _setting(2.0, "milliseconds a batch may wait to fill", minimum=0)
     max_queue_size: int = _setting(1024, "images waiting before requests are answered RESOURCE_EXHAUSTED", minimum=1)
+    max_queue_bytes: int = _setting(
+        512 * 2**20, "bytes of waiting images before requests are answered RESOURCE_EXHAUSTED", minimum=1
+    )
     max_image_bytes: int = _setting(Limits.image_bytes, "bytes of one encoded image", minimum=1)
     max_image_pixels: int = _setting(Limits.image_pixels, "pixels (width x height) of one decoded image", minimum=1)
     max_message_bytes: int = _setting(Limits.message_bytes, "bytes of one gRPC message, either way", minimum=65536)
