@@ -117,6 +117,11 @@ class Batcher(Generic[Item, Result]):
         """Whether the worker thread runs."""
         return self._worker.is_alive()
 
+    @property
+    def queue_depth(self) -> int:
+        """Items waiting for a batch."""
+        return len(self._waiting)
+
     def _work(self) -> None:
         while batch := self._next_batch():
             started = time.monotonic()

@@ -45,7 +45,10 @@ class Pipeline:
 
     Attributes:
         info: what GetModelInfo answers.
+        observe_batch: called on the encode thread with the number of images in each batch.
     """
+
+    observe_batch: Callable[[int], None] = staticmethod(lambda size: None)
 
     def __init__(self, settings: Settings) -> None:
         if settings.threads:
@@ -140,6 +143,11 @@ class Pipeline:
         """Whether the threads that run the model are alive."""
         return self._encodes.alive and self._reranks.alive
 
+    @property
+    def queue_depth(self) -> int:
+        """Decoded images that wait for a batch."""
+        return self._encodes.queue_depth
+
     def close(self, timeout: float) -> None:
         """Finishes queued work for up to `timeout` seconds, then fails what is left."""
         self._encodes.close(timeout)
@@ -171,6 +179,7 @@ class Pipeline:
 
     def _run_batch(self, items: Sequence[Prepared]) -> list[_Row]:
         """On the encode thread."""
+        self.observe_batch(len(items))
         batch = self._engine.encode(
             np.stack([item.pixels for item in items]),
             np.stack([item.mask for item in items]),

@@ -1,0 +1,133 @@
+"""What the server takes in at once, so that its memory is bounded whatever is sent.
+
+Calls over a count are refused before their message is read. Unary calls over the bytes are refused, and streams wait:
+a stream whose items are not read is stopped by HTTP/2 flow control, in the client. Used on one event loop.
+"""
+
+from __future__ import annotations
+
+import random
+from asyncio import Future, get_running_loop
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from phs_milvus.errors import EncoderBusy
+from phs_server.config import Settings
+
+_SHORTEST_HINT, _LONGEST_HINT = 0.05, 5.0
+
+
+class Admission:
+    """Counts calls, streams, and the bytes of requests being worked on, in all and per connection.
+
+    Attributes:
+        calls, streams: in progress.
+        bytes_held: of requests in progress.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.calls = 0
+        self.streams = 0
+        self._settings = settings
+        self._held: Counter[str] = Counter()
+        self.bytes_held = 0
+        self._waiting: deque[tuple[str, int, Future[None]]] = deque()
+        self._wait_seconds = 0.0
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around one unary call.
+
+        Raises:
+            EncoderBusy: as many calls as are allowed are in progress.
+        """
+        if self.calls >= self._settings.max_calls:
+            raise EncoderBusy(f"{self.calls} calls are in progress, the limit; try again in a moment")
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Around one stream.
+
+        Raises:
+            EncoderBusy: as many streams as are allowed are open.
+        """
+        if self.streams >= self._settings.max_streams:
+            raise EncoderBusy(f"{self.streams} streams are open, the limit; try again in a moment")
+        self.streams += 1
+        try:
+            yield
+        finally:
+            self.streams -= 1
+
+    @contextmanager
+    def holding(self, peer: str, size: int) -> Iterator[None]:
+        """Around the work on a request of `size` bytes of the connection `peer`.
+
+        Raises:
+            EncoderBusy: it does not fit beside what is in progress.
+        """
+        if not self._fits(peer, size):
+            raise EncoderBusy(f"{self.bytes_held} bytes of requests are in progress; try again in a moment")
+        self._take(peer, size)
+        try:
+            yield
+        finally:
+            self.release(peer, size)
+
+    async def wait(self, peer: str, size: int) -> None:
+        """Takes `size` bytes as soon as they fit, first come, first served; give them back with `release`."""
+        if self._fits(peer, size):
+            self._take(peer, size)
+            return
+        turn: Future[None] = get_running_loop().create_future()
+        self._waiting.append((peer, size, turn))
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.release(peer, size)
+            raise
+
+    def release(self, peer: str, size: int) -> None:
+        """Gives bytes back, and lets in who now fits."""
+        self.bytes_held -= size
+        self._held[peer] -= size
+        if not self._held[peer]:
+            del self._held[peer]
+        for _ in range(len(self._waiting)):
+            entry = self._waiting.popleft()
+            waiting_peer, waiting_size, turn = entry
+            if turn.done():  # cancelled
+                continue
+            if self._fits(waiting_peer, waiting_size):
+                self._take(waiting_peer, waiting_size)
+                turn.set_result(None)
+            else:
+                self._waiting.append(entry)
+
+    def observe_wait(self, seconds: float) -> None:
+        """How long an item took from being queued to being done, for the hint."""
+        self._wait_seconds += 0.1 * (seconds - self._wait_seconds)
+
+    @property
+    def retry_hint_ms(self) -> int:
+        """When to try again: about what items wait now, spread so that refused callers do not return together."""
+        seconds = min(max(self._wait_seconds, _SHORTEST_HINT), _LONGEST_HINT)
+        return round(1000 * seconds * random.uniform(0.75, 1.25))
+
+    def _fits(self, peer: str, size: int) -> bool:
+        """A request larger than a limit fits where nothing else is in progress; `max_message_bytes` bounds it."""
+        total, own = self.bytes_held, self._held.get(peer, 0)
+        return (not total or total + size <= self._settings.max_in_flight_bytes) and (
+            not own or own + size <= self._settings.max_connection_bytes
+        )
+
+    def _take(self, peer: str, size: int) -> None:
+        self.bytes_held += size
+        self._held[peer] += size
