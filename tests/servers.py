@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -50,6 +51,8 @@ class ServerProcess:
             self._command += [f"--{name.replace('_', '-')}", str(value)]
         paths = [str(REPO), str(REPO / "server"), os.environ.get("PYTHONPATH", "")]
         self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        # A file, not a pipe: nobody reads while the server runs, and a full pipe would stop it.
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = self._launch()
 
     def __enter__(self) -> ServerProcess:
@@ -59,18 +62,18 @@ class ServerProcess:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.kill()
-        self.process.communicate()
+        self._log.close()
 
     def restart(self) -> None:
         """Starts again on the same port; the process before must have ended."""
-        self.process.communicate()
+        assert self.process.poll() is not None
         self.process = self._launch()
 
     def wait_until_ready(self) -> None:
         until = time.monotonic() + START_SECONDS
         while health(self.address) != "SERVING":
             if self.process.poll() is not None:
-                raise AssertionError(f"the server ended: {self.process.communicate()[1]}")
+                raise AssertionError(f"the server ended: {self.log}")
             assert time.monotonic() < until, "the server did not become ready"
             time.sleep(0.1)
 
@@ -85,16 +88,21 @@ class ServerProcess:
         return self.process.wait(timeout)
 
     @property
+    def log(self) -> str:
+        """What all processes so far wrote to stderr."""
+        self._log.seek(0)
+        return self._log.read()
+
+    @property
     def resident_mib(self) -> float:
         """Resident memory in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
-    def _launch(self) -> subprocess.Popen[str]:
+    def _launch(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self._command,
             env=self._environment,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=self._log,
         )

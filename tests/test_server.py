@@ -508,7 +508,7 @@ def test_metrics_count_what_happened(tiny_model: Path) -> None:
 def test_json_logs_are_one_object_per_line(tiny_model: Path) -> None:
     with ServerProcess(tiny_model, log_format="json") as server:
         assert server.terminate() == 0
-        lines = [json.loads(line) for line in server.process.stderr]
+        lines = [json.loads(line) for line in server.log.splitlines()]
     assert {"time", "level", "logger", "message"} <= lines[0].keys()
     assert any(line["message"].startswith("serving ") for line in lines)
     assert lines[-1]["message"] == "stopped"

@@ -81,8 +81,9 @@ class Admission:
             self.release(peer, size)
 
     async def wait(self, peer: str, size: int) -> None:
-        """Takes `size` bytes as soon as they fit, first come, first served; give them back with `release`."""
-        if self._fits(peer, size):
+        """Takes `size` bytes as soon as they fit, first come, first served, but past those that wait for room in their
+        own connection; give them back with `release`."""
+        if not self._waiting and self._fits(peer, size):
             self._take(peer, size)
             return
         turn: Future[None] = get_running_loop().create_future()
@@ -100,16 +101,20 @@ class Admission:
         self._held[peer] -= size
         if not self._held[peer]:
             del self._held[peer]
-        for _ in range(len(self._waiting)):
-            entry = self._waiting.popleft()
-            waiting_peer, waiting_size, turn = entry
+        still: deque[tuple[str, int, Future[None]]] = deque()
+        while self._waiting:
+            waiting_peer, waiting_size, turn = entry = self._waiting.popleft()
             if turn.done():  # cancelled
                 continue
-            if self._fits(waiting_peer, waiting_size):
+            if not self._connection_has_room(waiting_peer, waiting_size):
+                still.append(entry)
+            elif self._total_has_room(waiting_size):
                 self._take(waiting_peer, waiting_size)
                 turn.set_result(None)
             else:
-                self._waiting.append(entry)
+                still.append(entry)
+                break  # nobody overtakes: a large request would never get its turn among small ones
+        self._waiting.extendleft(reversed(still))
 
     def observe_wait(self, seconds: float) -> None:
         """How long an item took from being queued to being done, for the hint."""
@@ -122,11 +127,15 @@ class Admission:
         return round(1000 * seconds * random.uniform(0.75, 1.25))
 
     def _fits(self, peer: str, size: int) -> bool:
-        """A request larger than a limit fits where nothing else is in progress; `max_message_bytes` bounds it."""
-        total, own = self.bytes_held, self._held.get(peer, 0)
-        return (not total or total + size <= self._settings.max_in_flight_bytes) and (
-            not own or own + size <= self._settings.max_connection_bytes
-        )
+        return self._total_has_room(size) and self._connection_has_room(peer, size)
+
+    def _total_has_room(self, size: int) -> bool:
+        """A request larger than the limit has room where nothing else is in progress; max_message_bytes bounds it."""
+        return not self.bytes_held or self.bytes_held + size <= self._settings.max_in_flight_bytes
+
+    def _connection_has_room(self, peer: str, size: int) -> bool:
+        held = self._held.get(peer, 0)
+        return not held or held + size <= self._settings.max_connection_bytes
 
     def _take(self, peer: str, size: int) -> None:
         self.bytes_held += size
