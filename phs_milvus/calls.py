@@ -147,11 +147,9 @@ def rerank_requests(
 
 
 def stream_error(error: grpc.RpcError, address: str) -> PhsError:
-    """What ended a stream. A reason to reconnect is EncoderUnavailable: the connection was lost, or a draining server
-    cancelled the stream. grpc.aio hides either behind INTERNAL where it was writing just then (grpc issue 36066)."""
-    code, details = error.code(), error.details() or ""
-    hidden = code is grpc.StatusCode.INTERNAL and details == "Internal error from Core"
-    if code is grpc.StatusCode.CANCELLED or hidden:
+    """What ended a stream. grpc.aio hides a lost connection behind INTERNAL where it was writing just then (grpc issue
+    36066)."""
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core":
         return EncoderUnavailable(f"the server at {address} closed the stream")
     return translate(error, address)
 
@@ -177,6 +175,9 @@ def translate(error: grpc.RpcError, address: str) -> PhsError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         # gRPC's own, for a message over the server's limit: the same code as a full queue, and final.
         return InvalidInput(f"the message is over the limit of the server at {address} ({details})", "request")
+    if code is grpc.StatusCode.CANCELLED:
+        # We cancel nothing that we wait for; a server that shuts down does, late in its drain.
+        return EncoderUnavailable(f"the server at {address} cancelled the call: is it shutting down? ({details})")
     if code is grpc.StatusCode.UNAVAILABLE:
         details = (
             f"no answer from the embedding server at {address} ({details}); "

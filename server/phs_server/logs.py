@@ -30,4 +30,5 @@ def configure(level: str, form: str) -> None:
     """Sends logs to stderr; `form` is "text" or "json"."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_TEXT))
+    logging.captureWarnings(True)  # Pillow's, about images with corrupt metadata
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
