@@ -1,89 +1,142 @@
-"""How much may be in progress at once, counted in images and in bytes, so that memory is bounded whatever is sent."""
+"""What the server takes in at once, so that its memory is bounded whatever is sent.
+
+Calls over a count are refused before their message is read. Unary calls over the bytes are refused, and streams wait:
+a stream whose items are not read is stopped by HTTP/2 flow control, in the client. Used on one event loop.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import random
+from asyncio import Future, get_running_loop
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from phs_milvus.errors import EncoderBusy
+from phs_server.config import Settings
 
-# Bulk fills this share at most; the rest stays free for callers who are refused rather than made to wait.
-_BULK_SHARE = 0.75
+_SHORTEST_HINT, _LONGEST_HINT = 0.05, 5.0
 
 
 class Admission:
-    """A gate in front of all queues. Belongs to one event loop; not thread-safe.
+    """Counts calls, streams, and the bytes of requests being worked on, in all and per connection.
 
     Attributes:
-        images, bytes: in progress now.
+        calls, streams: in progress.
+        bytes_held: of requests in progress.
     """
 
-    def __init__(self, max_images: int, max_bytes: int) -> None:
-        self._max_images = max_images
-        self._max_bytes = max_bytes
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self.images = 0
-        self.bytes = 0
+    def __init__(self, settings: Settings) -> None:
+        self.calls = 0
+        self.streams = 0
+        self._settings = settings
+        self._held: Counter[str] = Counter()
+        self.bytes_held = 0
+        self._waiting: deque[tuple[str, int, Future[None]]] = deque()
+        self._wait_seconds = 0.0
 
-    @asynccontextmanager
-    async def admitted(self, size: int, wait: bool) -> AsyncIterator[None]:
-        """One image of `size` bytes is in progress within it.
-
-        Args:
-            wait: bulk: wait for room, in order of arrival, instead of raising. One item of any size is let into an
-                empty server.
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around one unary call.
 
         Raises:
-            EncoderBusy: no room, and not `wait`.
+            EncoderBusy: as many calls as are allowed are in progress.
         """
-        if wait:
-            await self._wait(size)
-        elif self._fits(size, 1.0):
-            self._add(size)
-        else:
-            raise EncoderBusy(
-                f"{self.images} images of {self.bytes} bytes are in progress; the limits are {self._max_images} "
-                f"images and {self._max_bytes} bytes; try again in a moment"
-            )
+        if self.calls >= self._settings.max_calls:
+            raise EncoderBusy(f"{self.calls} calls are in progress, the limit; try again in a moment")
+        self.calls += 1
         try:
             yield
         finally:
-            self._remove(size)
+            self.calls -= 1
 
-    async def _wait(self, size: int) -> None:
-        if not self._waiting and self._fits(size, _BULK_SHARE):
-            self._add(size)
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Around one stream.
+
+        Raises:
+            EncoderBusy: as many streams as are allowed are open.
+        """
+        if self.streams >= self._settings.max_streams:
+            raise EncoderBusy(f"{self.streams} streams are open, the limit; try again in a moment")
+        self.streams += 1
+        try:
+            yield
+        finally:
+            self.streams -= 1
+
+    @contextmanager
+    def holding(self, peer: str, size: int) -> Iterator[None]:
+        """Around the work on a request of `size` bytes of the connection `peer`.
+
+        Raises:
+            EncoderBusy: it does not fit beside what is in progress.
+        """
+        if not self._fits(peer, size):
+            raise EncoderBusy(f"{self.bytes_held} bytes of requests are in progress; try again in a moment")
+        self._take(peer, size)
+        try:
+            yield
+        finally:
+            self.release(peer, size)
+
+    async def wait(self, peer: str, size: int) -> None:
+        """Takes `size` bytes as soon as they fit, first come, first served, but past those that wait for room in their
+        own connection; give them back with `release`."""
+        if not self._waiting and self._fits(peer, size):
+            self._take(peer, size)
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
+        turn: Future[None] = get_running_loop().create_future()
+        self._waiting.append((peer, size, turn))
         try:
             await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                self._waiting.remove((size, turn))
-                self._admit_waiting()
-            else:  # it was admitted just before it was cancelled
-                self._remove(size)
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.release(peer, size)
             raise
 
-    def _fits(self, size: int, share: float) -> bool:
-        if not self.images:
-            return True
-        return self.images + 1 <= share * self._max_images and self.bytes + size <= share * self._max_bytes
+    def release(self, peer: str, size: int) -> None:
+        """Gives bytes back, and lets in who now fits."""
+        self.bytes_held -= size
+        self._held[peer] -= size
+        if not self._held[peer]:
+            del self._held[peer]
+        still: deque[tuple[str, int, Future[None]]] = deque()
+        while self._waiting:
+            waiting_peer, waiting_size, turn = entry = self._waiting.popleft()
+            if turn.done():  # cancelled
+                continue
+            if not self._connection_has_room(waiting_peer, waiting_size):
+                still.append(entry)
+            elif self._total_has_room(waiting_size):
+                self._take(waiting_peer, waiting_size)
+                turn.set_result(None)
+            else:
+                still.append(entry)
+                break  # nobody overtakes: a large request would never get its turn among small ones
+        self._waiting.extendleft(reversed(still))
 
-    def _add(self, size: int) -> None:
-        self.images += 1
-        self.bytes += size
+    def observe_wait(self, seconds: float) -> None:
+        """How long an item took from being queued to being done, for the hint."""
+        self._wait_seconds += 0.1 * (seconds - self._wait_seconds)
 
-    def _remove(self, size: int) -> None:
-        self.images -= 1
-        self.bytes -= size
-        self._admit_waiting()
+    @property
+    def retry_hint_ms(self) -> int:
+        """When to try again: about what items wait now, spread so that refused callers do not return together."""
+        seconds = min(max(self._wait_seconds, _SHORTEST_HINT), _LONGEST_HINT)
+        return round(1000 * seconds * random.uniform(0.75, 1.25))
 
-    def _admit_waiting(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0], _BULK_SHARE):
-            size, turn = self._waiting.popleft()
-            self._add(size)
-            turn.set_result(None)
+    def _fits(self, peer: str, size: int) -> bool:
+        return self._total_has_room(size) and self._connection_has_room(peer, size)
+
+    def _total_has_room(self, size: int) -> bool:
+        """A request larger than the limit has room where nothing else is in progress; max_message_bytes bounds it."""
+        return not self.bytes_held or self.bytes_held + size <= self._settings.max_in_flight_bytes
+
+    def _connection_has_room(self, peer: str, size: int) -> bool:
+        held = self._held.get(peer, 0)
+        return not held or held + size <= self._settings.max_connection_bytes
+
+    def _take(self, peer: str, size: int) -> None:
+        self.bytes_held += size
+        self._held[peer] += size

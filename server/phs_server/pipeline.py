@@ -1,6 +1,6 @@
 """Decoding, batching and the engines as one asynchronous call. Knows nothing of gRPC.
 
-    admission -> decode queue -> decode threads -> encode queue -> one engine per device
+    room -> decode queue -> decode threads -> encode queue -> one engine per device
 
 Both queues let interactive items overtake bulk. Threads on N cores: on a CPU the model gets N, since its parallel
 loops run in lockstep and leave gaps, and decoding N/4, which suffices because an image costs several times more to
@@ -34,12 +34,12 @@ from phs_milvus.types import (
     Timings,
 )
 from phs_server import checkpoint
-from phs_server.admission import Admission
 from phs_server.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
 from phs_server.config import Settings
 from phs_server.encoder import EncodedBatch, FocusEngine, available_cores, resolve_devices
 from phs_server.head_selection import default_head_count
 from phs_server.preprocess import Prepared, mask_on_grid, prepare_image
+from phs_server.room import Room
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,10 @@ class Pipeline:
 
     Attributes:
         info: what GetModelInfo answers.
+        observe_batch: called on an encode thread with the number of images in each batch.
     """
+
+    observe_batch: Callable[[int], None] = staticmethod(lambda size: None)
 
     def __init__(self, settings: Settings) -> None:
         devices = resolve_devices(settings.devices)
@@ -73,7 +76,7 @@ class Pipeline:
         ]
         self.info = _describe(loaded, self._engines[0], settings)
         self._batch_limit = settings.max_batch_size
-        self._admission = Admission(settings.max_queue_size, settings.max_queue_bytes)
+        self._room = Room(settings.max_queue_size, settings.max_queue_bytes)
         bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_queue_bytes}
         workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
         self._decodes: Batcher[_Undecoded, Prepared] = Batcher(
@@ -86,7 +89,7 @@ class Pipeline:
         # Two threads per GPU: one prepares and collects a batch while the GPU computes the other's.
         threads_per_engine = 2 if on_gpu else 1
         self._encodes: Batcher[Prepared, _Row] = Batcher(
-            *(partial(_run_batch, engine) for engine in self._engines for _ in range(threads_per_engine)),
+            *(partial(self._run_batch, engine) for engine in self._engines for _ in range(threads_per_engine)),
             max_batch_size=settings.max_batch_size,
             max_delay_ms=settings.max_queue_delay_ms,
             **bounds,
@@ -162,6 +165,11 @@ class Pipeline:
         """Whether the threads that decode and that run the model are alive."""
         return self._decodes.alive and self._encodes.alive and self._reranks.alive
 
+    @property
+    def queue_depth(self) -> int:
+        """Decoded images that wait for a batch."""
+        return self._encodes.depth
+
     def close(self, timeout: float) -> None:
         """Finishes queued work for up to `timeout` seconds, then fails what is left."""
         until = time.monotonic() + timeout
@@ -175,7 +183,7 @@ class Pipeline:
         priority = Priority.BULK if wait else Priority.INTERACTIVE
         side = self._preprocessing.image_size
         # An image is held as a file first and as model input then, never as both for long.
-        async with self._admission.admitted(max(len(image), 3 * side * side), wait):
+        async with self._room.admitted(max(len(image), 3 * side * side), wait):
             decoded = await _answered(
                 lambda: self._decodes.submit((image, mask, focus), deadline, priority=priority, size=len(image))
             )
@@ -196,6 +204,16 @@ class Pipeline:
         heads = focus.heads or self.info.default_heads
         return Prepared(pixels, mask_on_grid(mask, width, height, shape.grid), heads, width, height)
 
+    def _run_batch(self, engine: FocusEngine, items: Sequence[Prepared]) -> list[_Row]:
+        """On an encode thread."""
+        self.observe_batch(len(items))
+        batch = engine.encode(
+            np.stack([item.pixels for item in items]),
+            np.stack([item.mask for item in items]),
+            np.array([item.heads for item in items], np.int64),
+        )
+        return [_Row(batch, index) for index in range(len(items))]
+
 
 class _Row:
     """One image's part of a batch."""
@@ -206,16 +224,6 @@ class _Row:
         self.scores = batch.scores[index]
         self.weights = batch.weights[index]
         self.attention = batch.attention[index]
-
-
-def _run_batch(engine: FocusEngine, items: Sequence[Prepared]) -> list[_Row]:
-    """On an encode thread."""
-    batch = engine.encode(
-        np.stack([item.pixels for item in items]),
-        np.stack([item.mask for item in items]),
-        np.array([item.heads for item in items], np.int64),
-    )
-    return [_Row(batch, index) for index in range(len(items))]
 
 
 def _rerank(engine: FocusEngine, items: Sequence[RerankInputs]) -> list[Float32Array]:
