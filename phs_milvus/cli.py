@@ -209,7 +209,13 @@ def _prompt(options: argparse.Namespace) -> Prompt | None:
 def _focus(options: argparse.Namespace) -> Any:
     from phs_milvus.types import Focus
 
-    return Focus(heads=options.heads)
+    return Focus(heads=options.heads, roi=options.roi, zoom=options.zoom)
+
+
+def _zoom(text: str) -> float | tuple[float, ...]:
+    """Reads "2" or "0,2"; argparse reports a ValueError under the flag's name."""
+    zooms = tuple(map(float, text.split(",")))
+    return zooms if len(zooms) > 1 else zooms[0]
 
 
 def _output_fields(options: argparse.Namespace) -> list[str]:
@@ -369,6 +375,21 @@ def _add_prompt(command: argparse.ArgumentParser) -> None:
     group.add_argument("--polygon", action="append", default=[], metavar='"X,Y X,Y X,Y"')
     group.add_argument("--mask", action="append", default=[], metavar="MASK.png", help="white is inside")
     group.add_argument("--heads", type=int, metavar="N", help="attention heads to keep (default: the model's)")
+    group.add_argument(
+        "--roi",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="0 to 1: move this share of the last layer's attention onto the prompt (default: 0, as published)",
+    )
+    group.add_argument(
+        "--zoom",
+        type=_zoom,
+        default=0.0,
+        metavar="F[,F...]",
+        help="look at the crop around the prompt, grown by this factor, for example 1.25; 0 is the whole image; "
+        "several, as 0,2, are averaged by search (default: 0)",
+    )
 
 
 __all__ = ["main"]

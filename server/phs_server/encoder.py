@@ -14,7 +14,10 @@ from torch import Tensor
 from phs_milvus.errors import ModelError
 from phs_milvus.types import Float16Array, Float32Array
 from phs_server.checkpoint import Checkpoint
-from phs_server.head_selection import roi_scores, select_heads
+from phs_server.focus import AttentionChange
+from phs_server.fovea import takes_bias
+from phs_server.head_selection import roi_attention, roi_scores, select_heads
+from phs_server.last_layer import Look
 
 # States read out at once; bounds memory at about 100 MiB for D=1024 whatever K is.
 _RERANK_CHUNK = 2048
@@ -25,7 +28,7 @@ class EncodedBatch:
     """Results for B images.
 
     embeddings: float32 [B, E]; states: float16 [B, 2, D]; scores, weights: float32 [B, H];
-    attention: float32 [B, H, N].
+    attention: float32 [B, H, N], after roi.
     """
 
     embeddings: Float32Array
@@ -49,22 +52,33 @@ class FocusEngine:
         self._gain = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
         self._offset = (-mean / std).view(1, 3, 1, 1).to(self.device)
 
+    @property
+    def has_fovea(self) -> bool:
+        """Whether the model can run foveal attention."""
+        return takes_bias(self.backbone.layers)
+
     @torch.inference_mode()
-    def encode(self, pixels: np.ndarray, masks: np.ndarray, head_counts: np.ndarray) -> EncodedBatch:
+    def encode(
+        self, pixels: np.ndarray, masks: np.ndarray, head_counts: np.ndarray, change: AttentionChange | None = None
+    ) -> EncodedBatch:
         """Encodes a batch.
 
         Args:
             pixels: uint8 [B, 3, S, S], RGB.
             masks: float32 [B, N] in [0, 1]; a row of zeros where there is no prompt.
             head_counts: int64 [B], heads to keep; 0 keeps all, for images without a prompt.
+            change: roi and fovea of a batch in which any item has one. Heads are selected by the attention before roi.
         """
         images = torch.from_numpy(pixels).to(self.device).float() * self._gain + self._offset
-        last = self.backbone(images)
-        scores = roi_scores(last.attention, torch.from_numpy(masks).to(self.device))
+        inside = torch.from_numpy(masks).to(self.device)
+        look = None if change is None else Look(inside, *(torch.from_numpy(part).to(self.device) for part in change))
+        last = self.backbone(images, look)
+        scores = roi_scores(last.attention, inside)
         weights = select_heads(scores, torch.from_numpy(head_counts).to(self.device))
         embeddings = self.backbone.readout(last.residual, last.heads, weights)
         states = torch.stack([last.residual, last.heads], dim=1).to(torch.float16)
-        return EncodedBatch(*(part.cpu().numpy() for part in (embeddings, states, scores, weights, last.attention)))
+        attention = last.attention if look is None else roi_attention(last.attention, look.mask, look.roi)
+        return EncodedBatch(*(part.cpu().numpy() for part in (embeddings, states, scores, weights, attention)))
 
     @torch.inference_mode()
     def rerank(self, embeddings: Float32Array, weights: Float32Array, states: Float16Array) -> Float32Array:

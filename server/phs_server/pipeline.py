@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from phs_milvus.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, ModelError
+from phs_milvus.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, InvalidInput, ModelError
 from phs_milvus.types import (
     Encoding,
     Explanation,
@@ -28,8 +28,9 @@ from phs_server import checkpoint
 from phs_server.batcher import Batcher, Closed, Completed, Expired, QueueFull
 from phs_server.config import Settings
 from phs_server.encoder import EncodedBatch, FocusEngine, resolve_device
+from phs_server.focus import attention_change, prepare_focused
 from phs_server.head_selection import default_head_count
-from phs_server.preprocess import Prepared, mask_on_grid, prepare_image
+from phs_server.preprocess import Prepared, prepare_image
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class Pipeline:
             timings=Timings(decode_ms, done.queue_ms, done.compute_ms),
             width=prepared.width,
             height=prepared.height,
+            attention=self._on_grid(row.attention),
         )
 
     async def explain(
@@ -121,15 +123,20 @@ class Pipeline:
     ) -> Explanation:
         """What each head looks at in one image; raises as `encode` does."""
         prepared, done, _ = await self._run(image, mask, focus, timeout, wait=False)
-        row, grid = done.result, self._preprocessing.grid
+        row = done.result
         return Explanation(
-            attention=row.attention.reshape(-1, grid, grid),
-            mask=None if mask is None else prepared.mask.reshape(grid, grid),
+            attention=self._on_grid(row.attention),
+            mask=None if mask is None else self._on_grid(prepared.mask)[0],
             head_scores=None if mask is None else row.scores,
             head_weights=row.weights,
             width=prepared.width,
             height=prepared.height,
+            region=prepared.region,
         )
+
+    def _on_grid(self, values: Float32Array) -> Float32Array:
+        """[..., N] -> [any, grid, grid]."""
+        return values.reshape(-1, self._preprocessing.grid, self._preprocessing.grid)
 
     async def rerank(self, inputs: RerankInputs, *, timeout: float | None = None) -> Float32Array:
         """Scores float32 [Q, K] of (embeddings [Q, E], head weights [Q, H], states [K, 2, D])."""
@@ -163,11 +170,21 @@ class Pipeline:
     def _prepare(self, image: bytes, mask: MaskRuns | None, focus: Focus) -> Prepared:
         """On a decode thread."""
         shape = self._preprocessing
-        pixels, width, height = prepare_image(image, shape.image_size, shape.resample, self._limits)
         if mask is None:
-            return Prepared(pixels, np.zeros(shape.grid**2, np.float32), 0, width, height)
-        heads = focus.heads or self.info.default_heads
-        return Prepared(pixels, mask_on_grid(mask, width, height, shape.grid), heads, width, height)
+            pixels, width, height = prepare_image(image, shape.image_size, shape.resample, self._limits)
+            return Prepared(pixels, np.zeros(shape.grid**2, np.float32), 0, width, height, (0, 0, width, height))
+        if focus.fovea and not self._engine.has_fovea:
+            raise InvalidInput(f"fovea is not for {self.info.model_type} models in this transformers release", "focus")
+        return prepare_focused(
+            image,
+            mask,
+            focus,
+            focus.heads or self.info.default_heads,
+            image_size=shape.image_size,
+            resample=shape.resample,
+            grid=shape.grid,
+            limits=self._limits,
+        )
 
     def _run_batch(self, items: Sequence[Prepared]) -> list[_Row]:
         """On the encode thread."""
@@ -175,6 +192,7 @@ class Pipeline:
             np.stack([item.pixels for item in items]),
             np.stack([item.mask for item in items]),
             np.array([item.heads for item in items], np.int64),
+            attention_change(items),
         )
         return [_Row(batch, index) for index in range(len(items))]
 
