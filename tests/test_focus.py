@@ -20,7 +20,7 @@ from phs_server.focus import bounding_box, foveal_grid, prepare_focused, zoom_re
 from phs_server.head_selection import roi_attention
 from phs_server.last_layer import Look
 from tests.checkpoints import save_checkpoint
-from tests.naive_phs import load_original
+from tests.naive_phs import load_original, plain_vit
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
@@ -104,41 +104,12 @@ def test_roi_and_fovea_are_their_plain_definitions(family: str, tmp_path: Path, 
     ours = loaded.backbone.readout(last.residual, last.heads, torch.ones(1, loaded.backbone.heads))
     original = load_original(directory)
     for index in range(3):
-        theirs = plain_vit(original, pixels[index : index + 1], mask[index], float(roi[index]), fovea[index])
+        theirs = plain_vit(original, pixels[index], mask[index], roi=float(roi[index]), bias=fovea[index])
         assert (ours[index] - theirs).abs().max() < 2e-5
     plain = loaded.backbone(pixels)
     unchanged = loaded.backbone.readout(plain.residual, plain.heads, torch.ones(1, loaded.backbone.heads))
     assert (ours[0] - unchanged[0]).abs().max() < 1e-5
     assert min((ours[1] - unchanged[1]).abs().max(), (ours[2] - unchanged[2]).abs().max()) > 1e-3
-
-
-def plain_vit(
-    model: torch.nn.Module, pixels: torch.Tensor, mask: torch.Tensor, roi: float, bias: torch.Tensor
-) -> torch.Tensor:
-    """A ViT written out token by token and head by head: [E]."""
-    tokens = model.embeddings(pixels)[0]
-    layers = list(getattr(model, "layers", None) or model.encoder.layer)
-    heads = model.config.num_attention_heads
-    size = model.config.hidden_size // heads
-    for number, layer in enumerate(layers):
-        normed = layer.layernorm_before(tokens)
-        attention = layer.attention
-        query, key, value = (part(normed) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
-        outputs = []
-        for head in range(heads):
-            part = slice(head * size, (head + 1) * size)
-            logits = query[:, part] @ key[:, part].T / size**0.5
-            if number >= len(layers) - 4:
-                logits[0, 1:] += bias
-            weights = logits.softmax(dim=1)
-            if number == len(layers) - 1:
-                inside = mask * weights[0, 1:]
-                weights[0] *= 1 - roi
-                weights[0, 1:] += roi * inside / inside.sum()
-            outputs.append(weights @ value[:, part])
-        tokens = tokens + attention.o_proj(torch.cat(outputs, dim=1))
-        tokens = tokens + layer.mlp(layer.layernorm_after(tokens))
-    return torch.nn.functional.normalize(model.layernorm(tokens[0]), dim=0)
 
 
 @torch.no_grad()

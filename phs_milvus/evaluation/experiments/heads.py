@@ -34,7 +34,7 @@ def run(study: Study) -> list[Section]:
         lines[name] = points
     plot = Plot("heads kept (h_on)", METRIC, lines=lines, level=(study.base.mean(METRIC), "whole image"))
     note = f"{study.prompts[0].capitalize()} prompts. Bars are standard errors of the paired difference to whole-image."
-    return [Section(f"{study.bench.info.model_type}, {study.heads} heads", note, rows, plot)]
+    return [Section(f"{study.model}, {study.heads} heads", note, rows, plot)]
 
 
 def _error(study: Study, outcome: Outcome) -> float:

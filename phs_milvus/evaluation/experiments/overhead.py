@@ -67,7 +67,7 @@ def _latency(study: Study) -> Section:
         f"Milliseconds over gRPC on this machine, {_REPEATS} repeats. Re-encoding is measured on {len(paths)} images "
         f"in bulk and multiplied; from states it is {encode * _CANDIDATES / rerank:,.0f} times faster."
     )
-    return Section(f"{info.model_type}, D={info.hidden_size}: latency", note, rows)
+    return Section(f"{study.model}, D={info.hidden_size}: latency", note, rows)
 
 
 def _storage(study: Study) -> Section:
@@ -81,7 +81,7 @@ def _storage(study: Study) -> Section:
             "bytes per image": embedding * math.comb(study.heads, info.default_heads),
         },
     ]
-    return Section(f"{info.model_type}, D={info.hidden_size}: storage", "In a Milvus row, without index.", rows)
+    return Section(f"{study.model}, D={info.hidden_size}: storage", "In a Milvus row, without index.", rows)
 
 
 def _row(name: str, median: float, slow: float) -> dict[str, object]:

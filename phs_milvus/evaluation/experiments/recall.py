@@ -52,7 +52,7 @@ def run(study: Study) -> list[Section]:
         f"top {DEPTH} that two-stage search has in its own top {DEPTH}."
     )
     plot = Plot("candidates K", f"recall of the exhaustive top {DEPTH}", lines=lines)
-    return [Section(f"{study.bench.info.model_type}: candidates", note, rows, plot)]
+    return [Section(f"{study.model}: candidates", note, rows, plot)]
 
 
 def overlap(queries: QuerySet, scores: Float32Array, reference: Float32Array) -> np.ndarray:

@@ -75,7 +75,7 @@ def _sweep(study: Study, heading: str, axis: str, levels: Sequence[float], draw:
             row[f"{level:g} difference ± SE"] = f"{difference.mean:+.3f} ± {difference.error:.3f}"
             lines[outcome.method].append((level, outcome.mean(METRIC), difference.error))
     note = f"{METRIC} by the {axis}; the difference is paired, to whole-image search."
-    return Section(f"{study.bench.info.model_type}: {heading}", note, rows, Plot(axis, METRIC, lines=lines))
+    return Section(f"{study.model}: {heading}", note, rows, Plot(axis, METRIC, lines=lines))
 
 
 def _shifted(query: Query, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:

@@ -39,7 +39,7 @@ def run(study: Study) -> list[Section]:
     upper = np.triu_indices(study.heads, 1)
     summary = [
         {
-            "model": bench.info.model_type,
+            "model": study.model,
             "heads": study.heads,
             "mean CKA": float(cka[upper].mean()) if len(upper[0]) else 1.0,
             "mean attention correlation": float(correlation[upper].mean()) if len(upper[0]) else 1.0,
@@ -54,7 +54,7 @@ def run(study: Study) -> list[Section]:
             study.measure([Focused(Focus(count)) for count in range(1, study.heads + 1)]), start=1
         )
     ]
-    name = f"{bench.info.model_type}, {study.heads} heads"
+    name = f"{study.model}, {study.heads} heads"
     return [
         Section(f"{name}: summary", "Means over pairs of heads and over queries.", summary),
         Section(f"{name}: pairs of heads", "Over all images of the dataset.", pairs),

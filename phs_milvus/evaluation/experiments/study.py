@@ -44,6 +44,11 @@ class Study:
         return evaluate(WholeImage(), self.bench, self.pointed)
 
     @property
+    def model(self) -> str:
+        """The model's name without the folder or organisation it is in."""
+        return self.bench.info.model_id.rstrip("/").rpartition("/")[2]
+
+    @property
     def heads(self) -> int:
         """H."""
         return self.bench.info.heads

@@ -59,7 +59,7 @@ def run(study: Study) -> list[Section]:
         outcomes = study.measure(methods(study.heads, default), queries)
         outcomes.append(best_fixed_heads(study.bench, queries, default, seed=study.seed))
         rows = [study.row(outcome) for outcome in outcomes]
-        sections.append(Section(f"{_title(study)}, {kind} prompts", _NOTE, rows, study.bars(outcomes)))
+        sections.append(Section(f"{study.model}, {kind} prompts", _NOTE, rows, study.bars(outcomes)))
         if kind == study.prompts[0]:
             sections.append(_classes(study, outcomes))
     return sections
@@ -80,8 +80,4 @@ def _classes(study: Study, outcomes: list[Outcome]) -> Section:
         }
         for label in sorted(set(study.pointed.labels))
     ]
-    return Section(f"{_title(study)}, per class", f"{METRIC} of each class's queries.", rows)
-
-
-def _title(study: Study) -> str:
-    return study.bench.info.model_id.rstrip("/").rpartition("/")[2]
+    return Section(f"{study.model}, per class", f"{METRIC} of each class's queries.", rows)
