@@ -120,7 +120,7 @@ def _tune(options: argparse.Namespace, open_encoder: OpenEncoder) -> int:
         choice = tune(study)
         write(choice, study, options.out)
         print(as_text(choice.rows))
-        print(f"\ncross-validated MP@100 of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
+        print(f"\ncross-validated {study.metric} of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
         print(f"difference to whole image: {choice.gain}\n\n{as_text(choice.candidate_rows)}")
         print(f"\nrecommended: {choice.focus}, {choice.candidates} candidates")
         print(f"written to {options.out}: phs-milvus search IMAGE --settings {options.out}", file=sys.stderr)

@@ -153,11 +153,16 @@ class Bench:
 
     def relevant(self, queries: QuerySet) -> BoolArray:
         """bool [Q, K]: which images hold an object of the query's class."""
-        present = {
-            label: np.array([any(i.label == label for i in image.instances) for image in self.dataset.images])
-            for label in set(queries.labels)
-        }
-        return np.stack([present[label] for label in queries.labels])
+        return np.stack([self._present[label] for label in queries.labels])
+
+    @cached_property
+    def _present(self) -> dict[str, BoolArray]:
+        """bool [K] by class: which images hold an object of it."""
+        present = {label: np.zeros(len(self.dataset.images), np.bool_) for label in self.dataset.labels}
+        for position, image in enumerate(self.dataset.images):
+            for instance in image.instances:
+                present[instance.label][position] = True
+        return present
 
     # --- what methods ask ---------------------------------------------------------------------------------------------
 

@@ -9,15 +9,14 @@ import numpy as np
 
 from phs_milvus.evaluation.bench import Bench, QuerySet
 from phs_milvus.evaluation.methods import FixedHeads
-from phs_milvus.evaluation.metrics import DEPTH, Outcome, evaluate, folds
+from phs_milvus.evaluation.metrics import Outcome, evaluate, folds
 
 # Above this many subsets, heads are added one at a time, the best first.
 _MOST_SUBSETS = 64
 
 
-def best_fixed_heads(bench: Bench, queries: QuerySet, count: int, *, seed: int = 0) -> Outcome:
+def best_fixed_heads(bench: Bench, queries: QuerySet, count: int, metric: str, *, seed: int = 0) -> Outcome:
     """Query-DB with the `count` heads that are best on the other folds' queries, so that none chooses for itself."""
-    metric = f"MP@{DEPTH}"
     heads = bench.info.heads
     outcomes: dict[tuple[int, ...], Outcome] = {}
 

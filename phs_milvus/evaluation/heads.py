@@ -13,7 +13,7 @@ import numpy.typing as npt
 from phs_milvus.errors import InvalidInput
 from phs_milvus.types import Float32Array
 
-PICKS = ("top", "bottom", "random")
+PICKS = ("top", "bottom", "random", "all")
 
 
 def head_weights(scores: Float32Array, count: int, *, pick: str = "top", scaled: bool = True) -> Float32Array:
@@ -21,7 +21,8 @@ def head_weights(scores: Float32Array, count: int, *, pick: str = "top", scaled:
 
     Args:
         scores: float32 [Q, H], each head's share of attention on the prompt. Of equal scores the lower index wins.
-        pick: "top" is PHS; "bottom" keeps the lowest scores and "random" a draw per query, both as controls.
+        pick: "top" is PHS. Controls: "bottom" keeps the lowest scores, "random" is a draw per query, and "all" keeps
+            every head at count / H of its weight, which shows what damping does without choosing.
         scaled: kept heads weigh H / count, so that the total is kept, as published; else 1.
     """
     queries, heads = scores.shape
@@ -29,6 +30,8 @@ def head_weights(scores: Float32Array, count: int, *, pick: str = "top", scaled:
         raise InvalidInput(f"{count} heads of {heads} cannot be kept", "heads")
     if pick not in PICKS:
         raise InvalidInput(f"'{pick}' is none of {', '.join(PICKS)}", "pick")
+    if pick == "all":
+        return np.full((queries, heads), 1.0 if scaled else count / heads, np.float32)
     if pick == "random":
         order = np.stack([_draw(row) for row in scores])
     else:

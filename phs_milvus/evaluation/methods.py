@@ -18,6 +18,7 @@ from phs_milvus.types import Float16Array, Float32Array, Focus
 
 # Below any sum of cosines: images outside the candidates rank behind them, in the order of stage one.
 _NOT_A_CANDIDATE = -4.0
+_PICKED = {"top": "PHS", "bottom": "bottom heads", "random": "random heads", "all": "all heads damped to"}
 
 
 class Method(Protocol):
@@ -182,7 +183,10 @@ def describe(focus: Focus, query_db: bool | None, pick: str, scaled: bool) -> st
     if focus.roi:
         parts.append(f"roi {focus.roi:g}")
     heads = "default" if focus.heads is None else str(focus.heads)
-    parts.append({"top": "PHS", "bottom": "bottom heads", "random": "random heads"}[pick] + f" h={heads}")
+    parts.append(
+        {"top": "PHS", "bottom": "bottom heads", "random": "random heads", "all": "all heads, total of"}[pick]
+        + f" h={heads}"
+    )
     if not scaled:
         parts.append("unscaled")
     if query_db is not None:

@@ -98,7 +98,7 @@ def rank_metrics(
         depths: each k of MP@k and recall@k.
 
     Returns:
-        "MP@k": relevant images among the first k, divided by k even where fewer exist; "AP": average precision over
+        "MP@k": relevant images among the first k, divided by k even where fewer exist; "mAP": average precision over
         the whole ranking; "recall@k": the share of all relevant images among the first k. A query with no relevant
         image has 0 for each.
     """
@@ -110,7 +110,7 @@ def rank_metrics(
     total = np.maximum(hits.sum(axis=1), 1)
     found = np.cumsum(hits, axis=1)
     precision = found / np.arange(1, hits.shape[1] + 1)
-    values = {"AP": (precision * hits).sum(axis=1) / total}
+    values = {"mAP": (precision * hits).sum(axis=1) / total}
     for depth in depths:
         within = hits[:, :depth].sum(axis=1)
         values |= {f"MP@{depth}": within / depth, f"recall@{depth}": within / total}

@@ -17,7 +17,7 @@ import numpy as np
 
 from phs_milvus.errors import InvalidInput
 from phs_milvus.evaluation.experiments.overhead import query_milliseconds
-from phs_milvus.evaluation.experiments.study import METRIC, Study
+from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Focused, TwoStage, describe
 from phs_milvus.evaluation.metrics import Outcome, folds, paired
 from phs_milvus.settings import SearchSettings
@@ -34,7 +34,7 @@ class Choice:
 
     Attributes:
         focus, candidates: recommended.
-        quality, error: cross-validated MP@100 of choosing by quality alone, and its standard error.
+        quality, error: `Study.metric`, cross-validated, of choosing by quality alone; and its standard error.
         gain: its paired difference to whole-image search, as text.
         rows: the trade-off: every setting measured, best first.
         candidate_rows: two-stage quality of the recommended focus at each K.
@@ -50,7 +50,7 @@ class Choice:
 
     def settings(self, study: Study) -> SearchSettings:
         """What `phs-milvus search --settings` reads."""
-        measured = {METRIC: self.quality, "standard error": self.error, "gain over whole image": self.gain}
+        measured = {study.metric: self.quality, "standard error": self.error, "gain over whole image": self.gain}
         return SearchSettings(self.focus, self.candidates, study.bench.info.fingerprint, measured)
 
 
@@ -75,30 +75,30 @@ def tune(study: Study, focuses: Sequence[Focus] | None = None) -> Choice:
     if len(set(study.pointed.images.tolist())) < 2:
         raise InvalidInput("tuning needs queries on at least two images", "dataset")
     outcomes = study.measure([Focused(focus) for focus in focuses])
-    chosen = cross_validated(outcomes, seed=study.seed)
+    chosen = cross_validated(outcomes, study.metric, seed=study.seed)
     error = float(chosen.std(ddof=1) / np.sqrt(len(chosen)))
-    held_out = Outcome("chosen", {METRIC: chosen}, study.pointed.labels, study.pointed.images)
+    held_out = Outcome("chosen", {study.metric: chosen}, study.pointed.labels, study.pointed.images)
     latency = _latencies(study, focuses)
-    recommended = focuses[recommend(outcomes, [latency[_cost(focus)] for focus in focuses])]
+    recommended = focuses[recommend(outcomes, [latency[_cost(focus)] for focus in focuses], study.metric)]
     candidate_rows, candidates = _candidates(study, recommended)
     rows: list[dict[str, Any]] = [
         {
             "setting": describe(focus, None, "top", True),
-            METRIC: outcome.mean(METRIC),
-            "difference ± SE [95%]": str(paired(outcome, study.base, METRIC, seed=study.seed)),
+            study.metric: outcome.mean(study.metric),
+            "difference ± SE [95%]": str(paired(outcome, study.base, study.metric, seed=study.seed)),
             "query ms": latency[_cost(focus)],
             "recommended": "yes" if focus == recommended else "",
         }
         for focus, outcome in zip(focuses, outcomes, strict=True)
     ]
-    rows.sort(key=lambda row: -row[METRIC])
-    gain = str(paired(held_out, study.base, METRIC, seed=study.seed))
+    rows.sort(key=lambda row: -row[study.metric])
+    gain = str(paired(held_out, study.base, study.metric, seed=study.seed))
     return Choice(recommended, candidates, float(chosen.mean()), error, gain, rows, candidate_rows)
 
 
-def cross_validated(outcomes: Sequence[Outcome], *, seed: int = 0) -> np.ndarray:
+def cross_validated(outcomes: Sequence[Outcome], metric: str, *, seed: int = 0) -> np.ndarray:
     """float64 [Q]: each query's metric under the setting that is best on the other folds."""
-    values = np.stack([outcome.values[METRIC] for outcome in outcomes])
+    values = np.stack([outcome.values[metric] for outcome in outcomes])
     parts = folds(outcomes[0].images, seed=seed)
     held_out = np.empty(values.shape[1])
     for part in np.unique(parts):
@@ -107,15 +107,15 @@ def cross_validated(outcomes: Sequence[Outcome], *, seed: int = 0) -> np.ndarray
     return held_out
 
 
-def recommend(outcomes: Sequence[Outcome], costs: Sequence[float]) -> int:
+def recommend(outcomes: Sequence[Outcome], costs: Sequence[float], metric: str) -> int:
     """The cheapest setting within one standard error of the paired difference to the best; of equal costs the best."""
-    best = max(outcomes, key=lambda outcome: outcome.mean(METRIC))
+    best = max(outcomes, key=lambda outcome: outcome.mean(metric))
     close = []
     for number, outcome in enumerate(outcomes):
-        difference = paired(outcome, best, METRIC)
+        difference = paired(outcome, best, metric)
         if outcome is best or difference.mean + difference.error >= 0:
             close.append(number)
-    return min(close, key=lambda number: (costs[number], -outcomes[number].mean(METRIC)))
+    return min(close, key=lambda number: (costs[number], -outcomes[number].mean(metric)))
 
 
 def write(choice: Choice, study: Study, path: Path) -> None:
@@ -129,8 +129,8 @@ def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int]:
     depths = [k for k in _CANDIDATES if k < len(study.bench.states)] or [len(study.bench.states)]
     rows, enough = [], depths[-1]
     for depth, outcome in zip(depths, study.measure([TwoStage(focus, depth) for depth in depths]), strict=True):
-        difference = paired(outcome, exhaustive, METRIC, seed=study.seed)
-        rows.append({"candidates K": depth, METRIC: outcome.mean(METRIC), "to exhaustive": str(difference)})
+        difference = paired(outcome, exhaustive, study.metric, seed=study.seed)
+        rows.append({"candidates K": depth, study.metric: outcome.mean(study.metric), "to exhaustive": str(difference)})
         if abs(difference.mean) <= difference.error or difference.mean > 0:
             enough = min(enough, depth)
     return rows, enough

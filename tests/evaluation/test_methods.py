@@ -134,6 +134,9 @@ def test_phs(bench: Bench, queries: QuerySet, plain: Plain, count: int, query_db
 def test_controls(bench: Bench, queries: QuerySet, plain: Plain) -> None:
     check(Focused(Focus(2), pick="bottom").scores(bench, queries), plain.focused(2, bottom=True))
     check(Focused(Focus(2), scaled=False).scores(bench, queries), plain.focused(2, scaled=False))
+    half = plain.database((0.5,) * HEADS)
+    damped = Focused(Focus(2), scaled=False, pick="all").scores(bench, queries)
+    check(damped, half[queries.images] @ half.T)
     fixed = (0.0, 2.0, 0.0, 2.0)
     everything = plain.database(fixed)
     check(FixedHeads((1, 3)).scores(bench, queries), everything[queries.images] @ everything.T)

@@ -22,7 +22,7 @@ def test_one_ranking_by_hand() -> None:
     assert values["MP@100"] == pytest.approx([2 / 100])
     assert values["recall@2"] == pytest.approx([1 / 2])
     assert values["recall@3"] == pytest.approx([1.0])
-    assert values["AP"] == pytest.approx([(1 / 1 + 2 / 3) / 2])
+    assert values["mAP"] == pytest.approx([(1 / 1 + 2 / 3) / 2])
 
 
 def test_ties_go_to_the_lower_index_and_no_relevant_image_is_zero() -> None:
@@ -30,7 +30,7 @@ def test_ties_go_to_the_lower_index_and_no_relevant_image_is_zero() -> None:
     relevant = np.array([[False, True, False], [False, False, True]])
     values = rank_metrics(scores, relevant, np.array([0, 2]), depths=(1,))
     assert values["MP@1"].tolist() == [1.0, 0.0]
-    assert values["AP"].tolist() == [1.0, 0.0]
+    assert values["mAP"].tolist() == [1.0, 0.0]
 
 
 def test_paired_difference_by_hand() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phs_milvus.evaluation.experiments.study import METRIC, Study
+from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Focused
 from phs_milvus.evaluation.metrics import Outcome, paired
 from phs_milvus.evaluation.plots import Plot
@@ -15,7 +15,9 @@ _VARIANTS = {
     "PHS unscaled, Query-DB": Focused(scaled=False),
     "PHS unscaled, Query-Only": Focused(scaled=False, query_db=False),
     "random heads, Query-DB": Focused(pick="random"),
+    "random heads unscaled, Query-DB": Focused(pick="random", scaled=False),
     "bottom heads, Query-DB": Focused(pick="bottom"),
+    "all heads damped to h/H, Query-DB": Focused(pick="all", scaled=False),
 }
 
 
@@ -30,12 +32,12 @@ def run(study: Study) -> list[Section]:
         ]
         for count, outcome in enumerate(study.measure(methods), start=1):
             rows.append(study.row(outcome, heads=count))
-            points.append((float(count), outcome.mean(METRIC), _error(study, outcome)))
+            points.append((float(count), outcome.mean(study.metric), _error(study, outcome)))
         lines[name] = points
-    plot = Plot("heads kept (h_on)", METRIC, lines=lines, level=(study.base.mean(METRIC), "whole image"))
+    plot = Plot("heads kept (h_on)", study.metric, lines=lines, level=(study.base.mean(study.metric), "whole image"))
     note = f"{study.prompts[0].capitalize()} prompts. Bars are standard errors of the paired difference to whole-image."
     return [Section(f"{study.model}, {study.heads} heads", note, rows, plot)]
 
 
 def _error(study: Study, outcome: Outcome) -> float:
-    return paired(outcome, study.base, METRIC).error
+    return paired(outcome, study.base, study.metric).error

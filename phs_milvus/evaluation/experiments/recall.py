@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from phs_milvus.evaluation.bench import QuerySet
-from phs_milvus.evaluation.experiments.study import METRIC, Study
+from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Focused, TwoStage
 from phs_milvus.evaluation.metrics import DEPTH
 from phs_milvus.evaluation.plots import Plot
@@ -33,7 +33,7 @@ def run(study: Study) -> list[Section]:
             recalls = overlap(study.pointed, TwoStage(focus, depth).scores(study.bench, study.pointed), reference)
             error = float(recalls.std(ddof=1) / np.sqrt(len(recalls)))
             points.append((float(depth), float(recalls.mean()), error))
-            difference = outcome.values[METRIC] - quality.values[METRIC]
+            difference = outcome.values[study.metric] - quality.values[study.metric]
             rows.append(
                 {
                     "focus": name,
@@ -41,7 +41,7 @@ def run(study: Study) -> list[Section]:
                     f"recall of exhaustive top {DEPTH}": float(recalls.mean()),
                     "SE": error,
                     "worst query": float(recalls.min()),
-                    METRIC: outcome.mean(METRIC),
+                    study.metric: outcome.mean(study.metric),
                     "difference to exhaustive": float(difference.mean()),
                     "its SE": float(difference.std(ddof=1) / np.sqrt(len(difference))),
                 }

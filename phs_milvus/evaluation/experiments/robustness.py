@@ -8,7 +8,7 @@ import numpy as np
 
 from phs_milvus.evaluation import perturb
 from phs_milvus.evaluation.edits import CROP, MASK_MEAN
-from phs_milvus.evaluation.experiments.study import METRIC, Study
+from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Average, Edited, Focused, Method, WholeImage
 from phs_milvus.evaluation.metrics import paired
 from phs_milvus.evaluation.plots import Plot
@@ -70,12 +70,12 @@ def _sweep(study: Study, heading: str, axis: str, levels: Sequence[float], draw:
     for level in levels:
         queries = study.bench.queries(study.queries, jittered(study, draw, level))
         for row, outcome in zip(rows, study.measure(chosen, queries), strict=True):
-            difference = paired(outcome, study.base, METRIC, seed=study.seed)
-            row[f"{level:g}"] = outcome.mean(METRIC)
+            difference = paired(outcome, study.base, study.metric, seed=study.seed)
+            row[f"{level:g}"] = outcome.mean(study.metric)
             row[f"{level:g} difference ± SE"] = f"{difference.mean:+.3f} ± {difference.error:.3f}"
-            lines[outcome.method].append((level, outcome.mean(METRIC), difference.error))
-    note = f"{METRIC} by the {axis}; the difference is paired, to whole-image search."
-    return Section(f"{study.model}: {heading}", note, rows, Plot(axis, METRIC, lines=lines))
+            lines[outcome.method].append((level, outcome.mean(study.metric), difference.error))
+    note = f"{study.metric} by the {axis}; the difference is paired, to whole-image search."
+    return Section(f"{study.model}: {heading}", note, rows, Plot(axis, study.metric, lines=lines))
 
 
 def _shifted(query: Query, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:

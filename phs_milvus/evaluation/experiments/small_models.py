@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from phs_milvus.evaluation.experiments.study import METRIC, Study
+from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Focused
 from phs_milvus.evaluation.report import Section
 from phs_milvus.types import Float16Array, Float32Array, Focus
@@ -58,7 +58,9 @@ def run(study: Study) -> list[Section]:
     return [
         Section(f"{name}: summary", "Means over pairs of heads and over queries.", summary),
         Section(f"{name}: pairs of heads", "Over all images of the dataset.", pairs),
-        Section(f"{name}: gain by head count", f"{METRIC} and its paired difference to whole-image search.", gains),
+        Section(
+            f"{name}: gain by head count", f"{study.metric} and its paired difference to whole-image search.", gains
+        ),
     ]
 
 

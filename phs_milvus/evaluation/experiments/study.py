@@ -16,6 +16,7 @@ from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.queries import Query
 
 METRIC = f"MP@{DEPTH}"
+_FEWEST = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,11 @@ class Study:
         return self.bench.info.model_id.rstrip("/").rpartition("/")[2]
 
     @property
+    def metric(self) -> str:
+        """What is compared: MP@100, as published; mAP where so few images are there that 100 would be most of them."""
+        return METRIC if len(self.bench.dataset.images) >= _FEWEST * DEPTH else "mAP"
+
+    @property
     def heads(self) -> int:
         """H."""
         return self.bench.info.heads
@@ -66,23 +72,23 @@ class Study:
 
     def row(self, outcome: Outcome, **first: Any) -> dict[str, Any]:
         """A table's row: the metrics, and the paired difference to whole-image search."""
-        difference = paired(outcome, self.base, METRIC, seed=self.seed)
+        difference = paired(outcome, self.base, self.metric, seed=self.seed)
+        others = [METRIC, *(f"MP@{depth}" for depth in DEPTHS if depth != DEPTH), "mAP", f"recall@{DEPTH}"]
         return {
             **first,
             "method": outcome.method,
-            METRIC: outcome.mean(METRIC),
+            self.metric: outcome.mean(self.metric),
             "difference": difference.mean,
             "SE": difference.error,
             "95% low": difference.low,
             "95% high": difference.high,
-            **{f"MP@{depth}": outcome.mean(f"MP@{depth}") for depth in DEPTHS if depth != DEPTH},
-            "mAP": outcome.mean("AP"),
-            f"recall@{DEPTH}": outcome.mean(f"recall@{DEPTH}"),
+            **{name: outcome.mean(name) for name in others if name != self.metric},
         }
 
     def bars(self, outcomes: Sequence[Outcome]) -> Plot:
         """Each method's metric, with the standard error of its difference to whole-image search."""
         values: Mapping[str, tuple[float, float]] = {
-            outcome.method: (outcome.mean(METRIC), paired(outcome, self.base, METRIC).error) for outcome in outcomes
+            outcome.method: (outcome.mean(self.metric), paired(outcome, self.base, self.metric).error)
+            for outcome in outcomes
         }
-        return Plot(METRIC, "", bars=values, level=(self.base.mean(METRIC), "whole image"))
+        return Plot(self.metric, "", bars=values, level=(self.base.mean(self.metric), "whole image"))

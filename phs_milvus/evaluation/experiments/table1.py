@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from phs_milvus.evaluation.controls import best_fixed_heads
 from phs_milvus.evaluation.edits import CROP, EDITS
-from phs_milvus.evaluation.experiments.study import METRIC, Study
+from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Average, Edited, Focused, Foveal, Method, TwoStage, WholeImage
 from phs_milvus.evaluation.metrics import Outcome
 from phs_milvus.evaluation.report import Section
 from phs_milvus.types import Focus
 
 _CANDIDATES = 200
-_NOTE = (
-    f"{METRIC} with the paired difference to whole-image search, its standard error over queries, and a 95% bootstrap "
-    "interval over images. Query-DB reads the database out with the query's heads; two-stage is what a user gets from "
-    "Milvus."
-)
 
 
 def methods(heads: int, default: int) -> list[Method]:
@@ -44,6 +39,7 @@ def methods(heads: int, default: int) -> list[Method]:
     ]
     controls: list[Method] = [
         Focused(Focus(default), scaled=False),
+        Focused(Focus(default), scaled=False, pick="all"),
         Focused(Focus(default), pick="random"),
         Focused(Focus(default), pick="bottom"),
     ]
@@ -57,18 +53,26 @@ def run(study: Study) -> list[Section]:
     for kind in study.prompts:
         queries = study.bench.queries(study.queries, kind)
         outcomes = study.measure(methods(study.heads, default), queries)
-        outcomes.append(best_fixed_heads(study.bench, queries, default, seed=study.seed))
+        outcomes.append(best_fixed_heads(study.bench, queries, default, study.metric, seed=study.seed))
         rows = [study.row(outcome) for outcome in outcomes]
-        sections.append(Section(f"{study.model}, {kind} prompts", _NOTE, rows, study.bars(outcomes)))
+        sections.append(Section(f"{study.model}, {kind} prompts", _note(study), rows, study.bars(outcomes)))
         if kind == study.prompts[0]:
             sections.append(_classes(study, outcomes))
     return sections
 
 
+def _note(study: Study) -> str:
+    return (
+        f"{study.metric} with the paired difference to whole-image search, its standard error over queries, and a 95% "
+        "bootstrap interval over images. Query-DB reads the database out with the query's heads; two-stage is what a "
+        "user gets from Milvus."
+    )
+
+
 def _classes(study: Study, outcomes: list[Outcome]) -> Section:
     """Whole image, PHS, the crop, and the best of all, class by class."""
     by_name = {outcome.method: outcome for outcome in outcomes}
-    best = max(outcomes, key=lambda outcome: outcome.mean(METRIC))
+    best = max(outcomes, key=lambda outcome: outcome.mean(study.metric))
     chosen = [outcomes[0], by_name[Focused(Focus(study.bench.info.default_heads)).name], by_name["crop"]]
     if best not in chosen:
         chosen.append(best)
@@ -76,8 +80,8 @@ def _classes(study: Study, outcomes: list[Outcome]) -> Section:
         {
             "class": label,
             "queries": study.pointed.labels.count(label),
-            **{outcome.method: outcome.per_class(METRIC)[label] for outcome in chosen},
+            **{outcome.method: outcome.per_class(study.metric)[label] for outcome in chosen},
         }
         for label in sorted(set(study.pointed.labels))
     ]
-    return Section(f"{study.model}, per class", f"{METRIC} of each class's queries.", rows)
+    return Section(f"{study.model}, per class", f"{study.metric} of each class's queries.", rows)
