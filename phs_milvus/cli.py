@@ -43,11 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> int:
-    from phs_milvus.ingest import ingest
+    from phs_milvus.ingest import ingest_folder
 
     with _encoder(options) as encoder, _client(options) as client:
         collection = _open_or_create(client, options.collection, encoder.info)
-        report = ingest(options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size)
+        report = ingest_folder(
+            options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size
+        )
     print(report)
     return 1 if report.failed_count else 0
 
@@ -128,11 +130,35 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _demo(options: argparse.Namespace) -> int:
+    from phs_milvus.demo.run import BUNDLED_MODEL, PHOTO_MODEL, run_demo
+
+    if not options.encoder:
+        options.model = options.model or (PHOTO_MODEL if options.images else str(BUNDLED_MODEL))
+    output = Path(options.output)
+    options.milvus = str(output / "demo.db")
+    with _encoder(options) as encoder, _client(options) as client:
+        page = run_demo(encoder, client, output, Path(options.images) if options.images else None)
+    print(_AFTER_DEMO.format(page=page, sheet=output / "query-1.png"))
+    return 0
+
+
 def _serve(options: argparse.Namespace) -> int:
     app = _server_package()
     from phs_server.config import from_namespace
 
     return app.run(from_namespace(options))
+
+
+_AFTER_DEMO = """
+Open {page} in a browser, or look at {sheet} and its neighbours.
+Each query was searched twice: with the whole picture, and with the part that is outlined. A green frame says the
+thing pointed at is in the picture. The bundled model is a small one for trying things out, not for photos.
+
+On your own photos:
+  phs-milvus ingest ~/Pictures --model facebook/dinov2-base
+  phs-milvus search photo.jpg --box 40,60,180,220 --save hits.png --model facebook/dinov2-base
+  phs-milvus explain photo.jpg --box 40,60,180,220 --save heads.png --model facebook/dinov2-base"""
 
 
 # --- the two ends -----------------------------------------------------------------------------------------------------
@@ -331,6 +357,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_encoder(info)
     _add_milvus(info)
+
+    demo = _command(
+        commands,
+        "demo",
+        _demo,
+        "see it work on bundled pictures, or on yours",
+        "Starts an embedding server and Milvus Lite, ingests pictures, searches each query with and without a prompt, "
+        "and writes a web page that shows both.",
+    )
+    demo.add_argument("--output", default="demo-output", metavar="DIR", help="where to write (default: %(default)s)")
+    demo.add_argument("--images", metavar="DIR", help="your own pictures instead of the bundled scenes")
+    _add_encoder(demo)
+    demo.set_defaults(token="")
 
     cli_eval.add_commands(commands, _encoder)
 
