@@ -46,11 +46,13 @@ class Outputs:
         state: the PHS state, for storing with the image.
         heads: head scores and weights.
         timings: milliseconds in each stage of the server.
+        attention: what each head looks at, as in Explanation.
     """
 
     state: bool = False
     heads: bool = False
     timings: bool = False
+    attention: bool = False
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -101,6 +103,7 @@ def encode_request(
         state=outputs.state,
         heads=outputs.heads,
         timings=outputs.timings,
+        attention=outputs.attention,
         expected_fingerprint=expected,
     )
     return _sized(request)

@@ -8,9 +8,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from phs_milvus import cli_eval
 from phs_milvus.errors import PhsError
 from phs_milvus.prompts import Prompt
 
@@ -60,15 +62,16 @@ def _search(options: argparse.Namespace) -> int:
     with _encoder(options) as encoder, _client(options) as client:
         collection = FocusedCollection.open(client, options.collection)
         search = FocusedSearch(collection, encoder, image_root=options.root)
+        settings = _settings(options, encoder.info.fingerprint)
         result = search.search(
             StoredImage(options.image) if options.stored else options.image,
             prompt,
             limit=options.limit,
-            candidates=options.candidates,
+            candidates=options.candidates or (settings and settings.candidates),
             filter=options.filter,
             output_fields=_output_fields(options),
             rerank=not options.no_rerank,
-            focus=_focus(options),
+            focus=_focus(options, settings),
         )
         if options.save:
             _save_search_sheet(options, search, prompt, result)
@@ -232,10 +235,34 @@ def _prompt(options: argparse.Namespace) -> Prompt | None:
     return prompts[0] if len(prompts) == 1 else prompts
 
 
-def _focus(options: argparse.Namespace) -> Any:
+def _focus(options: argparse.Namespace, settings: Any = None) -> Any:
+    """The focus of the flags; what they leave out is as in the settings file, else as published."""
     from phs_milvus.types import Focus
 
-    return Focus(heads=options.heads)
+    given = {name: getattr(options, name) for name in ("heads", "roi", "zoom") if getattr(options, name) is not None}
+    return replace(Focus() if settings is None else settings.focus, **given)
+
+
+def _settings(options: argparse.Namespace, fingerprint: str) -> Any:
+    """The file of --settings, which must be for the model in use."""
+    from phs_milvus.errors import ModelMismatch
+    from phs_milvus.settings import read_settings
+
+    if options.settings is None:
+        return None
+    settings = read_settings(options.settings)
+    if settings.fingerprint not in ("", fingerprint):
+        raise ModelMismatch(
+            f"{options.settings} was tuned for the model with fingerprint {settings.fingerprint[:12]}, the server runs "
+            f"{fingerprint[:12]}; run phs-milvus tune with this model"
+        )
+    return settings
+
+
+def _zoom(text: str) -> float | tuple[float, ...]:
+    """Reads "2" or "0,2"; argparse reports a ValueError under the flag's name."""
+    zooms = tuple(map(float, text.split(",")))
+    return zooms if len(zooms) > 1 else zooms[0]
 
 
 def _output_fields(options: argparse.Namespace) -> list[str]:
@@ -302,6 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--filter", default="", metavar="EXPR", help='Milvus expression, for example "width > 640"')
     search.add_argument("--fields", default="", metavar="A,B", help="fields to return with each hit")
     search.add_argument("--no-rerank", action="store_true", help="stop after the nearest-neighbour search")
+    search.add_argument("--settings", metavar="FILE", help="focus and candidates as phs-milvus tune chose them")
     search.add_argument("--json", action="store_true", help="print rows as JSON")
     search.add_argument("--save", metavar="OUT.png", help="draw the query and the hits on a contact sheet")
     _add_encoder(search)
@@ -342,6 +370,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--images", metavar="DIR", help="your own pictures instead of the bundled scenes")
     _add_encoder(demo)
     demo.set_defaults(token="")
+
+    cli_eval.add_commands(commands, _encoder)
 
     serve = _command(
         commands,
@@ -408,6 +438,19 @@ def _add_prompt(command: argparse.ArgumentParser) -> None:
     group.add_argument("--polygon", action="append", default=[], metavar='"X,Y X,Y X,Y"')
     group.add_argument("--mask", action="append", default=[], metavar="MASK.png", help="white is inside")
     group.add_argument("--heads", type=int, metavar="N", help="attention heads to keep (default: the model's)")
+    group.add_argument(
+        "--roi",
+        type=float,
+        metavar="SHARE",
+        help="0 to 1: move this share of the last layer's attention onto the prompt (default: 0, as published)",
+    )
+    group.add_argument(
+        "--zoom",
+        type=_zoom,
+        metavar="F[,F...]",
+        help="look at the crop around the prompt, grown by this factor, for example 1.25; 0 is the whole image; "
+        "several, as 0,2, are averaged by search (default: 0)",
+    )
 
 
 __all__ = ["main"]

@@ -80,7 +80,8 @@ def heads_tiles(picture: Image.Image, explanation: Explanation) -> list[Tile]:
         note = "" if explanation.head_scores is None else f"on the prompt {explanation.head_scores[head]:.1%}"
         selected = explanation.head_scores is not None and explanation.head_weights[head] > 0
         title = f"head {head}" + (", selected" if selected else "")
-        tiles.append(Tile(heat(picture, attention), title, note, ACCENT if selected else None))
+        seen = heat(picture.crop(explanation.region), attention)
+        tiles.append(Tile(seen, title, note, ACCENT if selected else None))
     return tiles
 
 

@@ -22,7 +22,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from phs_milvus.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, ModelError
+from phs_milvus.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, InvalidInput, ModelError
 from phs_milvus.types import (
     Encoding,
     Explanation,
@@ -37,8 +37,9 @@ from phs_server import checkpoint
 from phs_server.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
 from phs_server.config import Settings
 from phs_server.encoder import EncodedBatch, FocusEngine, available_cores, resolve_devices
+from phs_server.focus import attention_change, prepare_focused
 from phs_server.head_selection import default_head_count
-from phs_server.preprocess import Prepared, mask_on_grid, prepare_image
+from phs_server.preprocess import Prepared, prepare_image
 from phs_server.room import Room
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ class Pipeline:
             timings=Timings(decoded.compute_ms, decoded.queue_ms + done.queue_ms, done.compute_ms),
             width=prepared.width,
             height=prepared.height,
+            attention=self._on_grid(row.attention),
         )
 
     async def explain(
@@ -145,15 +147,20 @@ class Pipeline:
     ) -> Explanation:
         """What each head looks at in one image; raises as `encode` does."""
         decoded, done = await self._run(image, mask, focus, timeout, wait=False)
-        prepared, row, grid = decoded.result, done.result, self._preprocessing.grid
+        prepared, row = decoded.result, done.result
         return Explanation(
-            attention=row.attention.reshape(-1, grid, grid),
-            mask=None if mask is None else prepared.mask.reshape(grid, grid),
+            attention=self._on_grid(row.attention),
+            mask=None if mask is None else self._on_grid(prepared.mask)[0],
             head_scores=None if mask is None else row.scores,
             head_weights=row.weights,
             width=prepared.width,
             height=prepared.height,
+            region=prepared.region,
         )
+
+    def _on_grid(self, values: Float32Array) -> Float32Array:
+        """[..., N] -> [any, grid, grid]."""
+        return values.reshape(-1, self._preprocessing.grid, self._preprocessing.grid)
 
     async def rerank(self, inputs: RerankInputs, *, timeout: float | None = None) -> Float32Array:
         """Scores float32 [Q, K] of (embeddings [Q, E], head weights [Q, H], states [K, 2, D])."""
@@ -198,11 +205,21 @@ class Pipeline:
     def _prepare(self, image: bytes, mask: MaskRuns | None, focus: Focus) -> Prepared:
         """On a decode thread."""
         shape = self._preprocessing
-        pixels, width, height = prepare_image(image, shape.image_size, shape.resample, self._limits)
         if mask is None:
-            return Prepared(pixels, np.zeros(shape.grid**2, np.float32), 0, width, height)
-        heads = focus.heads or self.info.default_heads
-        return Prepared(pixels, mask_on_grid(mask, width, height, shape.grid), heads, width, height)
+            pixels, width, height = prepare_image(image, shape.image_size, shape.resample, self._limits)
+            return Prepared(pixels, np.zeros(shape.grid**2, np.float32), 0, width, height, (0, 0, width, height))
+        if focus.fovea and not self._engines[0].has_fovea:
+            raise InvalidInput(f"fovea is not for {self.info.model_type} models in this transformers release", "focus")
+        return prepare_focused(
+            image,
+            mask,
+            focus,
+            focus.heads or self.info.default_heads,
+            image_size=shape.image_size,
+            resample=shape.resample,
+            grid=shape.grid,
+            limits=self._limits,
+        )
 
     def _run_batch(self, engine: FocusEngine, items: Sequence[Prepared]) -> list[_Row]:
         """On an encode thread."""
@@ -211,6 +228,7 @@ class Pipeline:
             np.stack([item.pixels for item in items]),
             np.stack([item.mask for item in items]),
             np.array([item.heads for item in items], np.int64),
+            attention_change(items),
         )
         return [_Row(batch, index) for index in range(len(items))]
 
