@@ -1,4 +1,4 @@
-"""The pipeline without gRPC: admission, priorities through both queues, per-item errors, deadlines, cancellation."""
+"""The pipeline without gRPC: the gate, priorities through both queues, per-item errors, deadlines, cancellation."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from PIL import Image
 from phs_milvus.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, ImageError, PromptError
 from phs_milvus.types import Encoding, Focus, MaskRuns
 from phs_server.config import Settings
+from phs_server.gate import Gate
 from phs_server.pipeline import Pipeline
-from phs_server.room import Room
 
 WAIT = 10.0
 
@@ -119,7 +119,7 @@ def test_a_bad_item_fails_alone(make: Make) -> None:
 
     kinds = [type(result) for result in run(scenario())]
     assert kinds == [Encoding, ImageError, ImageError, PromptError, Encoding]
-    assert pipeline._room.images == pipeline._room.bytes == 0
+    assert pipeline._gate.images == pipeline._gate.bytes == 0
     assert pipeline.healthy
 
 
@@ -153,14 +153,14 @@ def test_a_full_server_refuses_unary_calls_and_makes_bulk_wait(make: Make) -> No
     async def scenario() -> None:
         bulk = [asyncio.create_task(pipeline.encode(jpeg(0), None, Focus(), wait=True)) for _ in range(6)]
         await hold.reached()
-        assert pipeline._room.images == 3  # bulk leaves a quarter free
+        assert pipeline._gate.images == 3  # bulk leaves a quarter free
         last = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
-        await settled(lambda: pipeline._room.images == 4)
+        await settled(lambda: pipeline._gate.images == 4)
         with pytest.raises(EncoderBusy, match="4 images"):
             await pipeline.encode(jpeg(0), None, Focus())
         hold.release()
         assert len(await asyncio.gather(last, *bulk)) == 7
-        assert pipeline._room.images == pipeline._room.bytes == 0
+        assert pipeline._gate.images == pipeline._gate.bytes == 0
 
     run(scenario())
 
@@ -183,7 +183,7 @@ def test_deadlines_and_cancellation_free_their_place(make: Make) -> None:
             await late
         with pytest.raises(asyncio.CancelledError):
             await gone
-        assert pipeline._room.images == 0
+        assert pipeline._gate.images == 0
 
     run(scenario())
     assert hold.sizes == [1]
@@ -207,14 +207,14 @@ def test_closing_fails_what_cannot_be_finished(make: Make) -> None:
     run(scenario())
 
 
-def test_room_lets_bulk_in_by_turn_and_survives_cancellation() -> None:
+def test_the_gate_lets_bulk_in_by_turn_and_survives_cancellation() -> None:
     async def scenario() -> None:
-        room = Room(max_images=4, max_bytes=100)
+        gate = Gate(max_images=4, max_bytes=100)
         entered: list[str] = []
         leave = asyncio.Event()
 
         async def hold(name: str, size: int) -> None:
-            async with room.admitted(size, wait=True):
+            async with gate.admitted(size, wait=True):
                 entered.append(name)
                 await leave.wait()
 
@@ -222,17 +222,17 @@ def test_room_lets_bulk_in_by_turn_and_survives_cancellation() -> None:
         await asyncio.sleep(0)
         # b does not fit into 75 bytes, and c does not pass it.
         assert entered == ["a"]
-        assert (room.images, room.bytes) == (1, 60)
+        assert (gate.images, gate.bytes) == (1, 60)
         tasks["b"].cancel()
         await asyncio.sleep(0.01)
         assert entered == ["a", "c"]
         with pytest.raises(EncoderBusy, match="61 bytes"):
-            async with room.admitted(40, wait=False):
+            async with gate.admitted(40, wait=False):
                 pass
         leave.set()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
-        assert (room.images, room.bytes) == (0, 0)
-        async with room.admitted(1000, wait=False):  # larger than the limit, into an empty server
-            assert room.bytes == 1000
+        assert (gate.images, gate.bytes) == (0, 0)
+        async with gate.admitted(1000, wait=False):  # larger than the limit, into an empty server
+            assert gate.bytes == 1000
 
     run(scenario())

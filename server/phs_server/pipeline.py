@@ -1,6 +1,6 @@
 """Decoding, batching and the engines as one asynchronous call. Knows nothing of gRPC.
 
-    room -> decode queue -> decode threads -> encode queue -> one engine per device
+    gate -> decode queue -> decode threads -> encode queue -> one engine per device
 
 Both queues let interactive items overtake bulk. Threads on N cores: on a CPU the model gets N, since its parallel
 loops run in lockstep and leave gaps, and decoding N/4, which suffices because an image costs several times more to
@@ -38,9 +38,9 @@ from phs_server.batcher import Batcher, Closed, Completed, Expired, Priority, Qu
 from phs_server.config import Settings
 from phs_server.encoder import EncodedBatch, FocusEngine, available_cores, resolve_devices
 from phs_server.focus import attention_change, prepare_focused
+from phs_server.gate import Gate
 from phs_server.head_selection import default_head_count
 from phs_server.preprocess import Prepared, prepare_image
-from phs_server.room import Room
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Pipeline:
 
     def __init__(self, settings: Settings) -> None:
         devices = resolve_devices(settings.devices)
-        on_gpu = devices[0] != "cpu"
+        on_gpu = devices[0].startswith("cuda")
         cores = available_cores()
         torch.set_num_threads(settings.threads or (1 if on_gpu else cores))
         loaded = checkpoint.load(settings.model, settings.image_size or None)
@@ -77,7 +77,7 @@ class Pipeline:
         ]
         self.info = _describe(loaded, self._engines[0], settings)
         self._batch_limit = settings.max_batch_size
-        self._room = Room(settings.max_queue_size, settings.max_queue_bytes)
+        self._gate = Gate(settings.max_queue_size, settings.max_queue_bytes)
         bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_queue_bytes}
         workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
         self._decodes: Batcher[_Undecoded, Prepared] = Batcher(
@@ -190,7 +190,7 @@ class Pipeline:
         priority = Priority.BULK if wait else Priority.INTERACTIVE
         side = self._preprocessing.image_size
         # An image is held as a file first and as model input then, never as both for long.
-        async with self._room.admitted(max(len(image), 3 * side * side), wait):
+        async with self._gate.admitted(max(len(image), 3 * side * side), wait):
             decoded = await _answered(
                 lambda: self._decodes.submit((image, mask, focus), deadline, priority=priority, size=len(image))
             )

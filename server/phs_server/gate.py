@@ -1,4 +1,4 @@
-"""How many images may be in the queues at once, also by their bytes, and that bulk leaves room for those who wait."""
+"""How much may be in progress at once, counted in images and in bytes, so that memory is bounded whatever is sent."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from phs_milvus.errors import EncoderBusy
 _BULK_SHARE = 0.75
 
 
-class Room:
-    """A gate in front of the decode and encode queues. Belongs to one event loop; not thread-safe.
+class Gate:
+    """A gate in front of all queues. Belongs to one event loop; not thread-safe.
 
     Attributes:
         images, bytes: in progress now.
