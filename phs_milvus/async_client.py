@@ -46,8 +46,10 @@ class AsyncEncoder:
         self._stub = pb_grpc.FocusEncoderStub(self._channel)
 
     async def info(self) -> ModelInfo:
-        """The server's model and limits."""
-        return wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+        """The server's model and limits. Binds this client to that model, see `Encoder.info`."""
+        info = wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+        self._expected = self._expected or info.fingerprint
+        return info
 
     async def encode(
         self,

@@ -236,11 +236,14 @@ def _prompt(options: argparse.Namespace) -> Prompt | None:
 
 
 def _focus(options: argparse.Namespace, settings: Any = None) -> Any:
-    """The focus of the flags; what they leave out is as in the settings file, else as published."""
+    """The focus of the flags; what they leave out is as in the preset or the settings file, else as published."""
     from phs_milvus.types import Focus
 
+    if options.focus and settings is not None:
+        raise PhsError("--focus and --settings exclude each other: both say how to focus")
+    base = getattr(Focus, options.focus)() if options.focus else Focus() if settings is None else settings.focus
     given = {name: getattr(options, name) for name in ("heads", "roi", "zoom") if getattr(options, name) is not None}
-    return replace(Focus() if settings is None else settings.focus, **given)
+    return replace(base, **given)
 
 
 def _settings(options: argparse.Namespace, fingerprint: str) -> Any:
@@ -437,6 +440,11 @@ def _add_prompt(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--polygon", action="append", default=[], metavar='"X,Y X,Y X,Y"')
     group.add_argument("--mask", action="append", default=[], metavar="MASK.png", help="white is inside")
+    group.add_argument(
+        "--focus",
+        choices=("paper", "robust"),
+        help="paper: as published; robust: what held up best on clean and bad prompts; the flags below change it",
+    )
     group.add_argument("--heads", type=int, metavar="N", help="attention heads to keep (default: the model's)")
     group.add_argument(
         "--roi",

@@ -75,8 +75,14 @@ class Encoder:
 
     @cached_property
     def info(self) -> ModelInfo:
-        """The server's model and limits; asked once."""
-        return wire.info_from_pb(self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+        """The server's model and limits; asked once.
+
+        From then on this Encoder is for that model: if the server comes back with another one, calls fail with
+        ModelMismatch, where embeddings of two models would otherwise be mixed.
+        """
+        info = wire.info_from_pb(self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+        self._expected = self._expected or info.fingerprint
+        return info
 
     def encode(
         self,

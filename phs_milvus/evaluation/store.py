@@ -76,7 +76,8 @@ class Store:
         self._info = info
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.path = Path(folder) / f"{info.fingerprint[:16]}-{info.precision}.sqlite"
-        self._db = sqlite3.connect(self.path)
+        # Another run may be in the middle of a batch.
+        self._db = sqlite3.connect(self.path, timeout=60)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, state BLOB, scores BLOB, attention BLOB)"

@@ -46,8 +46,9 @@ def test_heads(study: Study) -> None:
 
 
 def test_robustness(study: Study) -> None:
-    sections = PRESETS["robustness"].run(study)
+    choice, *sections = PRESETS["robustness"].run(study)
     assert len(sections) == 4
+    assert sum(row["folds that choose it"] for row in choice.rows) == 5
     for section in sections:
         whole = [value for name, value in section.rows[0].items() if isinstance(value, float)]
         assert section.rows[0]["method"] == "whole image" and len(set(whole)) == 1

@@ -8,6 +8,7 @@ import numpy as np
 
 from phs_milvus.evaluation import perturb
 from phs_milvus.evaluation.edits import CROP, MASK_MEAN
+from phs_milvus.evaluation.experiments.robust_choice import choose
 from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Average, Edited, Focused, Method, WholeImage
 from phs_milvus.evaluation.metrics import paired
@@ -44,8 +45,18 @@ def methods(heads: int, default: int) -> list[Method]:
 
 
 def run(study: Study) -> list[Section]:
-    """One table and plot for each way of missing."""
+    """One table and plot for each way of missing, and which focus is best over clean and bad prompts together."""
+    conditions: dict[str, tuple[Draw, float]] = {
+        "clean boxes": (_shifted, 0.0),
+        "corners shifted by 0.3": (_shifted, 0.3),
+        "clicks": (_displaced, 0.0),
+    }
+    drawn = {
+        name: study.bench.queries(study.queries, jittered(study, draw, level))
+        for name, (draw, level) in conditions.items()
+    }
     return [
+        choose(study, drawn),
         _sweep(study, "box corners shifted", "Gaussian shift of each side, in box sizes", _CORNERS, _shifted),
         _sweep(study, "boxes rescaled", "Gaussian of the log of each side's scale", _SCALES, _rescaled),
         _sweep(study, "points displaced", "Gaussian displacement, in box sizes", _POINTS, _displaced),
