@@ -42,7 +42,8 @@ class Encoder:
 
     Args:
         address: "host:port", or several of them, which are used in turn (round robin) and skipped while they do not
-            answer or are not ready. A name that resolves to several hosts counts as several addresses too.
+            answer or are not ready. A name that resolves to several hosts counts as several addresses too. A bulk
+            encode stays with one of them for as long as that one answers.
         timeout: seconds a single call may take, retries included; for bulk, seconds without any answer.
         expected_fingerprint: if given, every call fails with ModelMismatch unless the server runs this model.
         tls: True for TLS with the system's certificate authorities; a Tls to name files; None for plaintext.

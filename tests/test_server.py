@@ -364,6 +364,31 @@ def test_calls_over_the_limit_are_refused_before_their_message_is_read(tiny_mode
         assert stub.Encode(pb.EncodeRequest(image=jpeg()), timeout=20).width == 160
 
 
+def test_a_flood_of_large_messages_is_bounded_in_memory(tiny_model: Path) -> None:
+    """Three times 200 calls of 4 MB at once, 2.4 GB in all, on four connections; 8 may be read at a time."""
+    flood = pb.EncodeRequest(image=bytes(4_000_000))
+    limits = {"max_message_bytes": 2**22, "max_calls": 8, "max_in_flight_bytes": 2**24}
+    with ServerProcess(tiny_model, **limits) as server:
+        channels = [open_channel(server.address) for _ in range(4)]
+        stubs = [pb_grpc.FocusEncoderStub(channel) for channel in channels]
+        stubs[0].Encode(pb.EncodeRequest(image=jpeg()), timeout=20)
+        before = peak = server.resident_mib
+        for _ in range(3):
+            calls = [stubs[index % 4].Encode.future(flood, timeout=60) for index in range(200)]
+            while not all(call.done() for call in calls):
+                peak = max(peak, server.resident_mib)
+                time.sleep(0.01)
+            codes = {call.code() for call in calls}
+            assert codes == {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            time.sleep(3)  # so long, until freed memory is given back
+        assert peak - before < 800 and server.resident_mib - before < 500, (
+            f"MiB: {before}, {peak}, {server.resident_mib}"
+        )
+        assert stubs[0].Encode(pb.EncodeRequest(image=jpeg()), timeout=20).width == 160
+        for channel in channels:
+            channel.close()
+
+
 def silence(gate: threading.Event) -> Iterator[bytes]:
     gate.wait(30)
     yield from ()
@@ -488,11 +513,14 @@ def test_metrics_count_what_happened(tiny_model: Path) -> None:
             list(pool.map(lambda seed: stub.Encode(pb.EncodeRequest(image=jpeg(seed)), timeout=20), range(8)))
         list(stub.EncodeStream(items([jpeg(), b"broken", b"broken"]), timeout=20))
         failure(lambda: stub.Encode(pb.EncodeRequest(), timeout=20))
+        failure(lambda: stub.Encode(pb.EncodeRequest(image=slow_png()), timeout=0.1))
+        time.sleep(0.1)
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
         values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         assert float(values["phs_images_served_total"]) == 9
         assert float(values['phs_errors_total{code="INVALID_ARGUMENT",method="EncodeStream"}']) == 2
         assert float(values['phs_errors_total{code="INVALID_ARGUMENT",method="Encode"}']) == 1
+        assert float(values['phs_errors_total{code="CANCELLED",method="Encode"}']) == 1
         for stage in ("decode", "queue", "compute"):
             assert float(values[f"phs_{stage}_seconds_count"]) == 9
         assert float(values["phs_batch_images_sum"]) == 9

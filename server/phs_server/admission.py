@@ -2,6 +2,10 @@
 
 Calls over a count are refused before their message is read. Unary calls over the bytes are refused, and streams wait:
 a stream whose items are not read is stopped by HTTP/2 flow control, in the client. Used on one event loop.
+
+How large a message is shows only when it has been read, so requests hold at most
+max_in_flight_bytes + (max_calls + max_streams) * max_message_bytes. Decoding adds a few copies of max_image_pixels
+for each decode thread.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,7 +17,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from phs_milvus.errors import EncoderUnavailable, PhsError
-from phs_server import logs
+from phs_server import logs, memory
 from phs_server.config import Settings, parse
 from phs_server.health import Health
 from phs_server.metrics import Metrics
@@ -27,6 +28,7 @@ from phs_server.service import SERVICE_NAME, FocusEncoderService
 log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 0.5
+_TRIM_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -113,9 +115,13 @@ class Server:
         return pipeline
 
     async def _watch(self, pipeline: Pipeline) -> None:
-        """Turns health off when a thread that runs the model dies, and fails what it leaves behind."""
+        """Turns health off when a thread that runs the model dies, and fails what it leaves behind; trims memory."""
+        trimmed = time.monotonic()
         while pipeline.healthy:
             await asyncio.sleep(_WATCH_SECONDS)
+            if time.monotonic() - trimmed > _TRIM_SECONDS:
+                await asyncio.to_thread(memory.trim)
+                trimmed = time.monotonic()
         log.critical("a thread that runs the model has died; this server must be restarted")
         await self._health.report(ready=False, live=False)
         self._service.give_up()
@@ -144,6 +150,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_concurrent_streams", settings.max_connection_calls),
+        # Fixed flow-control windows: with the bandwidth probe they grow to megabytes for each call, read or not.
+        ("grpc.http2.bdp_probe", 0),
         # Otherwise a second server on the port would start, and share its connections with the first.
         ("grpc.so_reuseport", 0),
         # Clients ping every minute (phs_milvus.calls); gRPC takes more than one ping in 5 minutes for abuse by default.

@@ -61,9 +61,9 @@ class Settings:
     max_image_pixels: int = _setting(Limits.image_pixels, "pixels (width x height) of one decoded image", minimum=1)
     max_message_bytes: int = _setting(Limits.message_bytes, "bytes of one gRPC message, either way", minimum=65536)
     max_calls: int = _setting(
-        256, "unary calls at once; more are answered RESOURCE_EXHAUSTED before their message is read", minimum=1
+        128, "unary calls at once; more are answered RESOURCE_EXHAUSTED before their message is read", minimum=1
     )
-    max_streams: int = _setting(32, "bulk streams at once; more are answered RESOURCE_EXHAUSTED", minimum=1)
+    max_streams: int = _setting(16, "bulk streams at once; more are answered RESOURCE_EXHAUSTED", minimum=1)
     max_connection_calls: int = _setting(
         256, "calls and streams at once on one connection; more wait in the client", minimum=1
     )
@@ -103,7 +103,8 @@ def make_parser(environment: Mapping[str, str] = os.environ, prog: str = "phs-se
         prog=prog,
         description="gRPC embedding server for focused image search: image and mask in, PHS embedding and state out.",
         epilog="Each flag can also be set by the environment variable named in its help. Stop with Ctrl-C or SIGTERM: "
-        "accepted requests are finished first.",
+        "accepted requests are finished first. Health (grpc.health.v1): '', 'readiness' and 'phs.v1.FocusEncoder' tell "
+        "whether to send requests, 'liveness' whether to leave the process running.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_flags(parser, environment)

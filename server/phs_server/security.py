@@ -115,9 +115,8 @@ def _digest(token: str) -> bytes:
 
 
 async def _refuse(requests: object, context: grpc.aio.ServicerContext) -> None:
-    await context.abort(
-        grpc.StatusCode.UNAUTHENTICATED, "this server wants a token it knows, as 'authorization: Bearer TOKEN'"
-    )
+    context.set_code(grpc.StatusCode.UNAUTHENTICATED)
+    context.set_details("this server wants a token it knows, as 'authorization: Bearer TOKEN'")
 
 
 # Stream-stream is the one kind that answers any call without reading its message.
