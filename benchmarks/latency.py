@@ -88,12 +88,13 @@ def main() -> None:
         for loaded in (False, True):
             for callers in arguments.callers:
                 with bulk_stream(address, files) if loaded else nullcontext():
+                    start = time.perf_counter()
                     latencies, batches = measure(address, files, callers, arguments.seconds)
+                    rate = len(latencies) / (time.perf_counter() - start)
                 p50, p99 = quantile(latencies, 0.5), quantile(latencies, 0.99)
                 idle.setdefault(callers, p99)
                 batch = statistics.median(batches)
                 above = (p99 - idle[callers]) / batch if loaded else "-"
-                rate = len(latencies) / arguments.seconds
                 rows.append(["saturated" if loaded else "idle", callers, len(latencies), rate, p50, p99, batch, above])
     header = ["server", "callers", "calls", "calls/s", "p50, ms", "p99, ms", "batch, ms", "p99 over idle, batches"]
     print_table(f"Interactive latency, DINOv2 {arguments.size}/14, batches of {arguments.batch}", header, rows)

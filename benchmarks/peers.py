@@ -1,7 +1,7 @@
 """Throughput beside infinity-emb on the same CLIP ViT-B/32 checkpoint (random weights), JPEG bytes in, embeddings out.
 
     python3 -m venv /tmp/infinity
-    /tmp/infinity/bin/pip install torch==2.13.0 'infinity-emb[torch,server]' pillow 'transformers<5' 'optimum<2'
+    /tmp/infinity/bin/pip install torch==2.13.0 'infinity-emb[torch,server]' pillow aiohttp 'transformers<5' 'optimum<2'
     python -m benchmarks.peers --infinity /tmp/infinity/bin/infinity_emb [--images 128] [--seconds 60]
 
 Both servers run in processes of their own, float32 or what each chooses, with as many requests in flight as keep them

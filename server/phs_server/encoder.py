@@ -72,7 +72,7 @@ class FocusEngine:
         self._gpu_mode = gpu_mode
         self._cuda: CudaRunner | None = None
         if self.device.type == "cuda":
-            forward = torch.compile(self._forward, dynamic=False) if gpu_mode == "compile" else self._forward
+            forward = torch.compile(self._forward) if gpu_mode == "compile" else self._forward
             self._cuda = CudaRunner(forward, self.device)
         elif self.device.type == "cpu":
             speed_up(self.backbone.model)
