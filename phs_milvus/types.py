@@ -49,6 +49,16 @@ class Focus:
         if not 0 <= self.fovea < math.inf:
             raise InvalidInput(f"fovea must be 0 or more, got {self.fovea}", "focus")
 
+    @classmethod
+    def paper(cls) -> Focus:
+        """PHS as published: the model's default head count on the whole image, nothing else."""
+        return cls()
+
+    @classmethod
+    def robust(cls) -> Focus:
+        """What held up best on clean boxes, jittered boxes and clicks (benchmarks/quality/robustness)."""
+        return cls(roi=1.0, zoom=(0.0, 1.25, 2.0))
+
     @property
     def scales(self) -> tuple[Focus, ...]:
         """This focus at each of its scales: as many as `zoom` has values, each with one."""

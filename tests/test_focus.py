@@ -234,3 +234,9 @@ def test_one_encoding_has_one_scale(encoder: Encoder, picture: np.ndarray) -> No
 def test_fovea_through_the_server(encoder: Encoder, picture: np.ndarray) -> None:
     plain, biased = (encoder.encode(picture, BOX, focus=Focus(heads=4, fovea=alpha)) for alpha in (0, 50))
     assert np.abs(plain.embedding - biased.embedding).max() > 1e-3
+
+
+def test_presets() -> None:
+    assert Focus.paper() == Focus()
+    robust = Focus.robust()
+    assert robust != Focus.paper() and len(robust.scales) > 1

@@ -18,6 +18,8 @@ from phs_milvus.types import Float16Array, Float32Array, Focus
 
 # Below any sum of cosines: images outside the candidates rank behind them, in the order of stage one.
 _NOT_A_CANDIDATE = -4.0
+# Queries whose candidates, states included, are held at once.
+_SEARCHED_TOGETHER = 32
 _PICKED = {"top": "PHS", "bottom": "bottom heads", "random": "random heads", "all": "all heads damped to"}
 
 
@@ -148,14 +150,16 @@ class TwoStage:
 
         looks = [Focused(self.focus).read(bench, queries, scale) for scale in self.focus.scales]
         stage_one = _unit(np.mean([embeddings for embeddings, _ in looks], axis=0))
-        with bench.timed("searching Milvus"):
-            found = bench.collection.search(stage_one, min(self.candidates, len(bench.states)), with_states=True)
         scores = stage_one @ bench.embeddings.T + _NOT_A_CANDIDATE
-        with bench.timed("scoring"):
-            for row, candidates in enumerate(found):
-                states = state_codec.unpack(candidates.states, bench.info.hidden_size)
-                parts = [bench.encoder.rerank(e[row : row + 1], w[row : row + 1], states)[0] for e, w in looks]
-                scores[row, [int(name) for name in candidates.ids]] = np.mean(parts, axis=0)
+        for start in range(0, len(queries), _SEARCHED_TOGETHER):
+            block = stage_one[start : start + _SEARCHED_TOGETHER]
+            with bench.timed("searching Milvus"):
+                found = bench.collection.search(block, min(self.candidates, len(bench.states)), with_states=True)
+            with bench.timed("scoring"):
+                for row, candidates in enumerate(found, start):
+                    states = state_codec.unpack(candidates.states, bench.info.hidden_size)
+                    parts = [bench.encoder.rerank(e[row : row + 1], w[row : row + 1], states)[0] for e, w in looks]
+                    scores[row, [int(name) for name in candidates.ids]] = np.mean(parts, axis=0)
         return scores
 
 

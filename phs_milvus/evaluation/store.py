@@ -117,22 +117,29 @@ class Store:
             focus=focus,
             outputs=Outputs(state=True, heads=True, attention=looks[0].mask is None),
         )
-        for (key, look), result in zip(items, results, strict=True):
-            if isinstance(result, PhsError):
-                self._db.commit()
-                raise type(result)(f"{look.path}: {result}") from result
-            self._put(key, result)
-            bar.update()
-            if bar.n % BATCH == 0:
-                self._db.commit()
-        self._db.commit()
+        rows: list[tuple[bytes, bytes, bytes, bytes | None]] = []
+        try:
+            for (key, look), result in zip(items, results, strict=True):
+                if isinstance(result, PhsError):
+                    raise type(result)(f"{look.path}: {result}") from result
+                rows.append(self._row(key, result))
+                bar.update()
+                if len(rows) == BATCH:
+                    self._write(rows)
+                    rows = []
+        finally:
+            self._write(rows)
 
-    def _put(self, key: bytes, encoding: Encoding) -> None:
+    def _write(self, rows: list[tuple[bytes, bytes, bytes, bytes | None]]) -> None:
+        """In one short transaction: other runs may write to the same file."""
+        with self._db:
+            self._db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", rows)
+
+    def _row(self, key: bytes, encoding: Encoding) -> tuple[bytes, bytes, bytes, bytes | None]:
         assert encoding.state is not None
         scores = np.zeros(self._info.heads, np.float32) if encoding.head_scores is None else encoding.head_scores
         attention = None if encoding.attention is None else encoding.attention.astype("<f4").tobytes()
-        row = (key, encoding.state.astype("<f2").tobytes(), scores.astype("<f4").tobytes(), attention)
-        self._db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", row)
+        return key, encoding.state.astype("<f2").tobytes(), scores.astype("<f4").tobytes(), attention
 
     def _has(self, key: bytes) -> bool:
         return self._db.execute("SELECT 1 FROM seen WHERE key = ?", (key,)).fetchone() is not None

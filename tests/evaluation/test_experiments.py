@@ -209,6 +209,9 @@ def test_tune_then_search_with_its_settings(
     flags = ["--heads", focus.heads, "--roi", focus.roi, "--zoom", focus.zoom, "--candidates", chosen.candidates]
     assert run(*search, *flags) == 0
     assert json.loads(capsys.readouterr().out) == found
+    assert run(*search, "--settings", settings, "--focus", "robust") == 1
+    assert "exclude each other" in capsys.readouterr().err
+    assert run(*search, "--focus", "robust", "--zoom", 0) == 0
     settings.write_text(settings.read_text().replace(chosen.fingerprint, "0" * 64))
     assert run(*search, "--settings", settings) == 1
     assert "was tuned for the model" in capsys.readouterr().err

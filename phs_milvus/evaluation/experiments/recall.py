@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from tqdm import tqdm
 
 from phs_milvus.evaluation.bench import QuerySet
 from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Focused, TwoStage
-from phs_milvus.evaluation.metrics import DEPTH
+from phs_milvus.evaluation.metrics import DEPTH, rank_metrics
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.report import Section
 from phs_milvus.types import Float32Array, Focus
 
-_CANDIDATES = (100, 125, 150, 200, 300, 400, 600, 800)
+_CANDIDATES = (100, 150, 200, 300, 500)
 
 
 def run(study: Study) -> list[Section]:
@@ -24,26 +25,25 @@ def run(study: Study) -> list[Section]:
     rows, lines = [], {}
     depths = [depth for depth in _CANDIDATES if depth < len(study.bench.states)] + [len(study.bench.states)]
     for name, focus in focuses.items():
-        exhaustive = Focused(focus)
-        reference = exhaustive.scores(study.bench, study.pointed)
-        quality = study.measure([exhaustive])[0]
-        two_stage = study.measure([TwoStage(focus, depth) for depth in depths])
+        reference = Focused(focus).scores(study.bench, study.pointed)
+        exhaustive = _values(study, reference)
         points = []
-        for depth, outcome in zip(depths, two_stage, strict=True):
-            recalls = overlap(study.pointed, TwoStage(focus, depth).scores(study.bench, study.pointed), reference)
-            error = float(recalls.std(ddof=1) / np.sqrt(len(recalls)))
-            points.append((float(depth), float(recalls.mean()), error))
-            difference = outcome.values[study.metric] - quality.values[study.metric]
+        for depth in tqdm(depths, desc=name, unit="depth", dynamic_ncols=True, leave=False):
+            scores = TwoStage(focus, depth).scores(study.bench, study.pointed)
+            values = _values(study, scores)
+            difference = values - exhaustive
+            recalls = overlap(study.pointed, scores, reference)
+            points.append((float(depth), float(recalls.mean()), _error(recalls)))
             rows.append(
                 {
                     "focus": name,
                     "candidates K": depth,
                     f"recall of exhaustive top {DEPTH}": float(recalls.mean()),
-                    "SE": error,
+                    "SE": _error(recalls),
                     "worst query": float(recalls.min()),
-                    study.metric: outcome.mean(study.metric),
+                    study.metric: float(values.mean()),
                     "difference to exhaustive": float(difference.mean()),
-                    "its SE": float(difference.std(ddof=1) / np.sqrt(len(difference))),
+                    "its SE": _error(difference),
                 }
             )
         lines[name] = points
@@ -53,6 +53,15 @@ def run(study: Study) -> list[Section]:
     )
     plot = Plot("candidates K", f"recall of the exhaustive top {DEPTH}", lines=lines)
     return [Section(f"{study.model}: candidates", note, rows, plot)]
+
+
+def _values(study: Study, scores: Float32Array) -> np.ndarray:
+    """float64 [Q]: the study's metric."""
+    return rank_metrics(scores, study.bench.relevant(study.pointed), study.pointed.images)[study.metric]
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def overlap(queries: QuerySet, scores: Float32Array, reference: Float32Array) -> np.ndarray:
