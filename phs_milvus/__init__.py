@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         PromptError,
         StateError,
     )
-    from phs_milvus.ingest import IngestReport, ingest
+    from phs_milvus.ingest import IngestReport, ingest_folder
     from phs_milvus.milvus import connect
     from phs_milvus.prompts import Box, Mask, Point, Polygon
     from phs_milvus.rerank import Ranking, Reranker
@@ -62,7 +62,7 @@ _MODULES = {
         "PromptError",
         "StateError",
     ),
-    "ingest": ("IngestReport", "ingest"),
+    "ingest": ("IngestReport", "ingest_folder"),
     "milvus": ("connect",),
     "prompts": ("Box", "Mask", "Point", "Polygon"),
     "rerank": ("Ranking", "Reranker"),
@@ -108,7 +108,7 @@ __all__ = [
     "StateError",
     "StoredImage",
     "connect",
-    "ingest",
+    "ingest_folder",
 ]
 
 

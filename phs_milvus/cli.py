@@ -8,9 +8,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from phs_milvus import cli_eval
 from phs_milvus.errors import PhsError
 from phs_milvus.prompts import Prompt
 
@@ -41,11 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> int:
-    from phs_milvus.ingest import ingest
+    from phs_milvus.ingest import ingest_folder
 
     with _encoder(options) as encoder, _client(options) as client:
         collection = _open_or_create(client, options.collection, encoder.info)
-        report = ingest(options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size)
+        report = ingest_folder(
+            options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size
+        )
     print(report)
     return 1 if report.failed_count else 0
 
@@ -58,15 +62,16 @@ def _search(options: argparse.Namespace) -> int:
     with _encoder(options) as encoder, _client(options) as client:
         collection = FocusedCollection.open(client, options.collection)
         search = FocusedSearch(collection, encoder, image_root=options.root)
+        settings = _settings(options, encoder.info.fingerprint)
         result = search.search(
             StoredImage(options.image) if options.stored else options.image,
             prompt,
             limit=options.limit,
-            candidates=options.candidates,
+            candidates=options.candidates or (settings and settings.candidates),
             filter=options.filter,
             output_fields=_output_fields(options),
             rerank=not options.no_rerank,
-            focus=_focus(options),
+            focus=_focus(options, settings),
         )
         if options.save:
             _save_search_sheet(options, search, prompt, result)
@@ -125,11 +130,35 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _demo(options: argparse.Namespace) -> int:
+    from phs_milvus.demo.run import BUNDLED_MODEL, PHOTO_MODEL, run_demo
+
+    if not options.encoder:
+        options.model = options.model or (PHOTO_MODEL if options.images else str(BUNDLED_MODEL))
+    output = Path(options.output)
+    options.milvus = str(output / "demo.db")
+    with _encoder(options) as encoder, _client(options) as client:
+        page = run_demo(encoder, client, output, Path(options.images) if options.images else None)
+    print(_AFTER_DEMO.format(page=page, sheet=output / "query-1.png"))
+    return 0
+
+
 def _serve(options: argparse.Namespace) -> int:
     app = _server_package()
     from phs_server.config import from_namespace
 
     return app.run(from_namespace(options))
+
+
+_AFTER_DEMO = """
+Open {page} in a browser, or look at {sheet} and its neighbours.
+Each query was searched twice: with the whole picture, and with the part that is outlined. A green frame says the
+thing pointed at is in the picture. The bundled model is a small one for trying things out, not for photos.
+
+On your own photos:
+  phs-milvus ingest ~/Pictures --model facebook/dinov2-base
+  phs-milvus search photo.jpg --box 40,60,180,220 --save hits.png --model facebook/dinov2-base
+  phs-milvus explain photo.jpg --box 40,60,180,220 --save heads.png --model facebook/dinov2-base"""
 
 
 # --- the two ends -----------------------------------------------------------------------------------------------------
@@ -206,10 +235,37 @@ def _prompt(options: argparse.Namespace) -> Prompt | None:
     return prompts[0] if len(prompts) == 1 else prompts
 
 
-def _focus(options: argparse.Namespace) -> Any:
+def _focus(options: argparse.Namespace, settings: Any = None) -> Any:
+    """The focus of the flags; what they leave out is as in the preset or the settings file, else as published."""
     from phs_milvus.types import Focus
 
-    return Focus(heads=options.heads)
+    if options.focus and settings is not None:
+        raise PhsError("--focus and --settings exclude each other: both say how to focus")
+    base = getattr(Focus, options.focus)() if options.focus else Focus() if settings is None else settings.focus
+    given = {name: getattr(options, name) for name in ("heads", "roi", "zoom") if getattr(options, name) is not None}
+    return replace(base, **given)
+
+
+def _settings(options: argparse.Namespace, fingerprint: str) -> Any:
+    """The file of --settings, which must be for the model in use."""
+    from phs_milvus.errors import ModelMismatch
+    from phs_milvus.settings import read_settings
+
+    if options.settings is None:
+        return None
+    settings = read_settings(options.settings)
+    if settings.fingerprint not in ("", fingerprint):
+        raise ModelMismatch(
+            f"{options.settings} was tuned for the model with fingerprint {settings.fingerprint[:12]}, the server runs "
+            f"{fingerprint[:12]}; run phs-milvus tune with this model"
+        )
+    return settings
+
+
+def _zoom(text: str) -> float | tuple[float, ...]:
+    """Reads "2" or "0,2"; argparse reports a ValueError under the flag's name."""
+    zooms = tuple(map(float, text.split(",")))
+    return zooms if len(zooms) > 1 else zooms[0]
 
 
 def _output_fields(options: argparse.Namespace) -> list[str]:
@@ -276,6 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--filter", default="", metavar="EXPR", help='Milvus expression, for example "width > 640"')
     search.add_argument("--fields", default="", metavar="A,B", help="fields to return with each hit")
     search.add_argument("--no-rerank", action="store_true", help="stop after the nearest-neighbour search")
+    search.add_argument("--settings", metavar="FILE", help="focus and candidates as phs-milvus tune chose them")
     search.add_argument("--json", action="store_true", help="print rows as JSON")
     search.add_argument("--save", metavar="OUT.png", help="draw the query and the hits on a contact sheet")
     _add_encoder(search)
@@ -303,6 +360,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_encoder(info)
     _add_milvus(info)
+
+    demo = _command(
+        commands,
+        "demo",
+        _demo,
+        "see it work on bundled pictures, or on yours",
+        "Starts an embedding server and Milvus Lite, ingests pictures, searches each query with and without a prompt, "
+        "and writes a web page that shows both.",
+    )
+    demo.add_argument("--output", default="demo-output", metavar="DIR", help="where to write (default: %(default)s)")
+    demo.add_argument("--images", metavar="DIR", help="your own pictures instead of the bundled scenes")
+    _add_encoder(demo)
+    demo.set_defaults(token="")
+
+    cli_eval.add_commands(commands, _encoder)
 
     serve = _command(
         commands,
@@ -368,7 +440,25 @@ def _add_prompt(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--polygon", action="append", default=[], metavar='"X,Y X,Y X,Y"')
     group.add_argument("--mask", action="append", default=[], metavar="MASK.png", help="white is inside")
+    group.add_argument(
+        "--focus",
+        choices=("paper", "robust"),
+        help="paper: as published; robust: what held up best on clean and bad prompts; the flags below change it",
+    )
     group.add_argument("--heads", type=int, metavar="N", help="attention heads to keep (default: the model's)")
+    group.add_argument(
+        "--roi",
+        type=float,
+        metavar="SHARE",
+        help="0 to 1: move this share of the last layer's attention onto the prompt (default: 0, as published)",
+    )
+    group.add_argument(
+        "--zoom",
+        type=_zoom,
+        metavar="F[,F...]",
+        help="look at the crop around the prompt, grown by this factor, for example 1.25; 0 is the whole image; "
+        "several, as 0,2, are averaged by search (default: 0)",
+    )
 
 
 __all__ = ["main"]

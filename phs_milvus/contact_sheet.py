@@ -21,8 +21,8 @@ _CAPTION = 44
 _INK = (32, 33, 36)
 _PALE = (110, 114, 120)
 _PAPER = (255, 255, 255)
-_ACCENT = (234, 88, 12)
-_GOOD = (22, 163, 74)
+ACCENT = (234, 88, 12)
+GOOD = (22, 163, 74)
 # Dark to bright, for attention laid over a picture.
 _HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32)
 
@@ -69,13 +69,20 @@ def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -
 def heads_sheet(image: ImageSource, prompt: Prompt | None, explanation: Explanation, columns: int = 4) -> Image.Image:
     """The query, then each head's attention over it; heads that the prompt selects are framed."""
     picture = load_picture(image)
-    tiles = [Tile(draw_prompt(picture, prompt), "your query", f"{picture.width} x {picture.height} pixels")]
+    query = Tile(draw_prompt(picture, prompt), "your query", f"{picture.width} x {picture.height} pixels")
+    return sheet(rows_of([query, *heads_tiles(picture, explanation)], columns))
+
+
+def heads_tiles(picture: Image.Image, explanation: Explanation) -> list[Tile]:
+    """One tile per head; those that the prompt selects are framed."""
+    tiles = []
     for head, attention in enumerate(explanation.attention):
         note = "" if explanation.head_scores is None else f"on the prompt {explanation.head_scores[head]:.1%}"
         selected = explanation.head_scores is not None and explanation.head_weights[head] > 0
         title = f"head {head}" + (", selected" if selected else "")
-        tiles.append(Tile(heat(picture, attention), title, note, _ACCENT if selected else None))
-    return sheet(rows_of(tiles, columns))
+        seen = heat(picture.crop(explanation.region), attention)
+        tiles.append(Tile(seen, title, note, ACCENT if selected else None))
+    return tiles
 
 
 def load_picture(source: ImageSource) -> Image.Image:
@@ -101,7 +108,7 @@ def draw_prompt(picture: Image.Image, prompt: Prompt | None) -> Image.Image:
     outline = Image.fromarray(
         np.asarray(mask.filter(ImageFilter.MaxFilter(7))) - np.asarray(mask.filter(ImageFilter.MinFilter(3)))
     )
-    result.paste(_ACCENT, mask=outline)
+    result.paste(ACCENT, mask=outline)
     return result
 
 
@@ -144,12 +151,13 @@ def _place(paper: Image.Image, tile: Tile, x: int, y: int) -> None:
     scale = _TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
-    left, top = x + (_TILE - size[0]) // 2, y + (_TILE - size[1]) // 2
+    # On the bottom of its cell, next to its caption.
+    left, top = x + (_TILE - size[0]) // 2, y + _TILE - size[1]
     paper.paste(picture, (left, top))
     draw = ImageDraw.Draw(paper)
     if tile.frame is not None:
         draw.rectangle((left - 3, top - 3, left + size[0] + 2, top + size[1] + 2), outline=tile.frame, width=4)
-    draw.text((x, y + _TILE + 5), _fitted(tile.title, _font(15)), fill=_INK, font=_font(15))
+    draw.text((x, y + _TILE + 6), _fitted(tile.title, _font(15)), fill=_INK, font=_font(15))
     draw.text((x, y + _TILE + 24), _fitted(tile.note, _font(13)), fill=_PALE, font=_font(13))
 
 

@@ -49,6 +49,12 @@ _READERS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] =
 )
 FORMATS = tuple(name for name, _, _ in _READERS)
 
+# Encoders write about 10 scans in a progressive JPEG, 4 where colours are separate.
+_MAX_SCANS = 64
+_SCAN = b"\xff\xda"
+# Behind 0xFF: not a stuffed zero, a restart or fill; start-of-image has no length, and occurs once.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")
+
 # How to turn stored pixels upright, by EXIF orientation; 5 to 8 swap width and height.
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -213,9 +219,26 @@ def _open(data: bytes) -> tuple[ImageFile.ImageFile, str]:
         raise ImageError("empty: 0 bytes")
     for name, signature, reader in _READERS:
         if signature.match(data):
+            if name == "JPEG":
+                _check_scans(data)
             with _guard(f"broken {name} header"):
                 return reader(io.BytesIO(data)), name
     raise ImageError(f"not an image in a supported format ({', '.join(FORMATS)})")
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuses progressive JPEGs with far more scans than any encoder writes: each takes 100 bytes, and as long to
+    decode as the whole picture."""
+    if data.count(_SCAN) <= _MAX_SCANS:
+        return  # nearly always; the marker's bytes may also be in a thumbnail, or in a video behind the picture
+    position, scans = 2, 0
+    while marker := _MARKER.search(data, position):
+        if marker[0] == b"\xff\xd9":
+            return
+        scans += marker[0] == _SCAN
+        if scans > _MAX_SCANS:
+            raise ImageError(f"the JPEG image has more than {_MAX_SCANS} scans")
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
 
 
 def _orientation(image: Image.Image, data: bytes = b"") -> int:

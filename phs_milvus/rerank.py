@@ -22,6 +22,7 @@ from phs_milvus.client import Encoder
 from phs_milvus.errors import InvalidInput, PhsError
 from phs_milvus.images import ImageSource
 from phs_milvus.prompts import Prompt
+from phs_milvus.scales import encode_scales, query_db_scores
 from phs_milvus.types import Encoding, Float16Array, Float32Array, Focus
 
 
@@ -50,18 +51,16 @@ class Reranker:
         self._encoder = encoder
 
     def query(self, image: ImageSource, prompt: Prompt | None = None, *, focus: Focus = Focus()) -> Encoding:
-        """Encodes a query once, for use with any number of candidate lists."""
-        return self._encoder.encode(image, prompt, focus=focus, outputs=Outputs(heads=True))
+        """Encodes a query once, at each scale of its focus, for use with any number of candidate lists."""
+        return encode_scales(self._encoder, image, prompt, focus)
 
     def scores(self, query: Encoding, states: Float16Array) -> Float32Array:
-        """float32 [K] scores of states [K, 2, D], in their order.
+        """float32 [K] scores of states [K, 2, D], in their order; the mean over the query's scales.
 
         Raises:
             InvalidInput: a query without head weights, which `Reranker.query` asks for and a plain encode does not.
         """
-        if query.embedding is None or query.head_weights is None:
-            raise InvalidInput("has no head weights; encode it with Outputs(heads=True) or Reranker.query", "query")
-        return self._encoder.rerank(query.embedding[None], query.head_weights[None], states)[0]
+        return query_db_scores(self._encoder, query, states)
 
     def rerank_states(self, query: Encoding, states: Float16Array, *, top_k: int | None = None) -> Ranking:
         """Ranks candidates by their stored states, float16 [K, 2, D]; K = 0 gives an empty ranking."""

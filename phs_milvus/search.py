@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from phs_milvus import state
-from phs_milvus.calls import Outputs
 from phs_milvus.client import Encoder
 from phs_milvus.collection import Candidates, FocusedCollection
 from phs_milvus.errors import InvalidInput, PhsError, StateError
 from phs_milvus.images import ImageSource
 from phs_milvus.prompts import Prompt
 from phs_milvus.rerank import Reranker
+from phs_milvus.scales import encode_scales, encode_scales_many
 from phs_milvus.types import Encoding, Focus
 
 DEFAULT_LIMIT = 10
@@ -73,7 +73,7 @@ class SearchResult(Sequence[Hit]):
     """The hits of one query, best first; prints as a table.
 
     Attributes:
-        query: the query's Encoding, with head scores and weights.
+        query: the query's Encoding, with head scores and weights, and its `scales` where the focus has several.
         encode_ms, ann_ms, rerank_ms: wall time of each part, shared equally among the queries of one call.
     """
 
@@ -228,9 +228,9 @@ class FocusedSearch:
     def _encode(self, queries: Sequence[Query], focus: Focus) -> list[Encoding]:
         images = [self.locate(query.image) for query in queries]
         if len(queries) == 1:
-            return [self._encoder.encode(images[0], queries[0].prompt, focus=focus, outputs=Outputs(heads=True))]
+            return [encode_scales(self._encoder, images[0], queries[0].prompt, focus)]
         prompts = [query.prompt for query in queries]
-        results = list(self._encoder.encode_many(images, prompts, focus=focus, outputs=Outputs(heads=True)))
+        results = encode_scales_many(self._encoder, images, prompts, focus)
         for position, result in enumerate(results):
             if isinstance(result, InvalidInput):
                 raise type(result)(f"query {position}: {result}", result.field)

@@ -5,7 +5,8 @@ H = attention heads of the model's last layer, D = hidden size, E = embedding si
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from phs_milvus.errors import InvalidInput, PromptError
 
 Float32Array = npt.NDArray[np.float32]
 Float16Array = npt.NDArray[np.float16]
+Region = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,57 @@ class Focus:
     Attributes:
         heads: attention heads to keep (h_on in the paper, section 3.2); None means the model's default:
             5 for models of 12 or 16 heads, 1 for 24, about a third below 12.
+        roi: share of the last layer's [CLS] attention that is moved onto the prompt, 0 (none) to 1 (all of it).
+        zoom: 0 looks at the whole image; 1 or more at the crop around the prompt's bounding box, its sides grown by
+            this factor and clipped to the image. Several values, for example (0, 2), are scales of one query: search
+            encodes it once for each, and averages embeddings in stage one and scores in the reranking.
+        fovea: alpha of foveal attention, a baseline of the paper (0.2 there); for evaluation only.
+
+    Only the query changes: a collection serves any focus.
     """
 
     heads: int | None = None
+    roi: float = 0.0
+    zoom: float | tuple[float, ...] = 0.0
+    fovea: float = 0.0
 
     def __post_init__(self) -> None:
         if self.heads is not None and self.heads < 1:
             raise InvalidInput(f"heads must be at least 1 or None, got {self.heads}", "focus")
+        if not 0 <= self.roi <= 1:
+            raise InvalidInput(f"roi must be 0 to 1, got {self.roi}", "focus")
+        if not self._zooms or not all(zoom == 0 or 1 <= zoom < math.inf for zoom in self._zooms):
+            raise InvalidInput(f"zoom must be 0 (the whole image) or at least 1, got {self.zoom}", "focus")
+        if not 0 <= self.fovea < math.inf:
+            raise InvalidInput(f"fovea must be 0 or more, got {self.fovea}", "focus")
+
+    @classmethod
+    def paper(cls) -> Focus:
+        """PHS as published: the model's default head count on the whole image, nothing else."""
+        return cls()
+
+    @classmethod
+    def robust(cls) -> Focus:
+        """What held up best on clean boxes, jittered boxes and clicks (benchmarks/quality/robustness)."""
+        return cls(roi=1.0, zoom=(0.0, 1.25, 2.0))
+
+    @property
+    def scales(self) -> tuple[Focus, ...]:
+        """This focus at each of its scales: as many as `zoom` has values, each with one."""
+        return tuple(replace(self, zoom=zoom) for zoom in self._zooms)
+
+    @property
+    def only_zoom(self) -> float:
+        """The zoom of a focus with one scale; InvalidInput where there are several."""
+        if len(self._zooms) > 1:
+            raise InvalidInput(
+                "has several scales, which is for FocusedSearch and Reranker; an encoding has one", "focus"
+            )
+        return self._zooms[0]
+
+    @property
+    def _zooms(self) -> tuple[float, ...]:
+        return self.zoom if isinstance(self.zoom, tuple) else (self.zoom,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +135,14 @@ class Encoding:
 
     Attributes:
         embedding: float32 [E], l2-normalised, read out with `head_weights`.
-        state: float16 [2, D], the PHS state (residual, heads); does not depend on the prompt.
+        state: float16 [2, D], the PHS state (residual, heads) that `embedding` was read out from; depends on the
+            prompt only where the focus has roi, zoom or fovea.
         head_scores: float32 [H], share of each head's attention on the prompt; None without a prompt.
         head_weights: float32 [H], H / heads for selected heads, else 0; ones without a prompt.
         width, height: upright image size in pixels.
+        attention: float32 [H, grid_height, grid_width], as in `Explanation`.
+        scales: the encodings at each scale where the focus has several; `embedding` is then their normalised mean and
+            the other fields are those of the first scale.
     """
 
     embedding: Float32Array | None
@@ -102,6 +152,8 @@ class Encoding:
     timings: Timings | None
     width: int
     height: int
+    attention: Float32Array | None = None
+    scales: tuple[Encoding, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +161,12 @@ class Explanation:
     """What each head of the last layer looks at.
 
     Attributes:
-        attention: float32 [H, grid_height, grid_width], the [CLS] row over the patches.
+        attention: float32 [H, grid_height, grid_width], the [CLS] row over the patches, after roi.
         mask: float32 [grid_height, grid_width] in [0, 1], the prompt on the patch grid; None without a prompt.
         head_scores: float32 [H]; None without a prompt.
         head_weights: float32 [H].
         width, height: upright image size in pixels.
+        region: x0, y0, x1, y1 in pixels, exclusive: what the grids span, which is the crop where the focus has a zoom.
     """
 
     attention: Float32Array
@@ -122,6 +175,7 @@ class Explanation:
     head_weights: Float32Array
     width: int
     height: int
+    region: Region
 
     @property
     def selected_heads(self) -> list[int]:

@@ -89,6 +89,7 @@ def encode_request(
     state: bool = False,
     heads: bool = False,
     timings: bool = False,
+    attention: bool = False,
     expected_fingerprint: str = "",
 ) -> pb.EncodeRequest:
     """Builds an EncodeRequest; the flags say what the response shall hold."""
@@ -97,11 +98,12 @@ def encode_request(
         (state, pb.OUTPUT_STATE),
         (heads, pb.OUTPUT_HEADS),
         (timings, pb.OUTPUT_TIMINGS),
+        (attention, pb.OUTPUT_ATTENTION),
     ]
     return pb.EncodeRequest(
         image=image,
         mask=_mask_to_pb(mask),
-        focus=pb.Focus(heads=focus.heads or 0),
+        focus=_focus_to_pb(focus),
         outputs=[output for wanted, output in flags if wanted],
         expected_fingerprint=expected_fingerprint,
     )
@@ -114,7 +116,7 @@ def explain_request(
     return pb.ExplainRequest(
         image=image,
         mask=_mask_to_pb(mask),
-        focus=pb.Focus(heads=focus.heads or 0),
+        focus=_focus_to_pb(focus),
         expected_fingerprint=expected_fingerprint,
     )
 
@@ -145,6 +147,10 @@ def _mask_to_pb(mask: MaskRuns | None) -> pb.Mask | None:
     return None if mask is None else pb.Mask(width=mask.width, height=mask.height, runs=mask.runs.tolist())
 
 
+def _focus_to_pb(focus: Focus) -> pb.Focus:
+    return pb.Focus(heads=focus.heads or 0, roi=focus.roi, zoom=focus.only_zoom, fovea=focus.fovea)
+
+
 def mask_from_pb(request: pb.EncodeRequest | pb.ExplainRequest) -> MaskRuns | None:
     """The mask of a request, not yet checked against the image."""
     if not request.HasField("mask"):
@@ -157,12 +163,13 @@ def focus_from_pb(request: pb.EncodeRequest | pb.ExplainRequest, model_heads: in
     """The focus of a request.
 
     Raises:
-        InvalidInput: more heads than the model has.
+        InvalidInput: more heads than the model has, or a number out of range.
     """
     heads = request.focus.heads
     if heads > model_heads:
         raise InvalidInput(f"heads is {heads}, but the model has {model_heads}; use 1 to {model_heads}", "focus")
-    return Focus(heads=heads or None)
+    focus = request.focus
+    return Focus(heads=heads or None, roi=focus.roi, zoom=focus.zoom, fovea=focus.fovea)
 
 
 def stream_request(item: int, request: pb.EncodeRequest) -> pb.EncodeStreamRequest:
@@ -189,6 +196,8 @@ def encoding_to_pb(encoding: Encoding, outputs: Sequence[int]) -> pb.EncodeRespo
     if pb.OUTPUT_TIMINGS in wanted and encoding.timings is not None:
         t = encoding.timings
         response.timings.CopyFrom(pb.Timings(decode_ms=t.decode_ms, queue_ms=t.queue_ms, compute_ms=t.compute_ms))
+    if pb.OUTPUT_ATTENTION in wanted and encoding.attention is not None:
+        response.attention.CopyFrom(tensor_to_pb(encoding.attention))
     return response
 
 
@@ -206,6 +215,7 @@ def encoding_from_pb(response: pb.EncodeResponse) -> Encoding:
         timings=timings,
         width=response.width,
         height=response.height,
+        attention=_optional(response, "attention", np.float32),
     )
 
 
@@ -233,6 +243,7 @@ def explanation_to_pb(explanation: Explanation) -> pb.ExplainResponse:
         head_weights=tensor_to_pb(explanation.head_weights),
         width=explanation.width,
         height=explanation.height,
+        region=pb.Region(**dict(zip(_REGION_FIELDS, explanation.region, strict=True))),
     )
     if explanation.mask is not None:
         response.mask.CopyFrom(tensor_to_pb(explanation.mask))
@@ -243,6 +254,7 @@ def explanation_to_pb(explanation: Explanation) -> pb.ExplainResponse:
 
 def explanation_from_pb(response: pb.ExplainResponse) -> Explanation:
     """ExplainResponse -> Explanation."""
+    region = response.region
     return Explanation(
         attention=tensor_from_pb(response.attention, "attention", np.float32, [None, None, None]),
         mask=_optional(response, "mask", np.float32),
@@ -250,9 +262,11 @@ def explanation_from_pb(response: pb.ExplainResponse) -> Explanation:
         head_weights=tensor_from_pb(response.head_weights, "head_weights", np.float32, [None]),
         width=response.width,
         height=response.height,
+        region=(region.x0, region.y0, region.x1, region.y1),
     )
 
 
+_REGION_FIELDS = ("x0", "y0", "x1", "y1")
 _INFO_FIELDS = [name for name in ModelInfo.__dataclass_fields__ if name != "limits"]
 _LIMIT_FIELDS = list(Limits.__dataclass_fields__)
 

@@ -106,3 +106,45 @@ def _output_projection(model: nn.Module) -> nn.Linear:
     ]
     assert len(found) == 1
     return found[0]
+
+
+@torch.no_grad()
+def plain_vit(
+    model: nn.Module,
+    pixels: Tensor,
+    mask: Tensor | None = None,
+    *,
+    roi: float = 0.0,
+    bias: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """A ViT written out layer by layer and head by head: [E], l2-normalised.
+
+    Args:
+        pixels: [3, S, S]; mask: [N], for roi; bias: [N], added to the [CLS] logits of the last four layers;
+        weights: [H], of the last layer's heads.
+    """
+    tokens = model.embeddings(pixels.unsqueeze(0))[0]
+    layers = list(getattr(model, "layers", None) or model.encoder.layer)
+    heads = model.config.num_attention_heads
+    size = model.config.hidden_size // heads
+    for number, layer in enumerate(layers):
+        last = number == len(layers) - 1
+        normed = layer.layernorm_before(tokens)
+        attention = layer.attention
+        query, key, value = (part(normed) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+        outputs = []
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            logits = query[:, part] @ key[:, part].T / size**0.5
+            if bias is not None and number >= len(layers) - 4:
+                logits[0, 1:] += bias
+            shares = logits.softmax(dim=1)
+            if last and roi:
+                inside = mask * shares[0, 1:]
+                shares[0] *= 1 - roi
+                shares[0, 1:] += roi * inside / inside.sum()
+            outputs.append(shares @ value[:, part] * (weights[head] if last and weights is not None else 1))
+        tokens = tokens + attention.o_proj(torch.cat(outputs, dim=1))
+        tokens = tokens + layer.mlp(layer.layernorm_after(tokens))
+    return nn.functional.normalize(model.layernorm(tokens[0]), dim=0)

@@ -84,11 +84,11 @@ class OutOfMemoryAbove(torch.nn.Module):
         self.inner, self.readout, self.limit = backbone, backbone.readout, limit
         self.sizes: list[int] = []
 
-    def forward(self, pixels: torch.Tensor) -> object:
+    def forward(self, pixels: torch.Tensor, look: object) -> object:
         self.sizes.append(len(pixels))
         if len(pixels) > self.limit:
             raise torch.OutOfMemoryError("full")
-        return self.inner(pixels)
+        return self.inner(pixels, look)
 
 
 def test_batches_are_halved_on_out_of_memory_and_stay_small(tiny_model: Path) -> None:

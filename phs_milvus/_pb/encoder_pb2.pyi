@@ -20,6 +20,7 @@ class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_STATE: _ClassVar[Output]
     OUTPUT_HEADS: _ClassVar[Output]
     OUTPUT_TIMINGS: _ClassVar[Output]
+    OUTPUT_ATTENTION: _ClassVar[Output]
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_FLOAT16: DType
@@ -28,6 +29,7 @@ OUTPUT_EMBEDDING: Output
 OUTPUT_STATE: Output
 OUTPUT_HEADS: Output
 OUTPUT_TIMINGS: Output
+OUTPUT_ATTENTION: Output
 
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "data")
@@ -50,10 +52,28 @@ class Mask(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., runs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Focus(_message.Message):
-    __slots__ = ("heads",)
+    __slots__ = ("heads", "roi", "zoom", "fovea")
     HEADS_FIELD_NUMBER: _ClassVar[int]
+    ROI_FIELD_NUMBER: _ClassVar[int]
+    ZOOM_FIELD_NUMBER: _ClassVar[int]
+    FOVEA_FIELD_NUMBER: _ClassVar[int]
     heads: int
-    def __init__(self, heads: _Optional[int] = ...) -> None: ...
+    roi: float
+    zoom: float
+    fovea: float
+    def __init__(self, heads: _Optional[int] = ..., roi: _Optional[float] = ..., zoom: _Optional[float] = ..., fovea: _Optional[float] = ...) -> None: ...
+
+class Region(_message.Message):
+    __slots__ = ("x0", "y0", "x1", "y1")
+    X0_FIELD_NUMBER: _ClassVar[int]
+    Y0_FIELD_NUMBER: _ClassVar[int]
+    X1_FIELD_NUMBER: _ClassVar[int]
+    Y1_FIELD_NUMBER: _ClassVar[int]
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    def __init__(self, x0: _Optional[int] = ..., y0: _Optional[int] = ..., x1: _Optional[int] = ..., y1: _Optional[int] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
     __slots__ = ("image", "mask", "focus", "outputs", "expected_fingerprint")
@@ -70,7 +90,7 @@ class EncodeRequest(_message.Message):
     def __init__(self, image: _Optional[bytes] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., focus: _Optional[_Union[Focus, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
-    __slots__ = ("embedding", "state", "head_scores", "head_weights", "timings", "width", "height")
+    __slots__ = ("embedding", "state", "head_scores", "head_weights", "timings", "width", "height", "attention")
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     HEAD_SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +98,7 @@ class EncodeResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     embedding: Tensor
     state: Tensor
     head_scores: Tensor
@@ -85,7 +106,8 @@ class EncodeResponse(_message.Message):
     timings: Timings
     width: int
     height: int
-    def __init__(self, embedding: _Optional[_Union[Tensor, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ..., head_scores: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+    attention: Tensor
+    def __init__(self, embedding: _Optional[_Union[Tensor, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ..., head_scores: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., attention: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("decode_ms", "queue_ms", "compute_ms")
@@ -154,20 +176,22 @@ class ExplainRequest(_message.Message):
     def __init__(self, image: _Optional[bytes] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., focus: _Optional[_Union[Focus, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("attention", "mask", "head_scores", "head_weights", "width", "height")
+    __slots__ = ("attention", "mask", "head_scores", "head_weights", "width", "height", "region")
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
     HEAD_SCORES_FIELD_NUMBER: _ClassVar[int]
     HEAD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
     attention: Tensor
     mask: Tensor
     head_scores: Tensor
     head_weights: Tensor
     width: int
     height: int
-    def __init__(self, attention: _Optional[_Union[Tensor, _Mapping]] = ..., mask: _Optional[_Union[Tensor, _Mapping]] = ..., head_scores: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+    region: Region
+    def __init__(self, attention: _Optional[_Union[Tensor, _Mapping]] = ..., mask: _Optional[_Union[Tensor, _Mapping]] = ..., head_scores: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
 
 class GetModelInfoRequest(_message.Message):
     __slots__ = ()

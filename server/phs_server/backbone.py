@@ -7,7 +7,7 @@ Attribute names differ between transformers releases; `_pick` takes the first th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ import transformers
 from torch import Tensor, nn
 
 from phs_milvus.errors import ModelError
-from phs_server.last_layer import ClsAttention, LastLayer, ProbeAttention, Rope
+from phs_server.fovea import foveal_trunk
+from phs_server.last_layer import ClsAttention, LastLayer, Look, ProbeAttention, Rope
 from phs_server.readout import Readout
 
 # transformers' models have no useful static type: their attributes differ by family and release.
@@ -25,10 +26,17 @@ Trunk = Callable[[Model, Tensor], Tensor]
 
 
 class Backbone(nn.Module):
-    """A model cut in three. `forward` is everything up to and including the last attention."""
+    """A model cut in three. `forward` is everything up to and including the last attention.
 
-    def __init__(self, model: Model, trunk: Trunk, last: nn.Module, readout: Readout) -> None:
+    Args:
+        layers: those of the trunk, in order; empty where the pooled token is not among the trunk's tokens.
+    """
+
+    def __init__(
+        self, model: Model, trunk: Trunk, last: ClsAttention | ProbeAttention, readout: Readout, layers: Sequence[Model]
+    ) -> None:
         super().__init__()
+        self.layers = tuple(layers)
         self.model = model
         self.trunk = trunk
         self.last = last
@@ -55,13 +63,16 @@ class Backbone(nn.Module):
         self.last.to(dtype)
         self.readout.set_precision(dtype)
 
-    def forward(self, pixel_values: Tensor) -> LastLayer:
+    def forward(self, pixel_values: Tensor, look: Look | None = None) -> LastLayer:
         """pixel_values float [B, 3, S, S], normalised -> the last attention for the pooled token."""
         pixel_values = pixel_values.to(self.dtype)
         rope: Rope | None = None
         if hasattr(self.model, "rope_embeddings"):
             rope = self.model.rope_embeddings(pixel_values)
-        return self.last(self.trunk(self.model, pixel_values), rope)
+        if look is None:
+            return self.last(self.trunk(self.model, pixel_values), rope)
+        with foveal_trunk(self.layers, look.fovea, self.last.prefix_tokens):
+            return self.last(self.trunk(self.model, pixel_values), rope, look)
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ def _cut_last_layer(
         scale1=_pick(layer, "layer_scale1.lambda1", default=None),
         scale2=_pick(layer, "layer_scale2.lambda1", default=None),
     )
-    return Backbone(model, trunk, last, readout)
+    return Backbone(model, trunk, last, readout, list(layers))
 
 
 def _cut_siglip(model: Model, trunk: Trunk) -> Backbone:
@@ -172,7 +183,7 @@ def _cut_siglip(model: Model, trunk: Trunk) -> Backbone:
         mlp=head.mlp,
         final_norm=nn.Identity(),
     )
-    return Backbone(model, trunk, ProbeAttention(head.attention, head.probe), readout)
+    return Backbone(model, trunk, ProbeAttention(head.attention, head.probe), readout, layers=())
 
 
 def _mlp_of(layer: Model) -> nn.Module:

@@ -147,7 +147,7 @@ def _load_model(model_id: str, model_type: str, config: transformers.PretrainedC
 
 def _not_loadable(model_id: str, error: Exception) -> ModelError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(model_id).is_dir():
+    if model_id and Path(model_id).is_dir():
         return ModelError(
             f"cannot load the model in directory '{model_id}': {reason}. "
             "It must hold config.json, model.safetensors and preprocessor_config.json."

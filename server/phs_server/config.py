@@ -60,10 +60,31 @@ class Settings:
     max_image_bytes: int = _setting(Limits.image_bytes, "bytes of one encoded image", minimum=1)
     max_image_pixels: int = _setting(Limits.image_pixels, "pixels (width x height) of one decoded image", minimum=1)
     max_message_bytes: int = _setting(Limits.message_bytes, "bytes of one gRPC message, either way", minimum=65536)
+    max_calls: int = _setting(
+        128, "unary calls at once; more are answered RESOURCE_EXHAUSTED before their message is read", minimum=1
+    )
+    max_streams: int = _setting(16, "bulk streams at once; more are answered RESOURCE_EXHAUSTED", minimum=1)
+    max_connection_calls: int = _setting(
+        256, "calls and streams at once on one connection; more wait in the client", minimum=1
+    )
+    max_in_flight_bytes: int = _setting(
+        2**30, "bytes of requests worked on at once; beyond, unary calls are refused and streams wait", minimum=1
+    )
+    max_connection_bytes: int = _setting(2**29, "of max_in_flight_bytes, bytes that one connection may use", minimum=1)
+    receive_seconds: float = _setting(30.0, "seconds that a unary call may take to send its message", minimum=0.1)
     drain_seconds: float = _setting(
         30.0, "seconds that accepted requests get to finish after SIGTERM or Ctrl-C", minimum=0
     )
+    tls_cert: str = _setting("", "PEM file of the server's certificate chain; empty: plaintext")
+    tls_key: str = _setting("", "PEM file of the certificate's private key")
+    tls_client_ca: str = _setting("", "PEM file of the CA that clients' certificates must be signed by (mutual TLS)")
+    token_file: str = _setting(
+        "", "file of bearer tokens, one per line, read again when it changes; empty: no token is asked for"
+    )
+    metrics_port: int = _setting(0, "TCP port of Prometheus metrics, at /metrics; 0: none", minimum=0)
+    metrics_host: str = _setting("127.0.0.1", "address the metrics port listens on")
     log_level: str = _setting("info", "how much to log", choices=("debug", "info", "warning", "error"))
+    log_format: str = _setting("text", "log lines for people, or JSON objects", choices=("text", "json"))
 
     @property
     def limits(self) -> Limits:
@@ -82,7 +103,8 @@ def make_parser(environment: Mapping[str, str] = os.environ, prog: str = "phs-se
         prog=prog,
         description="gRPC embedding server for focused image search: image and mask in, PHS embedding and state out.",
         epilog="Each flag can also be set by the environment variable named in its help. Stop with Ctrl-C or SIGTERM: "
-        "accepted requests are finished first.",
+        "accepted requests are finished first. Health (grpc.health.v1): '', 'readiness' and 'phs.v1.FocusEncoder' tell "
+        "whether to send requests, 'liveness' whether to leave the process running.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_flags(parser, environment)

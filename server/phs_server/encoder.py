@@ -19,7 +19,10 @@ from phs_milvus.types import Float16Array, Float32Array
 from phs_server.checkpoint import Checkpoint
 from phs_server.cpu_kernels import speed_up
 from phs_server.cuda import CudaRunner
-from phs_server.head_selection import roi_scores, select_heads
+from phs_server.focus import AttentionChange
+from phs_server.fovea import takes_bias
+from phs_server.head_selection import roi_attention, roi_scores, select_heads
+from phs_server.last_layer import Look
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class EncodedBatch:
     """Results for B images.
 
     embeddings: float32 [B, E]; states: float16 [B, 2, D]; scores, weights: float32 [B, H];
-    attention: float32 [B, H, N].
+    attention: float32 [B, H, N], after roi.
     """
 
     embeddings: Float32Array
@@ -96,18 +99,26 @@ class FocusEngine:
                     self._gpu_mode = "eager"
             self.encode(*batch)
 
-    def encode(self, pixels: np.ndarray, masks: np.ndarray, head_counts: np.ndarray) -> EncodedBatch:
+    @property
+    def has_fovea(self) -> bool:
+        """Whether the model can run foveal attention."""
+        return takes_bias(self.backbone.layers)
+
+    def encode(
+        self, pixels: np.ndarray, masks: np.ndarray, head_counts: np.ndarray, change: AttentionChange | None = None
+    ) -> EncodedBatch:
         """Encodes a batch. Halves it, now and from then on, where the device runs out of memory.
 
         Args:
             pixels: uint8 [B, 3, S, S], RGB.
             masks: float32 [B, N] in [0, 1]; a row of zeros where there is no prompt.
             head_counts: int64 [B], heads to keep; 0 keeps all, for images without a prompt.
+            change: roi and fovea of a batch in which any item has one. Heads are selected by the attention before roi.
 
         Raises:
             torch.OutOfMemoryError: not even one image fits.
         """
-        inputs = (pixels, masks, head_counts)
+        inputs = (pixels, masks, head_counts, *(change or ()))
         while True:
             size = min(self._largest, len(pixels))
             try:
@@ -149,20 +160,23 @@ class FocusEngine:
         return torch.cat(parts, dim=1).clamp_(-1, 1).cpu().numpy()
 
     def _run(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        if self._cuda is not None:
+        # Changes to the attention are rare, and no graph is recorded for them.
+        if self._cuda is not None and len(inputs) == 3:
             return self._cuda.run(*inputs)
         outputs = self._forward(*(torch.from_numpy(array).to(self.device) for array in inputs))
         return [output.cpu().numpy() for output in outputs]
 
     @torch.inference_mode()
-    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor) -> tuple[Tensor, ...]:
+    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor, *change: Tensor) -> tuple[Tensor, ...]:
         """The fields of EncodedBatch, on the device."""
-        last = self.backbone(pixels.float() * self._gain + self._offset)
+        look = Look(masks, *change) if change else None
+        last = self.backbone(pixels.float() * self._gain + self._offset, look)
         scores = roi_scores(last.attention, masks)
         weights = select_heads(scores, head_counts)
         embeddings = self.backbone.readout(last.residual, last.heads, weights)
         states = torch.stack([last.residual, last.heads], dim=1).to(torch.float16)
-        return embeddings, states, scores, weights, last.attention
+        attention = last.attention if look is None else roi_attention(last.attention, masks, look.roi)
+        return embeddings, states, scores, weights, attention
 
     def _blank(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Arguments of `encode` for `size` black images without a prompt."""

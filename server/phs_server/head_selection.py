@@ -31,6 +31,27 @@ def roi_scores(attention: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("bhn,bn->bh", attention.float(), mask.float())
 
 
+def roi_attention(attention: Tensor, mask: Tensor, roi: Tensor) -> Tensor:
+    """Moves a share of each head's attention onto the mask: A' = (1 - roi) A + roi (m * A) / sum_p m_p A_p.
+
+    Args:
+        attention: float32 [B, H, N], the patch columns. The other columns are to be multiplied by 1 - roi.
+        mask: float [B, N] in [0, 1].
+        roi: float [B] in [0, 1].
+
+    Returns:
+        float32 [B, H, N]. Where no attention falls on the mask, the mask itself takes its place; where the mask is
+        empty, the moved share is lost, so `roi` must be 0 there.
+    """
+    mask = mask.unsqueeze(1)
+    inside = attention * mask
+    total = inside.sum(dim=-1, keepdim=True)
+    inside = torch.where(total > 0, inside, mask)
+    inside = inside / inside.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(inside.dtype).tiny)
+    roi = roi.view(-1, 1, 1)
+    return (1 - roi) * attention + roi * inside
+
+
 def select_heads(scores: Tensor, head_counts: Tensor) -> Tensor:
     """Weights that keep the highest-scoring heads and preserve the total: H / h_on for those, 0 for the rest.
 

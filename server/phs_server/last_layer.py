@@ -10,7 +10,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from phs_server.head_selection import roi_attention
+
 Rope = tuple[Tensor, Tensor]
+
+
+class Look(NamedTuple):
+    """How prompts change the attention itself, for batches where any does.
+
+    mask: float32 [B, N] in [0, 1]; roi: float32 [B], see `roi_attention`; fovea: float32 [B, N], added to the logits.
+    """
+
+    mask: Tensor
+    roi: Tensor
+    fovea: Tensor
 
 
 class LastLayer(NamedTuple):
@@ -18,7 +31,7 @@ class LastLayer(NamedTuple):
 
     residual: [B, D], the [CLS] hidden state entering the layer; zeros for an attention-pooling head.
     heads: [B, D], the outputs of the H heads side by side, before the output projection.
-    attention: float32 [B, H, N], softmax over all tokens, patch columns only.
+    attention: float32 [B, H, N], softmax over all tokens, patch columns only; before roi, after fovea.
     """
 
     residual: Tensor
@@ -45,12 +58,21 @@ class _SingleQueryAttention(nn.Module):
         self.key = key
         self.value = value
 
-    def attend(self, query: Tensor, tokens: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, query: Tensor, tokens: Tensor, rope: Rope | None, look: Look | None = None
+    ) -> tuple[Tensor, Tensor]:
         """query [B, D] or [1, D] and normed tokens [B, T, D] -> (heads [B, D], attention float32 [B, H, N])."""
         size = query.shape[-1] // self.heads
-        scores = self._scores(query.view(-1, self.heads, size) * size**-0.5, tokens, rope)
-        attention = scores.float().softmax(dim=-1)
-        return self.pool(attention, tokens), attention[:, :, self.prefix_tokens :]
+        scores = self._scores(query.view(-1, self.heads, size) * size**-0.5, tokens, rope).float()
+        prefix = self.prefix_tokens
+        if look is not None:
+            scores[:, :, prefix:] += look.fovea.unsqueeze(1)
+        attention = scores.softmax(dim=-1)
+        patches = attention[:, :, prefix:]
+        if look is not None:
+            kept = attention[:, :, :prefix] * (1 - look.roi).view(-1, 1, 1)
+            attention = torch.cat((kept, roi_attention(patches, look.mask, look.roi)), dim=-1)
+        return self.pool(attention, tokens), patches
 
     def pool(self, attention: Tensor, tokens: Tensor) -> Tensor:
         """attention float32 [B, H, T] whose rows sum to 1, and normed tokens [B, T, D] -> heads [B, D]."""
@@ -84,10 +106,10 @@ class ClsAttention(_SingleQueryAttention):
         self.norm1 = norm1
         self.query = query
 
-    def forward(self, tokens: Tensor, rope: Rope | None) -> LastLayer:
+    def forward(self, tokens: Tensor, rope: Rope | None, look: Look | None = None) -> LastLayer:
         """tokens [B, T, D] entering the layer, [CLS] first, then registers, then patches."""
         normed = self.norm1(tokens)
-        heads, attention = self.attend(self.query(normed[:, 0]), normed, rope)
+        heads, attention = self.attend(self.query(normed[:, 0]), normed, rope, look)
         return LastLayer(tokens[:, 0], heads, attention)
 
 
@@ -102,9 +124,9 @@ class ProbeAttention(_SingleQueryAttention):
         with torch.no_grad():
             self.register_buffer("query", query(probe.detach().reshape(1, -1)))
 
-    def forward(self, tokens: Tensor, rope: Rope | None) -> LastLayer:
+    def forward(self, tokens: Tensor, rope: Rope | None, look: Look | None = None) -> LastLayer:
         """tokens [B, N, D], already through the model's last norm."""
-        heads, attention = self.attend(self.query, tokens, rope)
+        heads, attention = self.attend(self.query, tokens, rope, look)
         return LastLayer(torch.zeros_like(heads), heads, attention)
 
 

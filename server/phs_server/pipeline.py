@@ -22,7 +22,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from phs_milvus.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, ModelError
+from phs_milvus.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, InvalidInput, ModelError
 from phs_milvus.types import (
     Encoding,
     Explanation,
@@ -37,9 +37,10 @@ from phs_server import checkpoint
 from phs_server.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
 from phs_server.config import Settings
 from phs_server.encoder import EncodedBatch, FocusEngine, available_cores, resolve_devices
+from phs_server.focus import attention_change, prepare_focused
 from phs_server.gate import Gate
 from phs_server.head_selection import default_head_count
-from phs_server.preprocess import Prepared, mask_on_grid, prepare_image
+from phs_server.preprocess import Prepared, prepare_image
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,10 @@ class Pipeline:
 
     Attributes:
         info: what GetModelInfo answers.
+        observe_batch: called on an encode thread with the number of images in each batch.
     """
+
+    observe_batch: Callable[[int], None] = staticmethod(lambda size: None)
 
     def __init__(self, settings: Settings) -> None:
         devices = resolve_devices(settings.devices)
@@ -86,7 +90,7 @@ class Pipeline:
         # Two threads per GPU: one prepares and collects a batch while the GPU computes the other's.
         threads_per_engine = 2 if on_gpu else 1
         self._encodes: Batcher[Prepared, _Row] = Batcher(
-            *(partial(_run_batch, engine) for engine in self._engines for _ in range(threads_per_engine)),
+            *(partial(self._run_batch, engine) for engine in self._engines for _ in range(threads_per_engine)),
             max_batch_size=settings.max_batch_size,
             max_delay_ms=settings.max_queue_delay_ms,
             **bounds,
@@ -135,6 +139,7 @@ class Pipeline:
             timings=Timings(decoded.compute_ms, decoded.queue_ms + done.queue_ms, done.compute_ms),
             width=prepared.width,
             height=prepared.height,
+            attention=self._on_grid(row.attention),
         )
 
     async def explain(
@@ -142,15 +147,20 @@ class Pipeline:
     ) -> Explanation:
         """What each head looks at in one image; raises as `encode` does."""
         decoded, done = await self._run(image, mask, focus, timeout, wait=False)
-        prepared, row, grid = decoded.result, done.result, self._preprocessing.grid
+        prepared, row = decoded.result, done.result
         return Explanation(
-            attention=row.attention.reshape(-1, grid, grid),
-            mask=None if mask is None else prepared.mask.reshape(grid, grid),
+            attention=self._on_grid(row.attention),
+            mask=None if mask is None else self._on_grid(prepared.mask)[0],
             head_scores=None if mask is None else row.scores,
             head_weights=row.weights,
             width=prepared.width,
             height=prepared.height,
+            region=prepared.region,
         )
+
+    def _on_grid(self, values: Float32Array) -> Float32Array:
+        """[..., N] -> [any, grid, grid]."""
+        return values.reshape(-1, self._preprocessing.grid, self._preprocessing.grid)
 
     async def rerank(self, inputs: RerankInputs, *, timeout: float | None = None) -> Float32Array:
         """Scores float32 [Q, K] of (embeddings [Q, E], head weights [Q, H], states [K, 2, D])."""
@@ -161,6 +171,11 @@ class Pipeline:
     def healthy(self) -> bool:
         """Whether the threads that decode and that run the model are alive."""
         return self._decodes.alive and self._encodes.alive and self._reranks.alive
+
+    @property
+    def queue_depth(self) -> int:
+        """Decoded images that wait for a batch."""
+        return self._encodes.depth
 
     def close(self, timeout: float) -> None:
         """Finishes queued work for up to `timeout` seconds, then fails what is left."""
@@ -190,11 +205,32 @@ class Pipeline:
     def _prepare(self, image: bytes, mask: MaskRuns | None, focus: Focus) -> Prepared:
         """On a decode thread."""
         shape = self._preprocessing
-        pixels, width, height = prepare_image(image, shape.image_size, shape.resample, self._limits)
         if mask is None:
-            return Prepared(pixels, np.zeros(shape.grid**2, np.float32), 0, width, height)
-        heads = focus.heads or self.info.default_heads
-        return Prepared(pixels, mask_on_grid(mask, width, height, shape.grid), heads, width, height)
+            pixels, width, height = prepare_image(image, shape.image_size, shape.resample, self._limits)
+            return Prepared(pixels, np.zeros(shape.grid**2, np.float32), 0, width, height, (0, 0, width, height))
+        if focus.fovea and not self._engines[0].has_fovea:
+            raise InvalidInput(f"fovea is not for {self.info.model_type} models in this transformers release", "focus")
+        return prepare_focused(
+            image,
+            mask,
+            focus,
+            focus.heads or self.info.default_heads,
+            image_size=shape.image_size,
+            resample=shape.resample,
+            grid=shape.grid,
+            limits=self._limits,
+        )
+
+    def _run_batch(self, engine: FocusEngine, items: Sequence[Prepared]) -> list[_Row]:
+        """On an encode thread."""
+        self.observe_batch(len(items))
+        batch = engine.encode(
+            np.stack([item.pixels for item in items]),
+            np.stack([item.mask for item in items]),
+            np.array([item.heads for item in items], np.int64),
+            attention_change(items),
+        )
+        return [_Row(batch, index) for index in range(len(items))]
 
 
 class _Row:
@@ -206,16 +242,6 @@ class _Row:
         self.scores = batch.scores[index]
         self.weights = batch.weights[index]
         self.attention = batch.attention[index]
-
-
-def _run_batch(engine: FocusEngine, items: Sequence[Prepared]) -> list[_Row]:
-    """On an encode thread."""
-    batch = engine.encode(
-        np.stack([item.pixels for item in items]),
-        np.stack([item.mask for item in items]),
-        np.array([item.heads for item in items], np.int64),
-    )
-    return [_Row(batch, index) for index in range(len(items))]
 
 
 def _rerank(engine: FocusEngine, items: Sequence[RerankInputs]) -> list[Float32Array]:

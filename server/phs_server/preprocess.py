@@ -14,7 +14,7 @@ from PIL import Image
 
 from phs_milvus.errors import ImageError, PromptError
 from phs_milvus.images import decode_upright, open_header
-from phs_milvus.types import Float32Array, Limits, MaskRuns
+from phs_milvus.types import Float32Array, Limits, MaskRuns, Region
 
 # A JPEG is decoded at reduced scale only where the result is still this many times as wide and high as the target.
 # At 2 the pixel error is five times larger: the decoder's own averaging then does most of the resize.
@@ -26,7 +26,8 @@ class Prepared:
     """One item of a batch.
 
     pixels: uint8 [3, S, S], RGB; mask: float32 [grid * grid] in [0, 1], zeros without a prompt;
-    heads: h_on, 0 without a prompt; width, height: upright image in pixels.
+    heads: h_on, 0 without a prompt; width, height: upright image in pixels; region: what of it is in `pixels`;
+    roi: see `Focus`; fovea: float32 [grid * grid] to add to the [CLS] logits, or None.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -34,6 +35,9 @@ class Prepared:
     heads: int
     width: int
     height: int
+    region: Region
+    roi: float = 0.0
+    fovea: Float32Array | None = None
 
 
 def prepare_image(
@@ -48,14 +52,29 @@ def prepare_image(
     Raises:
         ImageError: over a limit, which is checked before anything is decoded, or not decodable.
     """
+    width, height = checked_size(data, limits)
+    image = decode_upright(data, at_least=_DRAFT_MARGIN * image_size)
+    return squashed(image, image_size, resample), width, height
+
+
+def checked_size(data: bytes, limits: Limits) -> tuple[int, int]:
+    """Width and height of the upright image, read from its header.
+
+    Raises:
+        ImageError: over a limit, or not an image.
+    """
     if len(data) > limits.image_bytes:
         raise ImageError(f"is {len(data)} bytes; this server takes up to {limits.image_bytes}")
     width, height, _ = open_header(data)
     if width * height > limits.image_pixels:
         raise ImageError(f"is {width}x{height} pixels; this server takes up to {limits.image_pixels} in all")
-    image = decode_upright(data, at_least=_DRAFT_MARGIN * image_size)
+    return width, height
+
+
+def squashed(image: Image.Image, image_size: int, resample: int) -> npt.NDArray[np.uint8]:
+    """An RGB image at the model's size: uint8 [3, S, S]."""
     resized = image.resize((image_size, image_size), Image.Resampling(resample))
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)), width, height
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
 def mask_on_grid(mask: MaskRuns, width: int, height: int, grid: int) -> Float32Array:
@@ -72,13 +91,23 @@ def mask_on_grid(mask: MaskRuns, width: int, height: int, grid: int) -> Float32A
     Raises:
         PromptError: another size than the image, runs that do not fit, or nothing set.
     """
+    return shares_on_grid(expanded(mask, width, height), grid)
+
+
+def expanded(mask: MaskRuns, width: int, height: int) -> npt.NDArray[np.bool_]:
+    """bool [height, width], its size checked before it is expanded; raises PromptError as `mask_on_grid`."""
     if (mask.width, mask.height) != (width, height):
         raise PromptError(
             f"is for a {mask.width}x{mask.height} image, but the upright image is {width}x{height} "
             "(EXIF orientation applied)",
             "mask",
         )
-    inside = mask.to_array()
+    return mask.to_array()
+
+
+def shares_on_grid(inside: npt.NDArray[np.bool_], grid: int) -> Float32Array:
+    """`mask_on_grid` for a mask bool [height, width]."""
+    height, width = inside.shape
     columns = _overlap(grid, width)
     rows = _overlap(grid, height)
     # One band of rows per patch row keeps the float copy of a large mask small.

@@ -1,0 +1,4 @@
+from phs_milvus.cli import main
+
+if __name__ == "__main__":
+    main()

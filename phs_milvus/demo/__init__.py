@@ -1,0 +1,1 @@
+"""`phs-milvus demo`: ingest, search with and without a prompt, and show both side by side. See run.py."""

@@ -1,0 +1,86 @@
+"""MP@10 of whole-image and focused search over the demo queries, with paired standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from phs_milvus.demo.scenes import DemoQuery, Scene
+from phs_milvus.search import FocusedSearch, Hit, Query
+
+TOP = 10
+_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method's figures.
+
+    Attributes:
+        precision: MP@10, the mean share of relevant pictures among the first ten.
+        gain, gain_error: mean difference to the whole image over the same queries, and its standard error.
+    """
+
+    method: str
+    precision: float
+    gain: float
+    gain_error: float
+
+
+def measure(
+    search: FocusedSearch, scenes: Sequence[Scene], queries: Sequence[DemoQuery], locate: Callable[[Scene], str]
+) -> list[Measured]:
+    """Runs every query with every method.
+
+    Args:
+        locate: the path of a scene's picture.
+    """
+    labels = {scene.name: scene.labels for scene in scenes}
+    methods: list[tuple[str, bool, dict[str, Any]]] = [
+        ("whole image", False, {"rerank": False}),
+        ("PHS, Query-Only", True, {"rerank": False}),
+        ("PHS, two-stage Query-DB (200 candidates)", True, {"candidates": 200}),
+        ("PHS, exhaustive Query-DB", True, {"candidates": len(scenes)}),
+    ]
+    steps = tqdm(total=len(methods) * len(queries), desc="measuring", unit="query")
+    scores = {}
+    for method, focused, options in methods:
+        found: list[float] = []
+        for some in _chunks(queries):
+            asked = [Query(locate(query.scene), query.prompt if focused else None) for query in some]
+            results = search.search_many(asked, limit=TOP + 1, **options)
+            for query, result in zip(some, results, strict=True):
+                hits = others(result.hits, query.scene.name)
+                found.append(sum(query.target.label in labels[str(hit.id)] for hit in hits) / TOP)
+            steps.update(len(some))
+        scores[method] = np.array(found)
+    steps.close()
+    return list(_compared(scores))
+
+
+def others(hits: Sequence[Hit], query_id: str, count: int = TOP) -> list[Hit]:
+    """The first `count` hits that are not the query itself."""
+    return [hit for hit in hits if hit.id != query_id][:count]
+
+
+def chance(scenes: Sequence[Scene], queries: Sequence[DemoQuery]) -> float:
+    """The MP@10 of a random order."""
+    shares = [np.mean([query.target.label in scene.labels for scene in scenes]) for query in queries]
+    return float(np.mean(shares))
+
+
+def _compared(scores: dict[str, np.ndarray]) -> Iterator[Measured]:
+    baseline = next(iter(scores.values()))
+    for method, values in scores.items():
+        difference = values - baseline
+        error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
+        yield Measured(method, float(values.mean()), float(difference.mean()), float(error))
+
+
+def _chunks(queries: Sequence[DemoQuery]) -> Iterator[Sequence[DemoQuery]]:
+    for start in range(0, len(queries), _AT_ONCE):
+        yield queries[start : start + _AT_ONCE]

@@ -1,0 +1,145 @@
+"""The demo's web page: one file, pictures inside, no script, legible on a phone."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from phs_milvus.contact_sheet import ACCENT, GOOD, Tile
+from phs_milvus.demo.measure import Measured
+from phs_milvus.types import ModelInfo
+
+_PICTURE = 220  # pixels, the longer side of an embedded picture
+
+
+@dataclass(frozen=True)
+class Section:
+    """One query: itself, what each head looks at, and the hits of both searches."""
+
+    title: str
+    query: Tile
+    heads: list[Tile]
+    whole: list[Tile]
+    focused: list[Tile]
+
+
+def write_page(
+    path: Path,
+    info: ModelInfo,
+    pictures: int,
+    sections: Sequence[Section],
+    figures: Sequence[Measured],
+    query_count: int,
+    chance: float,
+    *,
+    bundled: bool,
+) -> Path:
+    """Writes the page and returns its path."""
+    parts = [
+        _HEAD,
+        _intro(info, pictures, bool(figures), bundled),
+        _table(figures, query_count, chance) if figures else "",
+        *map(_section, sections),
+        _NEXT,
+        "</main></html>\n",
+    ]
+    path.write_text("\n".join(parts), encoding="utf-8")
+    return path
+
+
+def _intro(info: ModelInfo, pictures: int, truth: bool, bundled: bool) -> str:
+    model = html.escape(Path(info.model_id).name)
+    text = (
+        f"<p>{pictures:,} pictures were encoded by a real gRPC server and stored in Milvus Lite. Each query below is "
+        "searched twice: with the whole picture, and with what was pointed at. Pointing selects the attention heads "
+        f"of the model's last layer that look there: {info.default_heads} of {info.heads}. The candidates are then "
+        "scored again with the same heads (Query-DB PHS), from two small vectors stored with each picture.</p>"
+    )
+    if not bundled:
+        return (
+            text
+            + f"<p>Model: {model}. The prompts are the middle of each picture; point with care and it is better.</p>"
+        )
+    return text + (
+        "<p>A green frame: the thing pointed at is in the picture. The queries are taken at even steps through the "
+        "set, not chosen by their results.</p>"
+        "<p class=note>The bundled model is small and was trained on scenes like these. It is for trying "
+        "things out, <b>not for photos</b>; for those use <code>facebook/dinov2-base</code>.</p>"
+    )
+
+
+def _table(figures: Sequence[Measured], query_count: int, chance: float) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(row.method)}<td>{row.precision:.3f}"
+        + (f"<td>{row.gain:+.3f} ± {row.gain_error:.3f}" if number else "<td>")
+        for number, row in enumerate(figures)
+    )
+    return (
+        f"<h2>Over {query_count} queries</h2><p>MP@10: the share of the first ten pictures that contain the thing, "
+        f"averaged over {query_count} box queries; the query itself is left out, and a random order gives "
+        f"{chance:.3f}. Gains are paired, with their standard error.</p>"
+        f"<table><tr><th>method<th>MP@10<th>gain{rows}</table>"
+    )
+
+
+def _section(section: Section) -> str:
+    return (
+        f"<section><h2>{html.escape(section.title)}</h2>"
+        f"<div class=row>{_figure(section.query)}</div>"
+        f"<details open><summary>What each head looks at; the selected ones are framed</summary>"
+        f"<div class='row heads'>{''.join(map(_figure, section.heads))}</div></details>"
+        f"<h3>Whole image</h3><div class=row>{''.join(map(_figure, section.whole))}</div>"
+        f"<h3>Focused</h3><div class=row>{''.join(map(_figure, section.focused))}</div></section>"
+    )
+
+
+def _figure(tile: Tile) -> str:
+    kind = {GOOD: "good", ACCENT: "chosen"}.get(tile.frame) if tile.frame else None
+    marked = f" class={kind}" if kind else ""
+    title, note = html.escape(tile.title), html.escape(tile.note)
+    return (
+        f"<figure{marked}><img src='{_data_uri(tile.picture)}' alt='{title}'>"
+        f"<figcaption>{title}<small>{note}</small></figcaption></figure>"
+    )
+
+
+def _data_uri(picture: Image.Image) -> str:
+    small = picture.convert("RGB")
+    small.thumbnail((_PICTURE, _PICTURE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+_HEAD = """<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
+<link rel=icon href="data:,">
+<title>phs_milvus: search by the thing you point at</title>
+<style>
+body { margin: 0; background: #fff; color: #202124; font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1100px; margin: 0 auto; padding: 24px 16px 64px; }
+h1 { font-size: 1.7rem; line-height: 1.2; } h2 { margin-top: 2.2rem; } h3 { margin: 1.2rem 0 .4rem; }
+p { max-width: 46rem; } .note { background: #fff7ed; border-left: 4px solid #ea580c; padding: .6rem .9rem; }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 12px; }
+.heads { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); margin-top: 8px; }
+figure { margin: 0; } img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; box-sizing: border-box;
+  background: #f4f4f5; border: 4px solid transparent; border-radius: 8px; }
+.good img { border-color: #16a34a; } .chosen img { border-color: #ea580c; }
+figcaption { font-size: .8rem; overflow-wrap: anywhere; } small { display: block; color: #5f6368; }
+summary { cursor: pointer; color: #5f6368; } section { border-top: 1px solid #e4e4e7; margin-top: 2rem; }
+table { border-collapse: collapse; } th, td { text-align: left; padding: .3rem 1.2rem .3rem 0; }
+td { border-top: 1px solid #e4e4e7; } code, pre { background: #f4f4f5; border-radius: 4px; padding: .1em .3em; }
+pre { padding: .8rem; overflow-x: auto; }
+</style>
+<main><h1>Search a picture collection by the thing you point at</h1>"""
+
+_NEXT = """<section><h2>Your own photos</h2>
+<pre>phs-milvus ingest ~/Pictures --model facebook/dinov2-base
+phs-milvus search photo.jpg --box 40,60,180,220 --save hits.png --model facebook/dinov2-base
+phs-milvus explain photo.jpg --box 40,60,180,220 --save heads.png --model facebook/dinov2-base</pre></section>"""

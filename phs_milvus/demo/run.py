@@ -1,0 +1,158 @@
+"""The demo from end to end: serve, ingest, search twice, measure, and write what a person can look at."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from phs_milvus.client import Encoder
+from phs_milvus.collection import FocusedCollection
+from phs_milvus.contact_sheet import GOOD, Tile, draw_prompt, heads_tiles, hit_tile, load_picture, rows_of, sheet
+from phs_milvus.demo.measure import Measured, chance, measure, others
+from phs_milvus.demo.page import Section, write_page
+from phs_milvus.demo.scenes import DemoQuery, Scene, load_scenes, queries
+from phs_milvus.errors import ImageError, PhsError
+from phs_milvus.images import load_image
+from phs_milvus.ingest import ingest_folder
+from phs_milvus.prompts import Box, Prompt
+from phs_milvus.search import FocusedSearch, Hit
+
+ASSETS = Path(__file__).parent / "assets"
+BUNDLED_MODEL = ASSETS / "model"
+BUNDLED_SCENES = ASSETS / "scenes"
+PHOTO_MODEL = "facebook/dinov2-base"
+
+_SHOWN = 6
+_HITS = 6
+_MEASURED = 300
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One query of the page: a picture, what is pointed at, and which hits are right, where that is known."""
+
+    path: Path
+    prompt: Prompt
+    title: str
+    query_id: str
+    right: frozenset[str] | None
+
+
+def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -> Path:
+    """Ingests, searches, measures, and writes the page.
+
+    Args:
+        client: a MilvusClient.
+        output: folder for index.html and the PNG sheets.
+        images: the user's own pictures; None: the bundled scenes, which come with ground truth.
+
+    Returns:
+        the path of index.html.
+
+    Raises:
+        PhsError: the folder holds no picture, or anything the parts raise.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    folder = images or BUNDLED_SCENES
+    # Replaced each time: it holds nothing but the demo, and another model may have filled it.
+    collection = FocusedCollection.create(client, "demo", encoder.info, overwrite=True)
+    report = ingest_folder(folder, collection, encoder)
+    if not collection.count():
+        raise PhsError(f"no picture in {folder} could be ingested")
+    ingested = time.perf_counter()
+    search = FocusedSearch(collection, encoder)
+    scenes = [] if images else load_scenes(folder)
+    shown = [_from_scene(folder, scenes, query) for query in queries(scenes, ("box", "point", "mask"), _SHOWN)]
+    if images:
+        shown = _from_photos(collection, _SHOWN)
+    sections = [_section(search, encoder, output, number, query) for number, query in enumerate(shown, 1)]
+    figures = _measured(search, folder, scenes)
+    page = write_page(
+        output / "index.html",
+        encoder.info,
+        collection.count(),
+        sections,
+        *figures,
+        bundled=encoder.info.model_id == str(BUNDLED_MODEL),
+    )
+    done = time.perf_counter()
+    print(
+        f"\n{report.found} pictures ingested in {ingested - started:.1f} s, "
+        f"searched, measured and drawn in {done - ingested:.1f} s",
+        file=sys.stderr,
+    )
+    return page
+
+
+def _from_scene(folder: Path, scenes: Sequence[Scene], query: DemoQuery) -> Shown:
+    label = query.target.label
+    right = frozenset(scene.name for scene in scenes if label in scene.labels)
+    path = folder / query.scene.name
+    return Shown(path, query.prompt, f"{query.kind} on the {label}", query.scene.name, right)
+
+
+def _from_photos(collection: FocusedCollection, count: int) -> list[Shown]:
+    """Without ground truth: the middle of the first few pictures."""
+    shown = []
+    for row_id in collection.iterate_ids():
+        path = Path(collection.get([row_id], ["path"])[0]["path"])
+        try:
+            image = load_image(path)
+        except ImageError:
+            continue
+        third = Box(image.width / 3, image.height / 3, image.width * 2 / 3, image.height * 2 / 3)
+        shown.append(Shown(path, third, f"the middle of {row_id}", str(row_id), None))
+        if len(shown) == count:
+            break
+    return shown
+
+
+def _section(search: FocusedSearch, encoder: Encoder, output: Path, number: int, query: Shown) -> Section:
+    """Searches once with the whole image and once focused, and draws both."""
+    whole = search.search(query.path, limit=_HITS + 1, output_fields=["path"], rerank=False)
+    focused = search.search(query.path, query.prompt, limit=_HITS + 1, output_fields=["path"])
+    picture = load_picture(query.path)
+    section = Section(
+        title=query.title,
+        query=Tile(draw_prompt(picture, query.prompt), "the query", query.title),
+        heads=heads_tiles(picture, encoder.explain(query.path, query.prompt)),
+        whole=_tiles(others(whole.hits, query.query_id, _HITS), query.right),
+        focused=_tiles(others(focused.hits, query.query_id, _HITS), query.right),
+    )
+    _sheet_of(section).save(output / f"query-{number}.png")
+    return section
+
+
+def _tiles(hits: Sequence[Hit], right: frozenset[str] | None) -> list[Tile]:
+    tiles = []
+    for rank, hit in enumerate(hits, 1):
+        tile = hit_tile(rank, hit, lambda hit: hit.fields.get("path"))
+        frame = GOOD if right is not None and hit.id in right else None
+        tiles.append(Tile(tile.picture, tile.title, tile.note, frame))
+    return tiles
+
+
+def _sheet_of(section: Section) -> Image.Image:
+    """The section as one picture: query and heads, whole-image hits, focused hits."""
+    title_of = {"whole": "whole image", "focused": "focused"}
+    rows = rows_of([section.query, *section.heads], _HITS)
+    for name, title in title_of.items():
+        tiles = getattr(section, name)
+        rows.append([Tile(tile.picture, f"{title} {tile.title}", tile.note, tile.frame) for tile in tiles])
+    return sheet(rows)
+
+
+def _measured(search: FocusedSearch, folder: Path, scenes: list[Scene]) -> tuple[list[Measured], int, float]:
+    """Figures, number of queries, chance; nothing where there is no ground truth."""
+    if not scenes:
+        return [], 0, 0.0
+    asked = queries(scenes, ("box",), _MEASURED)
+    figures = measure(search, scenes, asked, lambda scene: str(folder / scene.name))
+    return figures, len(asked), chance(scenes, asked)

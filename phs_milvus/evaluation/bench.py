@@ -1,0 +1,225 @@
+"""The bench methods are measured on: a dataset behind one model, every image encoded once.
+
+Q = queries, K = images, H = heads, D = hidden size, E = embedding size, N = patches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phs_milvus.client import Encoder
+from phs_milvus.evaluation.datasets import Dataset
+from phs_milvus.evaluation.edits import Edit
+from phs_milvus.evaluation.grid import shares_on_grid
+from phs_milvus.evaluation.queries import Query, prompt_of
+from phs_milvus.evaluation.store import Look, Seen, Store
+from phs_milvus.images import load_image
+from phs_milvus.prompts import Prompt, to_runs
+from phs_milvus.types import Float16Array, Float32Array, Focus, MaskRuns
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class QuerySet:
+    """Queries with their prompts drawn.
+
+    Attributes:
+        images: int64 [Q], positions in the dataset.
+        labels: the class each looks for.
+        masks: what is pointed at, at each image's size.
+    """
+
+    images: npt.NDArray[np.int64]
+    labels: tuple[str, ...]
+    masks: tuple[MaskRuns, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Sequence[int] | npt.NDArray[Any]) -> QuerySet:
+        """Some of the queries, in the order given."""
+        chosen = [int(row) for row in rows]
+        return QuerySet(
+            self.images[chosen], tuple(self.labels[r] for r in chosen), tuple(self.masks[r] for r in chosen)
+        )
+
+
+class Bench:
+    """A dataset and a model. What methods need is here: states, looks, readouts and reranking.
+
+    Args:
+        milvus: where two-stage methods keep their collection; None: Milvus Lite in a temporary folder.
+
+    Attributes:
+        seconds: where the time went, by stage.
+    """
+
+    def __init__(self, encoder: Encoder, dataset: Dataset, store: Store, *, milvus: str | None = None) -> None:
+        self.encoder = encoder
+        self.info = encoder.info
+        self.dataset = dataset
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._store = store
+        self._milvus = milvus
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def queries(self, queries: Sequence[Query], prompt: str | Callable[[Query, int, int], Prompt]) -> QuerySet:
+        """Draws the queries' prompts.
+
+        Args:
+            prompt: "box", "point" or "segmentation", or a function of a query and its image's width and height.
+        """
+        masks = []
+        for query in queries:
+            width, height = self.sizes[query.image]
+            made = (
+                prompt_of(query.instance, prompt, width, height)
+                if isinstance(prompt, str)
+                else prompt(query, width, height)
+            )
+            runs = to_runs(made, width, height)
+            assert runs is not None
+            masks.append(runs)
+        images = np.array([query.image for query in queries], np.int64)
+        return QuerySet(images, tuple(query.instance.label for query in queries), tuple(masks))
+
+    # --- the database -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """sha256 of every image file."""
+        with self.timed("reading files"):
+            return [hashlib.sha256(image.path.read_bytes()).hexdigest() for image in self.dataset.images]
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of every upright image."""
+        with self.timed("reading files"):
+            loaded = (load_image(image.path) for image in self.dataset.images)
+            return [(image.width, image.height) for image in loaded]
+
+    @cached_property
+    def _seen(self) -> list[Seen]:
+        looks = [Look(image.path, digest) for image, digest in zip(self.dataset.images, self.digests, strict=True)]
+        with self.timed("encoding images"):
+            return self._store.see(looks, self.encoder, "images")
+
+    @cached_property
+    def states(self) -> Float16Array:
+        """float16 [K, 2, D]."""
+        return np.stack([seen.state for seen in self._seen])
+
+    @cached_property
+    def attention(self) -> Float32Array:
+        """float32 [K, H, N], the whole images'."""
+        return np.stack([seen.attention for seen in self._seen if seen.attention is not None])
+
+    @cached_property
+    def embeddings(self) -> Float32Array:
+        """float32 [K, E], the whole images', every head at weight 1."""
+        return self.readout(self.states, np.ones((len(self.states), self.info.heads), np.float32))
+
+    @cached_property
+    def collection(self) -> Any:
+        """A real Milvus collection of the dataset's embeddings and states; ids are positions in the dataset."""
+        from phs_milvus.collection import FocusedCollection
+        from phs_milvus.milvus import connect
+        from phs_milvus.rows import Row
+
+        self._temporary = tempfile.TemporaryDirectory()
+        client = connect(self._milvus or str(Path(self._temporary.name) / "eval.db"))
+        collection = FocusedCollection.create(client, "phs_eval", self.info, overwrite=True)
+        with self.timed("filling Milvus"):
+            rows = [
+                Row(id=f"{index:08d}", embedding=embedding, state=state)
+                for index, (embedding, state) in enumerate(zip(self.embeddings, self.states, strict=True))
+            ]
+            collection.insert(rows)
+            collection.flush()
+        return collection
+
+    def relevant(self, queries: QuerySet) -> BoolArray:
+        """bool [Q, K]: which images hold an object of the query's class."""
+        return np.stack([self._present[label] for label in queries.labels])
+
+    @cached_property
+    def _present(self) -> dict[str, BoolArray]:
+        """bool [K] by class: which images hold an object of it."""
+        present = {label: np.zeros(len(self.dataset.images), np.bool_) for label in self.dataset.labels}
+        for position, image in enumerate(self.dataset.images):
+            for instance in image.instances:
+                present[instance.label][position] = True
+        return present
+
+    # --- what methods ask ---------------------------------------------------------------------------------------------
+
+    def look(
+        self, queries: QuerySet, *, edit: Edit | None = None, focus: Focus = Focus()
+    ) -> tuple[Float16Array, Float32Array]:
+        """The queries encoded under an edit or a focus: (states [Q, 2, D], head scores [Q, H])."""
+        images = self.dataset.images
+        looks = [
+            Look(images[index].path, self.digests[index], mask, edit, focus)
+            for index, mask in zip(queries.images, queries.masks, strict=True)
+        ]
+        with self.timed("encoding queries"):
+            seen = self._store.see(looks, self.encoder, edit.name if edit else "queries")
+        return np.stack([s.state for s in seen]), np.stack([s.scores for s in seen])
+
+    def head_scores(self, queries: QuerySet) -> Float32Array:
+        """float32 [Q, H]: share of each head's whole-image attention that falls on the mask; needs no encoding."""
+        rows, columns = self.info.grid_height, self.info.grid_width
+        shares = np.stack([shares_on_grid(mask.to_array(), rows, columns).reshape(-1) for mask in queries.masks])
+        return np.einsum("qhn,qn->qh", self.attention[queries.images], shares)
+
+    def readout(self, states: Float16Array, weights: Float32Array) -> Float32Array:
+        """float32 [n, E]: states [n, 2, D] read out with weights [n, H].
+
+        Reranking the unit vectors of the embedding space gives every coordinate of the candidates' embeddings, so no
+        other call is needed.
+        """
+        axes = np.eye(self.info.embedding_size, dtype=np.float32)
+        embeddings = np.empty((len(states), self.info.embedding_size), np.float32)
+        distinct, group = np.unique(weights, axis=0, return_inverse=True)
+        with self.timed("scoring"):
+            for index, shared in enumerate(distinct):
+                members = np.flatnonzero(group.reshape(-1) == index)
+                repeated = np.broadcast_to(shared, (len(axes), len(shared)))
+                embeddings[members] = self.encoder.rerank(axes, repeated, states[members]).T
+        return embeddings
+
+    def rerank(self, embeddings: Float32Array, weights: Float32Array) -> Float32Array:
+        """float32 [Q, K]: exhaustive Query-DB scores, the database read out with each query's weights."""
+        with self.timed("scoring"):
+            return self.encoder.rerank(embeddings, weights, self.states)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds what happens inside to `seconds`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Gives back the collection, if one was made."""
+        if "collection" in self.__dict__:
+            from phs_milvus.milvus import close
+
+            close(self.collection.client)
+        if self._temporary is not None:
+            self._temporary.cleanup()

@@ -1,0 +1,30 @@
+"""The paper's experiments, and those beyond it, as named presets: each turns a Study into sections of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from phs_milvus.evaluation.experiments import heads, overhead, recall, robustness, small_models, table1
+from phs_milvus.evaluation.experiments.study import Study
+from phs_milvus.evaluation.report import Section
+
+__all__ = ["PRESETS", "Preset", "Study"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named experiment; `run` is called once for each model."""
+
+    title: str
+    run: Callable[[Study], list[Section]]
+
+
+PRESETS = {
+    "table1": Preset("Every way of pointing", table1.run),
+    "heads": Preset("How many heads to keep", heads.run),
+    "robustness": Preset("When people point badly", robustness.run),
+    "small-models": Preset("How many heads a model has, and how different they are", small_models.run),
+    "overhead": Preset("What it costs", overhead.run),
+    "recall": Preset("How many candidates two-stage search needs", recall.run),
+}

@@ -1,0 +1,99 @@
+"""What focusing costs: per query, per candidate, and per stored image."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from phs_milvus.calls import Outputs
+from phs_milvus.evaluation.experiments.study import Study
+from phs_milvus.evaluation.report import Section
+from phs_milvus.prompts import Mask
+from phs_milvus.scales import encode_scales
+from phs_milvus.state import text_length
+from phs_milvus.types import Focus
+
+_REPEATS = 20
+_CANDIDATES = 1000
+_RE_ENCODED = 64
+
+
+def run(study: Study) -> list[Section]:
+    """Two tables, of this machine under its present load."""
+    return [_latency(study), _storage(study)]
+
+
+def query_milliseconds(study: Study, focus: Focus | None, repeats: int = _REPEATS) -> tuple[float, float]:
+    """Median and 90th percentile of encoding one query; a focus of None is a query without a prompt."""
+    queries, images = study.pointed, study.bench.dataset.images
+
+    def encode(number: int) -> None:
+        row = number % len(queries)
+        prompt = None if focus is None else Mask(queries.masks[row])
+        encode_scales(study.bench.encoder, images[queries.images[row]].path, prompt, focus or Focus())
+
+    return _timed(encode, repeats)
+
+
+def _latency(study: Study) -> Section:
+    bench, focus = study.bench, Focus()
+    encoder, info = bench.encoder, bench.info
+    repeated = np.resize(bench.states, (_CANDIDATES, 2, info.hidden_size))
+    query = encode_scales(
+        encoder, bench.dataset.images[study.pointed.images[0]].path, Mask(study.pointed.masks[0]), focus
+    )
+    assert query.embedding is not None and query.head_weights is not None
+    embedding, weights = query.embedding[None], query.head_weights[None]
+    rerank, rerank_slow = _timed(lambda _: encoder.rerank(embedding, weights, repeated), _REPEATS)
+    paths = [image.path for image in bench.dataset.images[:_RE_ENCODED]]
+    started = time.perf_counter()
+    for _ in encoder.encode_many(paths, outputs=Outputs(state=True)):
+        pass
+    encode = (time.perf_counter() - started) / len(paths) * 1000
+    rows = [
+        _row("encode a query, no prompt", *query_milliseconds(study, None)),
+        _row("encode a query, Query-Only PHS", *query_milliseconds(study, focus)),
+        _row("encode a query, roi", *query_milliseconds(study, Focus(roi=1))),
+        _row("encode a query, zoom 1.25", *query_milliseconds(study, Focus(roi=1, zoom=1.25))),
+        _row("encode a query, zoom 0 and 2", *query_milliseconds(study, Focus(roi=1, zoom=(0.0, 2.0)))),
+        _row(f"Query-DB of {_CANDIDATES} candidates from states", rerank, rerank_slow),
+        _row(f"Query-DB of {_CANDIDATES} candidates, re-encoded", encode * _CANDIDATES, float("nan")),
+        _row("encode one image in bulk", encode, float("nan")),
+    ]
+    note = (
+        f"Milliseconds over gRPC on this machine, {_REPEATS} repeats. Re-encoding is measured on {len(paths)} images "
+        f"in bulk and multiplied; from states it is {encode * _CANDIDATES / rerank:,.0f} times faster."
+    )
+    return Section(f"{study.model}, D={info.hidden_size}: latency", note, rows)
+
+
+def _storage(study: Study) -> Section:
+    info = study.bench.info
+    embedding, state = 4 * info.embedding_size, text_length(info.hidden_size)
+    rows = [
+        {"method": "whole image and Query-Only", "bytes per image": embedding},
+        {"method": "Query-DB from states (base64 float16)", "bytes per image": embedding + state},
+        {
+            "method": "Query-DB, every head subset precomputed",
+            "bytes per image": embedding * math.comb(study.heads, info.default_heads),
+        },
+    ]
+    return Section(f"{study.model}, D={info.hidden_size}: storage", "In a Milvus row, without index.", rows)
+
+
+def _row(name: str, median: float, slow: float) -> dict[str, object]:
+    return {"method": name, "median ms": median, "p90 ms": slow, "per second": 1000 / median}
+
+
+def _timed(call: Callable[[int], object], repeats: int) -> tuple[float, float]:
+    """Median and 90th percentile in milliseconds, after one call that is not counted."""
+    call(0)
+    times = []
+    for number in range(repeats):
+        started = time.perf_counter()
+        call(number)
+        times.append((time.perf_counter() - started) * 1000)
+    return float(np.median(times)), float(np.percentile(times, 90))

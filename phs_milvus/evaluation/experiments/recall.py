@@ -1,0 +1,77 @@
+"""How deep stage one must look: two-stage search through Milvus at K candidates against exhaustive Query-DB."""
+
+from __future__ import annotations
+
+import numpy as np
+from tqdm import tqdm
+
+from phs_milvus.evaluation.bench import QuerySet
+from phs_milvus.evaluation.experiments.study import Study
+from phs_milvus.evaluation.methods import Focused, TwoStage
+from phs_milvus.evaluation.metrics import DEPTH, rank_metrics
+from phs_milvus.evaluation.plots import Plot
+from phs_milvus.evaluation.report import Section
+from phs_milvus.types import Float32Array, Focus
+
+_CANDIDATES = (100, 150, 200, 300, 500)
+
+
+def run(study: Study) -> list[Section]:
+    """PHS as published at every head count that selects, and with roi at two scales."""
+    default = study.bench.info.default_heads
+    counts = sorted({default, max(1, study.heads // 2), max(1, study.heads - 1)})
+    focuses = {f"PHS h={count}": Focus(count) for count in counts}
+    focuses["zoom 0+2, roi 1, PHS"] = Focus(default, roi=1, zoom=(0.0, 2.0))
+    rows, lines = [], {}
+    depths = [depth for depth in _CANDIDATES if depth < len(study.bench.states)] + [len(study.bench.states)]
+    for name, focus in focuses.items():
+        reference = Focused(focus).scores(study.bench, study.pointed)
+        exhaustive = _values(study, reference)
+        points = []
+        for depth in tqdm(depths, desc=name, unit="depth", dynamic_ncols=True, leave=False):
+            scores = TwoStage(focus, depth).scores(study.bench, study.pointed)
+            values = _values(study, scores)
+            difference = values - exhaustive
+            recalls = overlap(study.pointed, scores, reference)
+            points.append((float(depth), float(recalls.mean()), _error(recalls)))
+            rows.append(
+                {
+                    "focus": name,
+                    "candidates K": depth,
+                    f"recall of exhaustive top {DEPTH}": float(recalls.mean()),
+                    "SE": _error(recalls),
+                    "worst query": float(recalls.min()),
+                    study.metric: float(values.mean()),
+                    "difference to exhaustive": float(difference.mean()),
+                    "its SE": _error(difference),
+                }
+            )
+        lines[name] = points
+    note = (
+        f"{len(study.bench.states)} images in a real Milvus collection. Recall: the share of the exhaustive Query-DB "
+        f"top {DEPTH} that two-stage search has in its own top {DEPTH}."
+    )
+    plot = Plot("candidates K", f"recall of the exhaustive top {DEPTH}", lines=lines)
+    return [Section(f"{study.model}: candidates", note, rows, plot)]
+
+
+def _values(study: Study, scores: Float32Array) -> np.ndarray:
+    """float64 [Q]: the study's metric."""
+    return rank_metrics(scores, study.bench.relevant(study.pointed), study.pointed.images)[study.metric]
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def overlap(queries: QuerySet, scores: Float32Array, reference: Float32Array) -> np.ndarray:
+    """float64 [Q]: the share of the reference's first DEPTH images that are among the first DEPTH of `scores`."""
+    found, wanted = (_top(queries, matrix) for matrix in (scores, reference))
+    return np.array([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, wanted, strict=True)])
+
+
+def _top(queries: QuerySet, scores: Float32Array) -> np.ndarray:
+    """int64 [Q, DEPTH]; the query's own image is not among them."""
+    ranked = scores.copy()
+    ranked[np.arange(len(queries)), queries.images] = -np.inf
+    return np.argsort(-ranked, axis=1, kind="stable")[:, :DEPTH]

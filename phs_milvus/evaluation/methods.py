@@ -1,0 +1,206 @@
+"""Ways of pointing, each a small object with a name and a score matrix. Yours needs no more than `Method` asks for.
+
+Q = queries, K = images of the dataset, H = heads, E = embedding size. Scores compare within a row only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from phs_milvus.evaluation.bench import Bench, QuerySet
+from phs_milvus.evaluation.edits import Edit
+from phs_milvus.evaluation.heads import fixed_weights, head_weights
+from phs_milvus.types import Float16Array, Float32Array, Focus
+
+# Below any sum of cosines: images outside the candidates rank behind them, in the order of stage one.
+_NOT_A_CANDIDATE = -4.0
+# Queries whose candidates, states included, are held at once.
+_SEARCHED_TOGETHER = 32
+_PICKED = {"top": "PHS", "bottom": "bottom heads", "random": "random heads", "all": "all heads damped to"}
+
+
+class Method(Protocol):
+    """What an experiment needs of a method."""
+
+    @property
+    def name(self) -> str:
+        """As in tables; unique within one."""
+
+    def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
+        """float32 [Q, K], larger is better."""
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """The model's own embedding of the whole image: what search is without pointing."""
+
+    name: str = "whole image"
+
+    def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
+        return bench.embeddings[queries.images] @ bench.embeddings.T
+
+
+@dataclass(frozen=True)
+class Edited:
+    """The query's pixels edited by the prompt, then a plain embedding."""
+
+    edit: Edit
+
+    @property
+    def name(self) -> str:
+        return self.edit.name
+
+    def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
+        states, _ = bench.look(queries, edit=self.edit)
+        return bench.readout(states, _ones(bench, queries)) @ bench.embeddings.T
+
+
+@dataclass(frozen=True)
+class Foveal:
+    """FA: a Gaussian bias on the [CLS] row's logits of the last four layers, every head kept."""
+
+    alpha: float = 0.2
+
+    @property
+    def name(self) -> str:
+        return f"FA, alpha {self.alpha:g}"
+
+    def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
+        states, _ = bench.look(queries, focus=Focus(fovea=self.alpha))
+        return bench.readout(states, _ones(bench, queries)) @ bench.embeddings.T
+
+
+@dataclass(frozen=True)
+class Focused:
+    """PHS, roi and zoom, together or alone; with several zooms, the mean over them.
+
+    Attributes:
+        focus: `heads` None is the model's default; all of them (PHS off) is H.
+        query_db: read the database out with the query's weights too; False is Query-Only.
+        pick, scaled: as in `head_weights`; anything but the defaults is a control.
+    """
+
+    focus: Focus = Focus()
+    query_db: bool = True
+    pick: str = "top"
+    scaled: bool = True
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or describe(self.focus, self.query_db, self.pick, self.scaled)
+
+    def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
+        parts = []
+        for scale in self.focus.scales:
+            embeddings, weights = self.read(bench, queries, scale)
+            every_head = bool((weights == 1).all())
+            if self.query_db and not every_head:
+                parts.append(bench.rerank(embeddings, weights))
+            else:
+                parts.append(embeddings @ bench.embeddings.T)
+        return np.mean(parts, axis=0) if len(parts) > 1 else parts[0]
+
+    def read(self, bench: Bench, queries: QuerySet, scale: Focus) -> tuple[Float32Array, Float32Array]:
+        """The queries at one scale: (embeddings [Q, E], head weights [Q, H])."""
+        states: Float16Array
+        if scale.roi or scale.only_zoom:
+            states, scores = bench.look(queries, focus=scale)
+        else:
+            states, scores = bench.states[queries.images], bench.head_scores(queries)
+        weights = head_weights(scores, scale.heads or bench.info.default_heads, pick=self.pick, scaled=self.scaled)
+        return bench.readout(states, weights), weights
+
+
+@dataclass(frozen=True)
+class FixedHeads:
+    """The same heads for every query, whatever it points at: a control that shows what pointing adds."""
+
+    kept: tuple[int, ...]
+    query_db: bool = True
+
+    @property
+    def name(self) -> str:
+        side = "Query-DB" if self.query_db else "Query-Only"
+        return f"fixed heads {', '.join(map(str, self.kept))}, {side}"
+
+    def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
+        weights = np.tile(fixed_weights(self.kept, bench.info.heads), (len(queries), 1))
+        embeddings = bench.readout(bench.states[queries.images], weights)
+        return bench.rerank(embeddings, weights) if self.query_db else embeddings @ bench.embeddings.T
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """What a user gets: a Milvus search by the focused query for `candidates` rows, and exact Query-DB of those."""
+
+    focus: Focus = Focus()
+    candidates: int = 200
+
+    @property
+    def name(self) -> str:
+        return f"{describe(self.focus, None, 'top', True)}, two-stage K={self.candidates}"
+
+    def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
+        from phs_milvus import state as state_codec
+
+        looks = [Focused(self.focus).read(bench, queries, scale) for scale in self.focus.scales]
+        stage_one = _unit(np.mean([embeddings for embeddings, _ in looks], axis=0))
+        scores = stage_one @ bench.embeddings.T + _NOT_A_CANDIDATE
+        for start in range(0, len(queries), _SEARCHED_TOGETHER):
+            block = stage_one[start : start + _SEARCHED_TOGETHER]
+            with bench.timed("searching Milvus"):
+                found = bench.collection.search(block, min(self.candidates, len(bench.states)), with_states=True)
+            with bench.timed("scoring"):
+                for row, candidates in enumerate(found, start):
+                    states = state_codec.unpack(candidates.states, bench.info.hidden_size)
+                    parts = [bench.encoder.rerank(e[row : row + 1], w[row : row + 1], states)[0] for e, w in looks]
+                    scores[row, [int(name) for name in candidates.ids]] = np.mean(parts, axis=0)
+        return scores
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean of several methods' scores."""
+
+    parts: Sequence[Method]
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or "mean of " + " and ".join(part.name for part in self.parts)
+
+    def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
+        return np.mean([part.scores(bench, queries) for part in self.parts], axis=0)
+
+
+def describe(focus: Focus, query_db: bool | None, pick: str, scaled: bool) -> str:
+    """A focus in words: "zoom 0+2, roi 1, PHS h=1, Query-DB"."""
+    parts = []
+    zooms = [scale.only_zoom for scale in focus.scales]
+    if any(zooms):
+        parts.append("zoom " + "+".join(f"{zoom:g}" for zoom in zooms))
+    if focus.roi:
+        parts.append(f"roi {focus.roi:g}")
+    heads = "default" if focus.heads is None else str(focus.heads)
+    parts.append(
+        {"top": "PHS", "bottom": "bottom heads", "random": "random heads", "all": "all heads, total of"}[pick]
+        + f" h={heads}"
+    )
+    if not scaled:
+        parts.append("unscaled")
+    if query_db is not None:
+        parts.append("Query-DB" if query_db else "Query-Only")
+    return ", ".join(parts)
+
+
+def _ones(bench: Bench, queries: QuerySet) -> Float32Array:
+    return np.ones((len(queries), bench.info.heads), np.float32)
+
+
+def _unit(vectors: Float32Array) -> Float32Array:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,64 @@
+"""Which objects are queries, and the prompt each is pointed at with (DESIGN.md section 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phs_milvus.errors import InvalidInput
+from phs_milvus.evaluation.datasets import Dataset, Instance
+from phs_milvus.prompts import Box, Point, Prompt, to_array
+
+PROMPTS = ("box", "point", "segmentation")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One object of one image; `image` is its position in the dataset."""
+
+    image: int
+    instance: Instance
+
+
+def object_queries(dataset: Dataset) -> list[Query]:
+    """Per image with objects of at least two classes and per class, the largest object that may be a query."""
+    queries = []
+    for position, image in enumerate(dataset.images):
+        if len({instance.label for instance in image.instances}) < 2:
+            continue
+        largest: dict[str, Instance] = {}
+        for instance in image.instances:
+            if instance.is_query and (instance.label not in largest or instance.area > largest[instance.label].area):
+                largest[instance.label] = instance
+        queries += [Query(position, largest[label]) for label in sorted(largest)]
+    return queries
+
+
+def prompt_of(instance: Instance, kind: str, width: int, height: int) -> Prompt:
+    """The prompt of a kind for an object in an image of width x height pixels.
+
+    "point" is a disc of the default radius around the centre of gravity of the outline, or of the box where there is
+    no outline.
+
+    Raises:
+        InvalidInput: an unknown kind, or an outline wanted where the dataset has none.
+    """
+    if kind == "box":
+        return Box(*instance.box)
+    if kind == "segmentation":
+        if instance.segment is None:
+            raise InvalidInput("this dataset has no outline for every object; use box or point", "prompt")
+        return instance.segment()
+    if kind != "point":
+        raise InvalidInput(f"'{kind}' is none of {', '.join(PROMPTS)}", "prompt")
+    return Point(*centre_of(instance, width, height))
+
+
+def centre_of(instance: Instance, width: int, height: int) -> tuple[float, float]:
+    """x, y of the outline's centre of gravity, or of the box's centre, brought inside the image."""
+    if instance.segment is not None:
+        rows, columns = to_array(instance.segment(), width, height).nonzero()
+        x, y = float(columns.mean()) + 0.5, float(rows.mean()) + 0.5
+    else:
+        x0, y0, x1, y1 = instance.box
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return min(max(x, 0.0), width - 0.5), min(max(y, 0.0), height - 0.5)

@@ -1,0 +1,145 @@
+"""Choosing focus settings for your images: cross-validated quality against query latency.
+
+Each fold's queries are answered with the settings that are best on the other folds, so that the quality reported is
+that of choosing, not of the luckiest row. The settings recommended are the cheapest whose quality is within one
+standard error of the best (the one-standard-error rule of Breiman et al., 1984).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phs_milvus.errors import InvalidInput
+from phs_milvus.evaluation.experiments.overhead import query_milliseconds
+from phs_milvus.evaluation.experiments.study import Study
+from phs_milvus.evaluation.methods import Focused, TwoStage, describe
+from phs_milvus.evaluation.metrics import Outcome, folds, paired
+from phs_milvus.settings import SearchSettings
+from phs_milvus.types import Focus
+
+_ZOOMS: tuple[tuple[float, ...], ...] = ((0.0,), (1.25,), (2.0,), (0.0, 2.0), (0.0, 1.25, 2.0))
+_ROIS = (0.0, 0.5, 1.0)
+_CANDIDATES = (100, 200, 500, 1000)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What tuning found.
+
+    Attributes:
+        focus, candidates: recommended.
+        quality, error: `Study.metric`, cross-validated, of choosing by quality alone; and its standard error.
+        gain: its paired difference to whole-image search, as text.
+        rows: the trade-off: every setting measured, best first.
+        candidate_rows: two-stage quality of the recommended focus at each K.
+    """
+
+    focus: Focus
+    candidates: int
+    quality: float
+    error: float
+    gain: str
+    rows: list[dict[str, Any]]
+    candidate_rows: list[dict[str, Any]]
+
+    def settings(self, study: Study) -> SearchSettings:
+        """What `phs-milvus search --settings` reads."""
+        measured = {study.metric: self.quality, "standard error": self.error, "gain over whole image": self.gain}
+        return SearchSettings(self.focus, self.candidates, study.bench.info.fingerprint, measured)
+
+
+def grid(heads: int) -> list[Focus]:
+    """Every setting tried on a model with H heads."""
+    counts = sorted({1, max(1, heads // 3), max(1, heads // 2), max(1, 2 * heads // 3), heads})
+    return [
+        Focus(count, roi=roi, zoom=zoom if len(zoom) > 1 else zoom[0])
+        for zoom in _ZOOMS
+        for roi in _ROIS
+        for count in counts
+    ]
+
+
+def tune(study: Study, focuses: Sequence[Focus] | None = None) -> Choice:
+    """Measures every setting on the study's queries, chooses, and then finds how many candidates it needs.
+
+    Raises:
+        InvalidInput: fewer than two images with queries, which cannot be split.
+    """
+    focuses = grid(study.heads) if focuses is None else list(focuses)
+    if len(set(study.pointed.images.tolist())) < 2:
+        raise InvalidInput("tuning needs queries on at least two images", "dataset")
+    outcomes = study.measure([Focused(focus) for focus in focuses])
+    chosen = cross_validated(outcomes, study.metric, seed=study.seed)
+    error = float(chosen.std(ddof=1) / np.sqrt(len(chosen)))
+    held_out = Outcome("chosen", {study.metric: chosen}, study.pointed.labels, study.pointed.images)
+    latency = _latencies(study, focuses)
+    recommended = focuses[recommend(outcomes, [latency[_cost(focus)] for focus in focuses], study.metric)]
+    candidate_rows, candidates = _candidates(study, recommended)
+    rows: list[dict[str, Any]] = [
+        {
+            "setting": describe(focus, None, "top", True),
+            study.metric: outcome.mean(study.metric),
+            "difference ± SE [95%]": str(paired(outcome, study.base, study.metric, seed=study.seed)),
+            "query ms": latency[_cost(focus)],
+            "recommended": "yes" if focus == recommended else "",
+        }
+        for focus, outcome in zip(focuses, outcomes, strict=True)
+    ]
+    rows.sort(key=lambda row: -row[study.metric])
+    gain = str(paired(held_out, study.base, study.metric, seed=study.seed))
+    return Choice(recommended, candidates, float(chosen.mean()), error, gain, rows, candidate_rows)
+
+
+def cross_validated(outcomes: Sequence[Outcome], metric: str, *, seed: int = 0) -> np.ndarray:
+    """float64 [Q]: each query's metric under the setting that is best on the other folds."""
+    values = np.stack([outcome.values[metric] for outcome in outcomes])
+    parts = folds(outcomes[0].images, seed=seed)
+    held_out = np.empty(values.shape[1])
+    for part in np.unique(parts):
+        inside = parts == part
+        held_out[inside] = values[values[:, ~inside].mean(axis=1).argmax(), inside]
+    return held_out
+
+
+def recommend(outcomes: Sequence[Outcome], costs: Sequence[float], metric: str) -> int:
+    """The cheapest setting within one standard error of the paired difference to the best; of equal costs the best."""
+    best = max(outcomes, key=lambda outcome: outcome.mean(metric))
+    close = []
+    for number, outcome in enumerate(outcomes):
+        difference = paired(outcome, best, metric)
+        if outcome is best or difference.mean + difference.error >= 0:
+            close.append(number)
+    return min(close, key=lambda number: (costs[number], -outcomes[number].mean(metric)))
+
+
+def write(choice: Choice, study: Study, path: Path) -> None:
+    """Writes the settings file."""
+    path.write_text(json.dumps(asdict(choice.settings(study)), indent=2) + "\n")
+
+
+def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int]:
+    """Two-stage quality at each K, and the smallest K within one standard error of exhaustive Query-DB."""
+    exhaustive = study.measure([Focused(focus)])[0]
+    depths = [k for k in _CANDIDATES if k < len(study.bench.states)] or [len(study.bench.states)]
+    rows, enough = [], depths[-1]
+    for depth, outcome in zip(depths, study.measure([TwoStage(focus, depth) for depth in depths]), strict=True):
+        difference = paired(outcome, exhaustive, study.metric, seed=study.seed)
+        rows.append({"candidates K": depth, study.metric: outcome.mean(study.metric), "to exhaustive": str(difference)})
+        if abs(difference.mean) <= difference.error or difference.mean > 0:
+            enough = min(enough, depth)
+    return rows, enough
+
+
+def _cost(focus: Focus) -> tuple[float, ...]:
+    """What latency depends on: the scales; roi and head counts cost nothing."""
+    return tuple(scale.only_zoom for scale in focus.scales)
+
+
+def _latencies(study: Study, focuses: Sequence[Focus]) -> dict[tuple[float, ...], float]:
+    return {_cost(focus): query_milliseconds(study, focus)[0] for focus in {_cost(f): f for f in focuses}.values()}

@@ -1,0 +1,31 @@
+"""Mends what Milvus Lite 3.2 does not when its process is killed."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+
+_LOG = re.compile(r"wal_(?:data|delta)_(\d+)\.arrow")
+
+
+def set_aside_stored_logs(database: Path) -> None:
+    """Renames write-ahead logs whose rows are stored already, before Milvus Lite opens the database.
+
+    Lite stores rows in three steps: the data file, then the manifest, which commits it and names the log in use from
+    then on, then it deletes the older logs. After a kill before the last step it replays those logs too, and every row
+    in them is found twice, by searches as well. Nothing is done while somebody has the database open.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    with suppress(OSError), (database / "LOCK").open("rb+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for manifest in database.rglob("manifest.json"):
+            with suppress(ValueError, KeyError, TypeError):
+                in_use = int(json.loads(manifest.read_text("utf-8"))["active_wal_number"])
+                for log in (manifest.parent / "wal").glob("*.arrow"):
+                    if (found := _LOG.fullmatch(log.name)) and int(found[1]) < in_use:
+                        log.rename(log.with_name(f"{log.name}.stored"))

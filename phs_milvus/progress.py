@@ -1,0 +1,83 @@
+"""Telling how far an ingest is, and what it did."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Progress: TypeAlias = "bool | Callable[[int, int], None]"
+
+FAILURES_KEPT = 1000
+
+
+@dataclass
+class IngestReport:
+    """What an ingest did.
+
+    Attributes:
+        found: image files under the folder.
+        encoded: rows written, new and changed.
+        skipped_unchanged: files whose row has the same digest.
+        changed: rows that replaced an older version of the file.
+        pruned: rows deleted because their file is gone.
+        failed: the first 1,000 files (and folders, ending in "/") that cannot be used, and why. The row of an
+            earlier version of such a file stays.
+        failed_count: all of them.
+        seconds: wall clock.
+    """
+
+    found: int = 0
+    encoded: int = 0
+    skipped_unchanged: int = 0
+    changed: int = 0
+    pruned: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    failed_count: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.found:,} images in {self.seconds:.1f} s: {self.encoded:,} encoded ({self.changed:,} of them "
+            f"changed), {self.skipped_unchanged:,} unchanged, {self.failed_count:,} failed; {self.pruned:,} rows "
+            "pruned"
+        ]
+        lines += [f"  failed: {name}: {reason}" for name, reason in self.failed[:20]]
+        if self.failed_count > 20:
+            lines.append(f"  ... and {self.failed_count - 20:,} more")
+        return "\n".join(lines)
+
+
+class ProgressBar:
+    """Counts files.
+
+    Args:
+        progress: True for a bar on stderr, False for nothing, or a function called with (done, total).
+        total: as far as is known; more may come.
+    """
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._done = 0
+        self._total = total
+        self._call = progress if callable(progress) else None
+        self._tqdm: Any = None
+        if progress is True:
+            from tqdm import tqdm
+
+            # On a terminal a line that moves; in a log a line now and then.
+            interval = 0.1 if sys.stderr.isatty() else 10.0
+            self._tqdm = tqdm(total=total, unit=" images", file=sys.stderr, mininterval=interval)
+
+    def advance(self) -> None:
+        """One more file is done, whatever became of it."""
+        self._done += 1
+        if self._tqdm is not None:
+            self._tqdm.update()
+        if self._call is not None:
+            self._call(self._done, max(self._total, self._done))
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._tqdm is not None:
+            self._tqdm.close()

@@ -1,0 +1,225 @@
+"""Presets, tuning and the commands, run for real on the small dataset."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from phs_milvus.cli import main
+from phs_milvus.client import Encoder
+from phs_milvus.errors import InvalidInput
+from phs_milvus.evaluation import Bench, Outcome, object_queries
+from phs_milvus.evaluation.controls import best_fixed_heads
+from phs_milvus.evaluation.experiments import PRESETS, Study
+from phs_milvus.evaluation.experiments.small_models import attention_correlation, head_cka
+from phs_milvus.evaluation.tune import cross_validated, recommend, tune
+from phs_milvus.settings import SearchSettings, read_settings
+from phs_milvus.types import Focus
+
+
+@pytest.fixture
+def study(bench: Bench) -> Study:
+    return Study(bench, object_queries(bench.dataset), ("box", "point"))
+
+
+def test_table1(study: Study) -> None:
+    box, classes, point = PRESETS["table1"].run(study)
+    rows = {row["method"]: row for row in box.rows}
+    assert len(rows) == len(box.rows) == len(point.rows) > 20
+    assert rows["whole image"]["difference"] == 0
+    assert all(0 <= row["mAP"] <= 1 and row["95% low"] <= row["difference"] <= row["95% high"] for row in box.rows)
+    # Stage two looks at every image here, so that two-stage is exhaustive.
+    assert rows["PHS h=1, two-stage K=200"]["mAP"] == pytest.approx(rows["PHS h=1, Query-DB"]["mAP"], abs=0.01)
+    assert [row["class"] for row in classes.rows] == ["blue", "green", "red"]
+
+
+def test_heads(study: Study) -> None:
+    (section,) = PRESETS["heads"].run(study)
+    last = [row for row in section.rows if row["heads"] == 4]
+    # All heads kept is whole-image search, however they are scaled or chosen.
+    assert all(abs(row["difference"]) < 1e-9 for row in last)
+    assert {row["heads"] for row in section.rows} == {1, 2, 3, 4}
+
+
+def test_robustness(study: Study) -> None:
+    choice, *sections = PRESETS["robustness"].run(study)
+    assert len(sections) == 4
+    assert sum(row["folds that choose it"] for row in choice.rows) == 5
+    for section in sections:
+        whole = [value for name, value in section.rows[0].items() if isinstance(value, float)]
+        assert section.rows[0]["method"] == "whole image" and len(set(whole)) == 1
+        assert any(len({v for v in row.values() if isinstance(v, float)}) > 1 for row in section.rows[1:])
+
+
+def test_recall(study: Study) -> None:
+    (section,) = PRESETS["recall"].run(study)
+    everything = [row for row in section.rows if row["candidates K"] == 50]
+    assert everything and all(row["recall of exhaustive top 100"] > 0.999 for row in everything)
+
+
+def test_overhead(study: Study) -> None:
+    latency, storage = PRESETS["overhead"].run(study)
+    assert all(row["median ms"] > 0 for row in latency.rows)
+    assert [row["bytes per image"] for row in storage.rows] == [192, 192 + 256, 4 * 192]
+
+
+def test_small_models(study: Study) -> None:
+    summary, pairs, gains = PRESETS["small-models"].run(study)
+    assert summary.rows[0]["heads"] == 4 and len(pairs.rows) == 6 and len(gains.rows) == 4
+
+
+def test_cka_by_definition() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(30, 5))
+    rotation, _ = np.linalg.qr(rng.normal(size=(5, 5)))
+    other = rng.normal(size=(30, 5))
+    states = np.zeros((30, 2, 15), np.float16)
+    states[:, 1] = np.concatenate([first, 2 * first @ rotation + 3, other], axis=1)
+    cka = head_cka(states, 3)
+    assert cka[0, 1] == pytest.approx(1, abs=1e-4) and np.allclose(np.diag(cka), 1)
+    x, y = (part.astype(np.float16).astype(float) for part in (first, other))
+    gram_x, gram_y = ((part - part.mean(0)) @ (part - part.mean(0)).T for part in (x, y))
+    expected = (gram_x * gram_y).sum() / np.sqrt((gram_x**2).sum() * (gram_y**2).sum())
+    assert cka[0, 2] == pytest.approx(expected)
+
+
+def test_attention_correlation_by_definition() -> None:
+    maps = np.random.default_rng(0).random((7, 2, 9)).astype(np.float32)
+    expected = np.mean([np.corrcoef(image)[0, 1] for image in maps])
+    assert attention_correlation(maps)[0, 1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_best_fixed_heads_are_chosen_on_other_folds(study: Study) -> None:
+    from itertools import combinations
+
+    from phs_milvus.evaluation import FixedHeads
+    from phs_milvus.evaluation.metrics import evaluate, folds
+
+    outcome = best_fixed_heads(study.bench, study.pointed, 2, "mAP")
+    every = [evaluate(FixedHeads(kept), study.bench, study.pointed) for kept in combinations(range(4), 2)]
+    values = np.stack([one.values["mAP"] for one in every])
+    parts = folds(study.pointed.images)
+    for query in range(len(study.pointed)):
+        others = parts != parts[query]
+        assert outcome.values["mAP"][query] == values[values[:, others].mean(axis=1).argmax(), query]
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------------
+
+
+def outcomes(*values: list[float]) -> list[Outcome]:
+    images = np.arange(len(values[0]))
+    return [Outcome(str(n), {"MP@100": np.array(v)}, ("a",) * len(images), images) for n, v in enumerate(values)]
+
+
+def test_cross_validation_does_not_peek() -> None:
+    """On noise, the best of many settings looks good by chance; the cross-validated quality does not."""
+    noise = np.random.default_rng(0).normal(0.5, 0.1, (100, 400))
+    measured = outcomes(*noise.tolist())
+    best = max(one.mean("MP@100") for one in measured)
+    assert best > 0.51
+    assert abs(cross_validated(measured, "MP@100").mean() - 0.5) < 0.01
+
+
+def test_the_cheapest_within_one_standard_error_is_recommended() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0.5, 0.1, 100)
+    noise = rng.normal(0, 0.05, 100)
+    noise -= noise.mean()
+    best, close, worse = base + 0.101, base + 0.1 + noise, base
+    assert recommend(outcomes(best, close, worse), [3.0, 2.0, 1.0], "MP@100") == 1
+    assert recommend(outcomes(best, close, worse), [3.0, 3.0, 1.0], "MP@100") == 0
+    assert recommend(outcomes(best, worse), [3.0, 1.0], "MP@100") == 0
+
+
+def test_tune(study: Study) -> None:
+    choice = tune(study, [Focus(4), Focus(1), Focus(2, roi=1), Focus(4, zoom=1.25), Focus(1, roi=1, zoom=(0.0, 2.0))])
+    assert [row["recommended"] for row in choice.rows].count("yes") == 1
+    qualities = [row["mAP"] for row in choice.rows]
+    assert qualities == sorted(qualities, reverse=True) and choice.quality <= qualities[0] + 1e-9
+    assert choice.candidates in [row["candidates K"] for row in choice.candidate_rows]
+
+
+# --- settings and commands --------------------------------------------------------------------------------------------
+
+
+def test_settings_round_trip(tmp_path: Path) -> None:
+    from dataclasses import asdict
+
+    settings = SearchSettings(Focus(2, roi=0.5, zoom=(0.0, 2.0)), 500, "f" * 64, {"MP@100": 0.5})
+    path = tmp_path / "focus.json"
+    path.write_text(json.dumps(asdict(settings)))
+    assert read_settings(path) == settings
+    for text, complaint in (
+        ("{", "is not a settings file"),
+        ("[]", "is not a settings file"),
+        ('{"focus": {"roi": 2}}', "roi must be 0 to 1"),
+        ('{"focus": {"heads": "two"}}', "is not a settings file"),
+        ('{"candidates": "many"}', "candidates must be a whole number"),
+        ('{"candidats": 3}', "is not a settings file"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InvalidInput, match=complaint):
+            read_settings(path)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as done:
+        main([str(argument) for argument in arguments])
+    return int(done.value.code or 0)
+
+
+def test_eval_command_writes_a_folder(labels: Path, vit_encoder: Encoder, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "report"
+    place = ("--encoder", vit_encoder.address, "--cache", tmp_path / "cache", "--limit", 20)
+    assert run("eval", labels, "--preset", "heads", "--out", out, *place) == 0
+    text = (out / "README.md").read_text()
+    assert "20 images" in text and "| heads | method |" in text and vit_encoder.info.fingerprint[:12] in text
+    results = json.loads((out / "results.json").read_text())
+    (table,) = out.glob("*.csv")
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(results["sections"][0]["rows"])
+    assert "PHS, Query-DB" in capsys.readouterr().out
+    assert run("eval", labels, "--prompt", "box,lasso", *place) == 1
+    assert "lasso is none of" in capsys.readouterr().err
+    assert run("eval", labels.parent / "none.csv", *place) == 1
+
+
+def test_tune_then_search_with_its_settings(
+    labels: Path, vit_encoder: Encoder, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phs_milvus.evaluation.tune._ZOOMS", ((0.0,), (1.25,)))
+    settings, server = tmp_path / "focus.json", ("--encoder", vit_encoder.address)
+    assert run("tune", labels, "--out", settings, "--cache", tmp_path / "cache", "--limit", 20, *server) == 0
+    assert "recommended: Focus(" in capsys.readouterr().out
+    chosen = read_settings(settings)
+    assert chosen.fingerprint == vit_encoder.info.fingerprint and chosen.candidates
+    milvus = ("--milvus", tmp_path / "m.db", *server)
+    assert run("ingest", labels.parent, *milvus) == 0
+    capsys.readouterr()
+    search = ("search", labels.parent / "00.png", "--box", "2,2,30,30", "--json", *milvus)
+    assert run(*search, "--settings", settings) == 0
+    found = json.loads(capsys.readouterr().out)
+    focus = chosen.focus
+    flags = ["--heads", focus.heads, "--roi", focus.roi, "--zoom", focus.zoom, "--candidates", chosen.candidates]
+    assert run(*search, *flags) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert run(*search, "--settings", settings, "--focus", "robust") == 1
+    assert "exclude each other" in capsys.readouterr().err
+    assert run(*search, "--focus", "robust", "--zoom", 0) == 0
+    settings.write_text(settings.read_text().replace(chosen.fingerprint, "0" * 64))
+    assert run(*search, "--settings", settings) == 1
+    assert "was tuned for the model" in capsys.readouterr().err
+
+
+def test_several_models_share_one_report(labels: Path, vit_encoder: Encoder, encoder: Encoder, tmp_path: Path) -> None:
+    both = ("--encoder", vit_encoder.address, "--encoder", encoder.address, "--cache", tmp_path / "cache")
+    assert run("eval", labels, "--preset", "small-models", "--limit", 12, "--out", tmp_path / "r", *both) == 0
+    results = json.loads((tmp_path / "r/results.json").read_text())
+    assert len(results["sections"]) == 6
+    assert len({section["heading"] for section in results["sections"]}) == 6
