@@ -135,3 +135,17 @@ def test_reduced_decoding_reports_the_full_upright_size() -> None:
     assert decode_upright(buffer.getvalue(), at_least=96).size == (100, 200)
     assert pixels.shape == (3, 32, 32)
     assert pixels[0].min() > 240
+
+
+def test_a_prompt_without_zoom_sees_the_same_pixels_as_no_prompt() -> None:
+    from phs_milvus.types import Focus
+    from phs_server.focus import prepare_focused
+
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+    Image.fromarray(noise).resize((1600, 1200)).save(buffer, "JPEG")
+    plain, width, height = prepare_image(buffer.getvalue(), 56, Image.Resampling.BICUBIC, Limits())
+    everything = MaskRuns(width, height, np.array([0, width * height], np.uint32))
+    shape = {"image_size": 56, "resample": Image.Resampling.BICUBIC, "grid": 4, "limits": Limits()}
+    prompted = prepare_focused(buffer.getvalue(), everything, Focus(), 2, **shape)
+    assert np.array_equal(prompted.pixels, plain)

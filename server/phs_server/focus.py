@@ -15,7 +15,7 @@ import numpy.typing as npt
 from phs_milvus.errors import PromptError
 from phs_milvus.images import decode_upright
 from phs_milvus.types import Float32Array, Focus, Limits, MaskRuns, Region
-from phs_server.preprocess import Prepared, checked_size, expanded, shares_on_grid, squashed
+from phs_server.preprocess import Prepared, checked_size, decode_for, expanded, shares_on_grid, squashed
 
 # In patches, as published.
 _FOVEA_SIGMA = 100.0
@@ -42,9 +42,11 @@ def prepare_focused(
     box, zoom = bounding_box(inside), focus.only_zoom
     x0, y0, x1, y1 = region = zoom_region(box, zoom, width, height) if zoom else (0, 0, width, height)
     seen = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
+    # Cropped before it is resized: `resize(box=...)` would mix in pixels from outside the region. Without zoom the
+    # pixels are those of the same image without a prompt.
+    image = decode_upright(data).crop(region) if zoom else decode_for(data, image_size)
     return Prepared(
-        # Cropped before it is resized: `resize(box=...)` would mix in pixels from outside the region.
-        pixels=squashed(decode_upright(data).crop(region), image_size, resample),
+        pixels=squashed(image, image_size, resample),
         mask=shares_on_grid(inside[y0:y1, x0:x1], grid),
         heads=heads,
         width=width,
@@ -57,7 +59,7 @@ def prepare_focused(
 
 def attention_change(items: Sequence[Prepared]) -> AttentionChange | None:
     """What a batch changes in the attention itself; None, the usual case, where no item changes anything."""
-    if not any(item.roi or item.fovea is not None for item in items):
+    if not any(item.changes_attention for item in items):
         return None
     nothing = np.zeros_like(items[0].mask)
     return AttentionChange(

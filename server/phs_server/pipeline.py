@@ -194,10 +194,15 @@ class Pipeline:
             decoded = await _answered(
                 lambda: self._decodes.submit((image, mask, focus), deadline, priority=priority, size=len(image))
             )
-            pixels = decoded.result.pixels
+            prepared = decoded.result
             done = await _answered(
                 lambda: self._encodes.submit(
-                    decoded.result, deadline, priority=priority, key=pixels.shape, size=pixels.nbytes
+                    prepared,
+                    deadline,
+                    priority=priority,
+                    # One item that changes the attention would take all of its batch off the recorded graphs.
+                    key=prepared.changes_attention,
+                    size=prepared.pixels.nbytes,
                 )
             )
         return decoded, done

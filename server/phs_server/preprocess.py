@@ -39,6 +39,11 @@ class Prepared:
     roi: float = 0.0
     fovea: Float32Array | None = None
 
+    @property
+    def changes_attention(self) -> bool:
+        """Whether it needs an `AttentionChange`."""
+        return bool(self.roi) or self.fovea is not None
+
 
 def prepare_image(
     data: bytes, image_size: int, resample: int, limits: Limits
@@ -53,8 +58,7 @@ def prepare_image(
         ImageError: over a limit, which is checked before anything is decoded, or not decodable.
     """
     width, height = checked_size(data, limits)
-    image = decode_upright(data, at_least=_DRAFT_MARGIN * image_size)
-    return squashed(image, image_size, resample), width, height
+    return squashed(decode_for(data, image_size), image_size, resample), width, height
 
 
 def checked_size(data: bytes, limits: Limits) -> tuple[int, int]:
@@ -69,6 +73,11 @@ def checked_size(data: bytes, limits: Limits) -> tuple[int, int]:
     if width * height > limits.image_pixels:
         raise ImageError(f"is {width}x{height} pixels; this server takes up to {limits.image_pixels} in all")
     return width, height
+
+
+def decode_for(data: bytes, image_size: int) -> Image.Image:
+    """Decodes the whole image to upright RGB, a JPEG no larger than needed to resize it to `image_size` well."""
+    return decode_upright(data, at_least=_DRAFT_MARGIN * image_size)
 
 
 def squashed(image: Image.Image, image_size: int, resample: int) -> npt.NDArray[np.uint8]:
