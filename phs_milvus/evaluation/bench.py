@@ -74,6 +74,7 @@ class Bench:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._store = store
         self._milvus = milvus
+        self._shares: dict[tuple[int, int, bytes], Float32Array] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def queries(self, queries: Sequence[Query], prompt: str | Callable[[Query, int, int], Prompt]) -> QuerySet:
@@ -181,9 +182,17 @@ class Bench:
 
     def head_scores(self, queries: QuerySet) -> Float32Array:
         """float32 [Q, H]: share of each head's whole-image attention that falls on the mask; needs no encoding."""
-        rows, columns = self.info.grid_height, self.info.grid_width
-        shares = np.stack([shares_on_grid(mask.to_array(), rows, columns).reshape(-1) for mask in queries.masks])
-        return np.einsum("qhn,qn->qh", self.attention[queries.images], shares)
+        with self.timed("masks"):
+            shares = np.stack([self._shares_of(mask) for mask in queries.masks])
+            return np.einsum("qhn,qn->qh", self.attention[queries.images], shares)
+
+    def _shares_of(self, mask: MaskRuns) -> Float32Array:
+        """float32 [N]; kept, because every head count and control asks for it again."""
+        key = (mask.width, mask.height, mask.runs.tobytes())
+        if key not in self._shares:
+            grid = shares_on_grid(mask.to_array(), self.info.grid_height, self.info.grid_width)
+            self._shares[key] = grid.reshape(-1)
+        return self._shares[key]
 
     def readout(self, states: Float16Array, weights: Float32Array) -> Float32Array:
         """float32 [n, E]: states [n, 2, D] read out with weights [n, H].

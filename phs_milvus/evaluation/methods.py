@@ -156,10 +156,17 @@ class TwoStage:
             with bench.timed("searching Milvus"):
                 found = bench.collection.search(block, min(self.candidates, len(bench.states)), with_states=True)
             with bench.timed("scoring"):
-                for row, candidates in enumerate(found, start):
-                    states = state_codec.unpack(candidates.states, bench.info.hidden_size)
-                    parts = [bench.encoder.rerank(e[row : row + 1], w[row : row + 1], states)[0] for e, w in looks]
-                    scores[row, [int(name) for name in candidates.ids]] = np.mean(parts, axis=0)
+                # All candidates of the block in one call; each query takes the scores of its own.
+                packed = {name: text for row in found for name, text in zip(row.ids, row.states, strict=True)}
+                column = {name: number for number, name in enumerate(packed)}
+                states = state_codec.unpack(list(packed.values()), bench.info.hidden_size)
+                rows = slice(start, start + len(found))
+                parts = [bench.encoder.rerank(embeddings[rows], weights[rows], states) for embeddings, weights in looks]
+                reranked = np.mean(parts, axis=0)
+                for number, row in enumerate(found):
+                    scores[start + number, [int(name) for name in row.ids]] = reranked[
+                        number, [column[name] for name in row.ids]
+                    ]
         return scores
 
 

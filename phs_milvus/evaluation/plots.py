@@ -62,6 +62,8 @@ def draw(plot: Plot, path: Path) -> bool:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     if plot.log_x:
         axes.set_xscale("log")
+    if plot.lines is not None and all(x == int(x) and x < 50 for points in plot.lines.values() for x, _, _ in points):
+        axes.set_xticks(sorted({x for points in plot.lines.values() for x, _, _ in points}))
     axes.set_xlabel(plot.x)
     axes.set_ylabel(plot.y)
     figure.savefig(path, metadata={"Software": None})

@@ -49,7 +49,8 @@ class Look:
     @property
     def key(self) -> bytes:
         """16 bytes that say what is asked, of which image."""
-        focus = "" if self.mask is None or self.edit else f"{self.focus.roi} {self.focus.zoom} {self.focus.fovea}"
+        asked = (float(self.focus.roi), float(self.focus.only_zoom), float(self.focus.fovea))
+        focus = "" if self.mask is None or self.edit else str(asked)
         what = hashlib.sha256(f"{self.digest} {self.edit.name if self.edit else ''} {focus}".encode())
         if self.mask is not None:
             what.update(f" {self.mask.width} {self.mask.height} ".encode() + self.mask.runs.astype("<u4").tobytes())

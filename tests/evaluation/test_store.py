@@ -104,6 +104,8 @@ def test_what_is_asked_decides_the_key(queries: QuerySet) -> None:
     # Head counts are a matter of the readout; where the file lies is not either.
     assert replace(masked, focus=Focus(heads=2)).key == masked.key
     assert replace(look, path=Path("b")).key == look.key
+    whole, fractional = (replace(masked, focus=Focus(roi=one, zoom=2 * one)) for one in (1, 1.0))
+    assert whole.key == fractional.key
 
 
 def test_models_do_not_share_answers(vit_encoder: Encoder, tmp_path: Path) -> None:

@@ -5,17 +5,35 @@ from __future__ import annotations
 from phs_milvus.evaluation.controls import best_fixed_heads
 from phs_milvus.evaluation.edits import CROP, EDITS
 from phs_milvus.evaluation.experiments.study import Study
-from phs_milvus.evaluation.methods import Average, Edited, Focused, Foveal, Method, TwoStage, WholeImage
+from phs_milvus.evaluation.methods import (
+    Average,
+    Edited,
+    Focused,
+    Foveal,
+    Method,
+    TwoStage,
+    WholeImage,
+    describe,
+)
 from phs_milvus.evaluation.metrics import Outcome
 from phs_milvus.evaluation.report import Section
 from phs_milvus.types import Focus
 
 _CANDIDATES = 200
+# (roi, zoom)
+_BEYOND: tuple[tuple[float, float | tuple[float, ...]], ...] = (
+    (1, 0.0),
+    (0, 1.25),
+    (0, 2.0),
+    (1, 1.25),
+    (1, 2.0),
+    (1, (0.0, 2.0)),
+    (1, (0.0, 1.25, 2.0)),
+)
 
 
 def methods(heads: int, default: int) -> list[Method]:
     """Of a model with `heads` heads that keeps `default` of them."""
-    every = heads
     published: list[Method] = [
         WholeImage(),
         *map(Edited, EDITS),
@@ -24,17 +42,15 @@ def methods(heads: int, default: int) -> list[Method]:
         Focused(Focus(default)),
         TwoStage(Focus(default), _CANDIDATES),
     ]
-    beyond: list[Method] = [
-        Focused(Focus(every, roi=1), label="roi 1"),
-        Focused(Focus(default, roi=1)),
-        Focused(Focus(every, zoom=1.25), label="zoom 1.25"),
-        Focused(Focus(every, zoom=2), label="zoom 2"),
-        Focused(Focus(default, zoom=1.25)),
-        Focused(Focus(default, roi=1, zoom=1.25)),
-        Focused(Focus(default, roi=1, zoom=2)),
-        Focused(Focus(default, roi=1, zoom=(0.0, 2.0))),
-        Focused(Focus(default, roi=1, zoom=(0.0, 1.25, 2.0))),
-        Average([Edited(CROP), Focused(Focus(every, roi=1), label="roi 1")]),
+    # roi and zoom with fewer heads kept, the default and two thirds of them, and with all: without PHS.
+    counts = sorted({default, max(default, 2 * heads // 3)})
+    beyond: list[Method] = [Focused(Focus(count)) for count in counts if count != default]
+    for roi, zoom in _BEYOND:
+        name = describe(Focus(roi=roi, zoom=zoom), None, "top", True).rpartition(", ")[0]
+        beyond += [Focused(Focus(count, roi=roi, zoom=zoom)) for count in counts]
+        beyond.append(Focused(Focus(heads, roi=roi, zoom=zoom), label=name))
+    beyond += [
+        Average([Edited(CROP), Focused(Focus(heads, roi=1), label="roi 1")]),
         TwoStage(Focus(default, roi=1, zoom=(0.0, 2.0)), _CANDIDATES),
     ]
     controls: list[Method] = [
