@@ -54,9 +54,6 @@ class Settings:
     max_batch_size: int = _setting(16, "images in one batch", minimum=1)
     max_queue_delay_ms: float = _setting(2.0, "milliseconds a batch may wait to fill", minimum=0)
     max_queue_size: int = _setting(1024, "images waiting before requests are answered RESOURCE_EXHAUSTED", minimum=1)
-    max_queue_bytes: int = _setting(
-        512 * 2**20, "bytes of waiting images before requests are answered RESOURCE_EXHAUSTED", minimum=1
-    )
     max_image_bytes: int = _setting(Limits.image_bytes, "bytes of one encoded image", minimum=1)
     max_image_pixels: int = _setting(Limits.image_pixels, "pixels (width x height) of one decoded image", minimum=1)
     max_message_bytes: int = _setting(Limits.message_bytes, "bytes of one gRPC message, either way", minimum=65536)

@@ -77,8 +77,8 @@ class Pipeline:
         ]
         self.info = _describe(loaded, self._engines[0], settings)
         self._batch_limit = settings.max_batch_size
-        self._gate = Gate(settings.max_queue_size, settings.max_queue_bytes)
-        bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_queue_bytes}
+        self._gate = Gate(settings.max_queue_size, settings.max_in_flight_bytes)
+        bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_in_flight_bytes}
         workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
         self._decodes: Batcher[_Undecoded, Prepared] = Batcher(
             *[lambda items: [self._prepare(*items[0])]] * workers,
