@@ -136,7 +136,7 @@ def test_interactive_overtakes_a_bulk_backlog(make: Make) -> None:
         bulk = [asyncio.create_task(item(f"bulk {index}", True)) for index in range(30)]
         await hold.reached()
         urgent = asyncio.create_task(item("urgent", False))
-        await settled(lambda: pipeline._decodes.depth == 0)
+        await settled(lambda: sum(hold.sizes) + pipeline._encodes.depth == 31)
         hold.release()
         await asyncio.gather(urgent, *bulk)
 
