@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTO := proto/phs/v1/encoder.proto
 
-.PHONY: demo test lint format proto clean
+.PHONY: demo test lint format proto bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/phs-milvus demo
@@ -36,6 +36,13 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)
 $(VENV):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+
+# Some minutes. On a machine that does other work as well: make bench CLOCK=--cpu-time
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.encode $(CLOCK)
+	$(BIN)/python -m benchmarks.rerank $(CLOCK)
+	$(BIN)/python -m benchmarks.grpc_end_to_end $(CLOCK)
+	$(BIN)/python -m benchmarks.latency
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from itertools import repeat
 from typing import Any
 
 import grpc
@@ -15,6 +14,7 @@ from phs_milvus._pb import encoder_pb2 as pb
 from phs_milvus._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.bulk import Patience, Window
 from phs_milvus.calls import DEFAULT_ADDRESS, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Outputs
+from phs_milvus.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
 from phs_milvus.errors import EncoderUnavailable, PhsError
 from phs_milvus.images import ImageSource
 from phs_milvus.prompts import Prompt
@@ -26,20 +26,30 @@ class AsyncEncoder:
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: Address = DEFAULT_ADDRESS,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         expected_fingerprint: str = "",
+        tls: Tls | bool | None = None,
+        token: str | None = None,
     ) -> None:
-        self.address = address
+        self.address, target = target_of(address)
         self._timeout = timeout
         self._expected = expected_fingerprint
-        self._channel = grpc.aio.insecure_channel(address, options=calls.CHANNEL_OPTIONS)
+        self._metadata = token_metadata(token)
+        credentials, options = channel_credentials(tls), channel_options(address, tls)
+        self._channel = (
+            grpc.aio.insecure_channel(target, options)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, options)
+        )
         self._stub = pb_grpc.FocusEncoderStub(self._channel)
 
     async def info(self) -> ModelInfo:
-        """The server's model and limits."""
-        return wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+        """The server's model and limits. Binds this client to that model, see `Encoder.info`."""
+        info = wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+        self._expected = self._expected or info.fingerprint
+        return info
 
     async def encode(
         self,
@@ -65,9 +75,9 @@ class AsyncEncoder:
         timeout: float | None = None,
     ) -> AsyncIterator[Encoding | PhsError]:
         """See `Encoder.encode_many`. `images` is read on the event loop, each image on a thread."""
-        pairs = zip(images, repeat(None) if prompts is None else prompts, strict=False)
+        pairs = calls.pairs(images, prompts)
         window, patience = Window(in_flight), Patience(timeout or self._timeout)
-        stream = _AsyncStream(self._stub, self.address)
+        stream = _AsyncStream(self._stub, self._metadata, self.address)
         exhausted = False
         try:
             while True:
@@ -88,9 +98,10 @@ class AsyncEncoder:
                     window.answer(*calls.stream_answer(await stream.receive(patience)))
                     patience.progress()
                 except calls.TRANSIENT as error:
-                    await asyncio.sleep(patience.pause(error))
+                    with patience.waiting():
+                        await asyncio.sleep(patience.pause(error))
                     stream.close()
-                    stream = _AsyncStream(self._stub, self.address)
+                    stream = _AsyncStream(self._stub, self._metadata, self.address)
                     for message in window.unanswered():
                         stream.send(message)
         finally:
@@ -133,7 +144,7 @@ class AsyncEncoder:
 
     async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
-            return await method(request, timeout=timeout or self._timeout)
+            return await method(request, timeout=timeout or self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise calls.translate(error, self.address) from None
 
@@ -141,10 +152,10 @@ class AsyncEncoder:
 class _AsyncStream:
     """`_Stream` for asyncio."""
 
-    def __init__(self, stub: pb_grpc.FocusEncoderStub, address: str) -> None:
+    def __init__(self, stub: pb_grpc.FocusEncoderStub, metadata: calls.Metadata, address: str) -> None:
         self._address = address
         self._requests: asyncio.Queue = asyncio.Queue()
-        self._call = stub.EncodeStream(self._outgoing())
+        self._call = stub.EncodeStream(self._outgoing(), metadata=metadata)
 
     async def _outgoing(self) -> AsyncIterator[pb.EncodeStreamRequest]:
         while (message := await self._requests.get()) is not None:
@@ -155,9 +166,10 @@ class _AsyncStream:
 
     async def receive(self, patience: Patience) -> pb.EncodeStreamResponse:
         try:
-            answer = await asyncio.wait_for(self._call.read(), patience.left)
+            with patience.waiting() as left:
+                answer = await asyncio.wait_for(self._call.read(), left)
         except asyncio.TimeoutError:
-            raise patience.timed_out() from None
+            raise patience.timed_out(self._address) from None
         except grpc.RpcError as error:
             raise calls.stream_error(error, self._address) from None
         if answer is grpc.aio.EOF:

@@ -9,6 +9,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from phs_milvus import wire
 from phs_milvus._pb import encoder_pb2 as pb
@@ -16,7 +17,7 @@ from phs_milvus.errors import DeadlineExceeded, PhsError
 from phs_milvus.types import Encoding
 
 _FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 5.0
+_LONGEST_PAUSE = 2.0
 
 
 class Window:
@@ -73,7 +74,10 @@ class Window:
 
 
 class Patience:
-    """How long to go on without progress: `timeout` seconds, with jittered, growing pauses between attempts."""
+    """How long to go on without progress: `timeout` seconds of waiting, with jittered, growing pauses between attempts.
+
+    Only time inside `waiting()` counts: a caller may take as long as it likes over a result or over the next image.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -81,17 +85,24 @@ class Patience:
 
     def progress(self) -> None:
         """An answer arrived: start over."""
-        self._since = time.monotonic()
+        self._left = self._timeout
         self._attempts = 0
+        self._error: PhsError | None = None
 
-    @property
-    def left(self) -> float:
-        """Seconds until patience runs out."""
-        return max(0.0, self._since + self._timeout - time.monotonic())
+    @contextmanager
+    def waiting(self) -> Iterator[float]:
+        """Around a wait for the server; gives the seconds until patience runs out."""
+        started = time.monotonic()
+        try:
+            yield max(0.0, self._left)
+        finally:
+            self._left -= time.monotonic() - started
 
-    def timed_out(self) -> DeadlineExceeded:
-        """What to raise when the server is there and does not answer."""
-        return DeadlineExceeded(f"the embedding server answered none of the items in flight for {self._timeout:g} s")
+    def timed_out(self, address: str) -> PhsError:
+        """What to raise when patience runs out: why the stream broke last, or that nothing was answered."""
+        return self._error or DeadlineExceeded(
+            f"the embedding server at {address} answered none of the items in flight for {self._timeout:g} s"
+        )
 
     def pause(self, error: PhsError) -> float:
         """Seconds to wait before the next attempt.
@@ -99,8 +110,9 @@ class Patience:
         Raises:
             `error`: when patience has run out.
         """
-        if self.left <= 0:
+        if self._left <= 0:
             raise error
-        ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._attempts, self.left)
+        self._error = error
+        ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._attempts, self._left)
         self._attempts += 1
         return ceiling * random.uniform(0.5, 1.0)

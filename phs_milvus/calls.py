@@ -1,9 +1,10 @@
-"""What both clients share: channel settings, building requests, and gRPC errors as ours. Does no I/O on the network."""
+"""What both clients share: building requests, and gRPC errors as ours. Does no I/O on the network."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TypeVar
 
 import grpc
@@ -28,27 +29,11 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_IN_FLIGHT = 64
 
+Metadata = tuple[tuple[str, str], ...]
+
 Request = TypeVar("Request", pb.EncodeRequest, pb.ExplainRequest)
 
 _MESSAGE_BYTES = Limits.message_bytes
-_RETRIES = {
-    "maxAttempts": 5,
-    "initialBackoff": "0.1s",
-    "maxBackoff": "2s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-}
-CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", _MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
-    # gRPC does not retry a call whose message outgrew this buffer; the default is 256 KiB, less than many photos.
-    ("grpc.per_rpc_retry_buffer_size", _MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 60_000),
-    (
-        "grpc.service_config",
-        json.dumps({"methodConfig": [{"name": [{"service": "phs.v1.FocusEncoder"}], "retryPolicy": _RETRIES}]}),
-    ),
-]
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 TRANSIENT = (EncoderUnavailable, EncoderBusy)
 
@@ -71,6 +56,24 @@ class Outputs:
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def pairs(
+    images: Iterable[ImageSource], prompts: Iterable[Prompt | None] | None
+) -> Iterator[tuple[ImageSource, Prompt | None]]:
+    """Images with their prompts, read one by one.
+
+    Raises:
+        InvalidInput: one of the two ends before the other.
+    """
+    if prompts is None:
+        yield from ((image, None) for image in images)
+        return
+    missing = object()
+    for image, prompt in zip_longest(images, prompts, fillvalue=missing):
+        if image is missing or prompt is missing:
+            raise InvalidInput("must be as many as there are images", "prompts")
+        yield image, prompt  # type: ignore[misc]
 
 
 def admit(
@@ -147,8 +150,9 @@ def rerank_requests(
 
 
 def stream_error(error: grpc.RpcError, address: str) -> PhsError:
-    """A draining server cancels streams; that is a reason to reconnect, as losing the connection is."""
-    if error.code() is grpc.StatusCode.CANCELLED:
+    """What ended a stream. grpc.aio hides a lost connection behind INTERNAL where it was writing just then (grpc issue
+    36066)."""
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core":
         return EncoderUnavailable(f"the server at {address} closed the stream")
     return translate(error, address)
 
@@ -171,6 +175,12 @@ def stream_answer(response: pb.EncodeStreamResponse) -> tuple[int, Encoding | Ph
 
 def translate(error: grpc.RpcError, address: str) -> PhsError:
     code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        # gRPC's own, for a message over the server's limit: the same code as a full queue, and final.
+        return InvalidInput(f"the message is over the limit of the server at {address} ({details})", "request")
+    if code is grpc.StatusCode.CANCELLED:
+        # We cancel nothing that we wait for; a server that shuts down does, late in its drain.
+        return EncoderUnavailable(f"the server at {address} cancelled the call: is it shutting down? ({details})")
     if code is grpc.StatusCode.UNAVAILABLE:
         details = (
             f"no answer from the embedding server at {address} ({details}); "

@@ -4,6 +4,10 @@
         encoding = encoder.encode("street.jpg", Box(40, 60, 180, 220))
         encoding.embedding                                  # float32 [E], focused on what is in the box
 
+With several addresses, calls go to them in turn:
+
+    Encoder(["10.0.0.5:50051", "10.0.0.6:50051"], tls=Tls(ca="ca.pem"), token="...")
+
 Every call has a deadline. UNAVAILABLE and RESOURCE_EXHAUSTED, and nothing else, are retried with jittered pauses, by
 gRPC itself for single calls (https://grpc.io/docs/guides/retry) and by resending unanswered items in bulk.
 Create an Encoder after forking, not before: gRPC channels do not survive a fork.
@@ -16,7 +20,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import repeat
 from typing import Any
 
 import grpc
@@ -27,6 +30,7 @@ from phs_milvus._pb import encoder_pb2 as pb
 from phs_milvus._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.bulk import Patience, Window
 from phs_milvus.calls import DEFAULT_ADDRESS, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Outputs
+from phs_milvus.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
 from phs_milvus.errors import EncoderUnavailable, PhsError
 from phs_milvus.images import ImageSource
 from phs_milvus.prompts import Prompt
@@ -37,28 +41,49 @@ class Encoder:
     """A connection to one embedding server. Thread-safe; close it, or use it as a context manager.
 
     Args:
-        address: "host:port".
+        address: "host:port", or several of them, which are used in turn (round robin) and skipped while they do not
+            answer or are not ready. A name that resolves to several hosts counts as several addresses too. A bulk
+            encode stays with one of them for as long as that one answers.
         timeout: seconds a single call may take, retries included; for bulk, seconds without any answer.
         expected_fingerprint: if given, every call fails with ModelMismatch unless the server runs this model.
+        tls: True for TLS with the system's certificate authorities; a Tls to name files; None for plaintext.
+        token: sent with every call as "authorization: Bearer TOKEN". Without TLS it travels in the clear.
+
+    Raises:
+        InvalidInput: an address that cannot be used, or a TLS file that cannot be read.
     """
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: Address = DEFAULT_ADDRESS,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         expected_fingerprint: str = "",
+        tls: Tls | bool | None = None,
+        token: str | None = None,
     ) -> None:
-        self.address = address
+        self.address, target = target_of(address)
         self._timeout = timeout
         self._expected = expected_fingerprint
-        self._channel = grpc.insecure_channel(address, options=calls.CHANNEL_OPTIONS)
+        self._metadata = token_metadata(token)
+        credentials, options = channel_credentials(tls), channel_options(address, tls)
+        self._channel = (
+            grpc.insecure_channel(target, options)
+            if credentials is None
+            else grpc.secure_channel(target, credentials, options)
+        )
         self._stub = pb_grpc.FocusEncoderStub(self._channel)
 
     @cached_property
     def info(self) -> ModelInfo:
-        """The server's model and limits; asked once."""
-        return wire.info_from_pb(self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+        """The server's model and limits; asked once.
+
+        From then on this Encoder is for that model: if the server comes back with another one, calls fail with
+        ModelMismatch, where embeddings of two models would otherwise be mixed.
+        """
+        info = wire.info_from_pb(self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+        self._expected = self._expected or info.fingerprint
+        return info
 
     def encode(
         self,
@@ -98,11 +123,12 @@ class Encoder:
         the unanswered items are resent, so a restarted server loses and doubles nothing.
 
         Raises:
-            EncoderError: no answer for `timeout` seconds.
+            EncoderError: no answer for `timeout` seconds of waiting for one.
+            InvalidInput: another number of prompts than of images.
         """
-        pairs = zip(images, repeat(None) if prompts is None else prompts, strict=False)
+        pairs = calls.pairs(images, prompts)
         window, patience = Window(in_flight), Patience(timeout or self._timeout)
-        stream = _Stream(self._stub, self.address)
+        stream = _Stream(self._stub, self._metadata, self.address)
         exhausted = False
         try:
             while True:
@@ -122,9 +148,10 @@ class Encoder:
                     window.answer(*calls.stream_answer(stream.receive(patience)))
                     patience.progress()
                 except calls.TRANSIENT as error:
-                    time.sleep(patience.pause(error))
+                    with patience.waiting():
+                        time.sleep(patience.pause(error))
                     stream.close()
-                    stream = _Stream(self._stub, self.address)
+                    stream = _Stream(self._stub, self._metadata, self.address)
                     for message in window.unanswered():
                         stream.send(message)
         finally:
@@ -176,7 +203,7 @@ class Encoder:
 
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
-            return method(request, timeout=timeout or self._timeout)
+            return method(request, timeout=timeout or self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise calls.translate(error, self.address) from None
 
@@ -184,11 +211,11 @@ class Encoder:
 class _Stream:
     """One EncodeStream call. A thread takes answers off it, so that waiting for one can time out."""
 
-    def __init__(self, stub: pb_grpc.FocusEncoderStub, address: str) -> None:
+    def __init__(self, stub: pb_grpc.FocusEncoderStub, metadata: calls.Metadata, address: str) -> None:
         self._address = address
         self._requests: queue.SimpleQueue = queue.SimpleQueue()
         self._answers: queue.SimpleQueue = queue.SimpleQueue()
-        self._call = stub.EncodeStream(iter(self._requests.get, None))
+        self._call = stub.EncodeStream(iter(self._requests.get, None), metadata=metadata)
         threading.Thread(target=self._pump, name="phs-encode-stream", daemon=True).start()
 
     def send(self, message: pb.EncodeStreamRequest) -> None:
@@ -196,9 +223,10 @@ class _Stream:
 
     def receive(self, patience: Patience) -> pb.EncodeStreamResponse:
         try:
-            answer = self._answers.get(timeout=patience.left)
+            with patience.waiting() as left:
+                answer = self._answers.get(timeout=left)
         except queue.Empty:
-            raise patience.timed_out() from None
+            raise patience.timed_out(self._address) from None
         if isinstance(answer, PhsError):
             raise answer
         return answer

@@ -49,6 +49,12 @@ _READERS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] =
 )
 FORMATS = tuple(name for name, _, _ in _READERS)
 
+# Encoders write about 10 scans in a progressive JPEG, 4 where colours are separate.
+_MAX_SCANS = 64
+_SCAN = b"\xff\xda"
+# Behind 0xFF: not a stuffed zero, a restart or fill; start-of-image has no length, and occurs once.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")
+
 # How to turn stored pixels upright, by EXIF orientation; 5 to 8 swap width and height.
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -132,17 +138,21 @@ def open_header(data: bytes) -> tuple[int, int, str]:
     return width, height, name
 
 
-def decode_upright(data: bytes) -> Image.Image:
+def decode_upright(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decodes an image to upright RGB: first frame, transparency on white, 16-bit gray to 8 by >> 8.
+
+    Args:
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels,
+            which costs a fraction of the time; None: full size.
 
     Raises:
         ImageError: not an image, truncated or corrupt, or float pixels.
     """
     with _guard("the image cannot be decoded"):
-        return _rgb(decode_native(data))
+        return _rgb(decode_native(data, at_least))
 
 
-def decode_native(data: bytes) -> Image.Image:
+def decode_native(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decodes the first frame, upright, in the file's own mode (palette, alpha and bit depth kept).
 
     Raises:
@@ -151,6 +161,8 @@ def decode_native(data: bytes) -> Image.Image:
     image, name = _open(data)
     orientation = _orientation(image, data)  # before the pixels, so that it is what `open_header` saw
     with _guard(f"the {name} image cannot be decoded"):
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))  # a no-op for other formats than JPEG
         image.load()
         return _oriented(image, orientation)
 
@@ -207,9 +219,26 @@ def _open(data: bytes) -> tuple[ImageFile.ImageFile, str]:
         raise ImageError("empty: 0 bytes")
     for name, signature, reader in _READERS:
         if signature.match(data):
+            if name == "JPEG":
+                _check_scans(data)
             with _guard(f"broken {name} header"):
                 return reader(io.BytesIO(data)), name
     raise ImageError(f"not an image in a supported format ({', '.join(FORMATS)})")
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuses progressive JPEGs with far more scans than any encoder writes: each takes 100 bytes, and as long to
+    decode as the whole picture."""
+    if data.count(_SCAN) <= _MAX_SCANS:
+        return  # nearly always; the marker's bytes may also be in a thumbnail, or in a video behind the picture
+    position, scans = 2, 0
+    while marker := _MARKER.search(data, position):
+        if marker[0] == b"\xff\xd9":
+            return
+        scans += marker[0] == _SCAN
+        if scans > _MAX_SCANS:
+            raise ImageError(f"the JPEG image has more than {_MAX_SCANS} scans")
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
 
 
 def _orientation(image: Image.Image, data: bytes = b"") -> int:

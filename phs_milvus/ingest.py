@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,52 +20,14 @@ from phs_milvus.collection import FocusedCollection, Row
 from phs_milvus.errors import CollectionError, EncoderError, ImageError, InvalidInput, ModelMismatch, PhsError
 from phs_milvus.files import IMAGE_EXTENSIONS, ahead, chunks, is_gone, sha256_of, walk
 from phs_milvus.images import EncodedImage, load_image
-from phs_milvus.progress import Progress, ProgressBar
+from phs_milvus.progress import FAILURES_KEPT, IngestReport, Progress, ProgressBar
 from phs_milvus.rows import check_text
 from phs_milvus.types import Encoding
 
 Metadata: TypeAlias = "Callable[[Path], dict[str, Any]]"
 
-_FAILURES_KEPT = 1000
 _IDS_PER_LOOKUP = 1024
 _THREADS = 8
-
-
-@dataclass
-class IngestReport:
-    """What an ingest did.
-
-    Attributes:
-        found: image files under the folder.
-        encoded: rows written, new and changed.
-        skipped_unchanged: files whose row has the same digest.
-        changed: rows that replaced an older version of the file.
-        pruned: rows deleted because their file is gone.
-        failed: the first 1,000 files (and folders, ending in "/") that cannot be used, and why. The row of an
-            earlier version of such a file stays.
-        failed_count: all of them.
-        seconds: wall clock.
-    """
-
-    found: int = 0
-    encoded: int = 0
-    skipped_unchanged: int = 0
-    changed: int = 0
-    pruned: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    failed_count: int = 0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.found:,} images in {self.seconds:.1f} s: {self.encoded:,} encoded ({self.changed:,} of them "
-            f"changed), {self.skipped_unchanged:,} unchanged, {self.failed_count:,} failed; {self.pruned:,} rows "
-            "pruned"
-        ]
-        lines += [f"  failed: {name}: {reason}" for name, reason in self.failed[:20]]
-        if self.failed_count > 20:
-            lines.append(f"  ... and {self.failed_count - 20:,} more")
-        return "\n".join(lines)
 
 
 def ingest_folder(
@@ -304,6 +266,6 @@ class _Run:
     def fail(self, name: str, error: Exception) -> None:
         """Reports a file, or a folder, that cannot be used."""
         self.report.failed_count += 1
-        if len(self.report.failed) < _FAILURES_KEPT:
+        if len(self.report.failed) < FAILURES_KEPT:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             self.report.failed.append((name.encode("utf-8", "backslashreplace").decode(), reason))

@@ -61,8 +61,10 @@ def connect(uri: str, token: str = "", *, timeout: float = 10.0, **kwargs: Any) 
 def close(client: MilvusClient) -> None:
     """Closes a client, and frees the Milvus Lite database that `connect` opened for it."""
     path = _lite_paths.pop(client, None)
+    if path is not None and path in _lite_paths.values():
+        return  # another client uses it, with pymilvus 2.6 over the same connection
     client.close()
-    if path is not None and path not in _lite_paths.values():
+    if path is not None:
         from milvus_lite.server_manager import server_manager_instance
 
         server_manager_instance.release_server(path)

@@ -1,12 +1,52 @@
-"""Telling how far a long job is."""
+"""Telling how far an ingest is, and what it did."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 Progress: TypeAlias = "bool | Callable[[int, int], None]"
+
+FAILURES_KEPT = 1000
+
+
+@dataclass
+class IngestReport:
+    """What an ingest did.
+
+    Attributes:
+        found: image files under the folder.
+        encoded: rows written, new and changed.
+        skipped_unchanged: files whose row has the same digest.
+        changed: rows that replaced an older version of the file.
+        pruned: rows deleted because their file is gone.
+        failed: the first 1,000 files (and folders, ending in "/") that cannot be used, and why. The row of an
+            earlier version of such a file stays.
+        failed_count: all of them.
+        seconds: wall clock.
+    """
+
+    found: int = 0
+    encoded: int = 0
+    skipped_unchanged: int = 0
+    changed: int = 0
+    pruned: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    failed_count: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.found:,} images in {self.seconds:.1f} s: {self.encoded:,} encoded ({self.changed:,} of them "
+            f"changed), {self.skipped_unchanged:,} unchanged, {self.failed_count:,} failed; {self.pruned:,} rows "
+            "pruned"
+        ]
+        lines += [f"  failed: {name}: {reason}" for name, reason in self.failed[:20]]
+        if self.failed_count > 20:
+            lines.append(f"  ... and {self.failed_count - 20:,} more")
+        return "\n".join(lines)
 
 
 class ProgressBar:

@@ -86,8 +86,10 @@ class Table:
         # With them pymilvus drops the consistency level; counting first brings the server to the present.
         self.count()
         while page := [row[self.key] for row in self._query(condition, [self.key], **options)]:
+            if page != sorted(page):
+                raise CollectionError("Milvus does not return ids in order; Milvus Lite must be 3.2.1 or later")
             yield from page
-            condition = f"{self.key} > {literal(max(page))}"
+            condition = f"{self.key} > {literal(page[-1])}"
 
     def search(
         self,

@@ -211,7 +211,7 @@ class ModelInfo:
         grid_height, grid_width: patches.
         image_size: side of the model's square input in pixels.
         default_heads: heads kept where `Focus.heads` is None.
-        precision: "float32" or "bfloat16".
+        precision: "float32", "bfloat16" or "float16".
     """
 
     model_id: str

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from phs_server.batcher import Batcher, Closed, Expired, QueueFull
+from phs_server.batcher import Batcher, Closed, Expired, Priority, QueueFull
 
 WAIT = 5.0
 
@@ -38,8 +38,10 @@ def gate() -> Iterator[Gate]:
     gate.open.set()
 
 
-def make(gate: Gate, size: int = 4, delay_ms: float = 0, queue: int = 100) -> Batcher[int, int]:
-    return Batcher(gate, max_batch_size=size, max_delay_ms=delay_ms, max_queue_size=queue)
+def make(
+    *runs: Gate, size: int = 4, delay_ms: float = 0, queue: int = 100, queue_bytes: int = 10**9
+) -> Batcher[int, int]:
+    return Batcher(*runs, max_batch_size=size, max_delay_ms=delay_ms, max_queue_size=queue, max_queue_bytes=queue_bytes)
 
 
 def blocked(gate: Gate, batcher: Batcher[int, int]) -> None:
@@ -111,7 +113,9 @@ def test_a_failing_batch_fails_its_own_items_only(gate: Gate) -> None:
 
 
 def test_a_wrong_number_of_results_fails_the_batch() -> None:
-    batcher: Batcher[int, int] = Batcher(lambda items: [], max_batch_size=1, max_delay_ms=0, max_queue_size=9)
+    batcher: Batcher[int, int] = Batcher(
+        lambda items: [], max_batch_size=1, max_delay_ms=0, max_queue_size=9, max_queue_bytes=9
+    )
     with pytest.raises(RuntimeError, match="0 results for 1 items"):
         batcher.submit(1).result(WAIT)
     batcher.close(WAIT)
@@ -138,3 +142,84 @@ def test_close_with_a_stuck_batch_fails_the_rest(gate: Gate) -> None:
     batcher.close(timeout=0.05)
     with pytest.raises(Closed):
         waiting.result(0)
+
+
+def test_interactive_items_overtake_bulk_and_bulk_keeps_every_fourth_place(gate: Gate) -> None:
+    batcher = make(gate, size=8)
+    blocked(gate, batcher)
+    bulk = [batcher.submit(100 + item, priority=Priority.BULK) for item in range(6)]
+    interactive = [batcher.submit(item) for item in range(1, 13)]
+    gate.open.set()
+    for future in (*bulk, *interactive):
+        future.result(WAIT)
+    # The blocked item took the first place of the first four.
+    assert gate.batches[1:] == [
+        [1, 2, 100, 3, 4, 5, 101, 6],
+        [7, 8, 102, 9, 10, 11, 103, 12],
+        [104, 105],
+    ]
+    batcher.close(WAIT)
+
+
+def test_bulk_does_not_starve_at_batch_size_one(gate: Gate) -> None:
+    batcher = make(gate, size=1)
+    blocked(gate, batcher)
+    futures = [batcher.submit(item) for item in range(1, 9)] + [batcher.submit(100, priority=Priority.BULK)]
+    gate.open.set()
+    for future in futures:
+        future.result(WAIT)
+    assert gate.batches.index([100]) == 3
+    batcher.close(WAIT)
+
+
+def test_a_batch_holds_one_key_and_passed_items_keep_their_order(gate: Gate) -> None:
+    batcher = make(gate, size=3)
+    blocked(gate, batcher)
+    keys = {1: "a", 2: "b", 3: "a", 4: "b", 5: "a", 6: "a"}
+    futures = [batcher.submit(item, key=key) for item, key in keys.items()]
+    gate.open.set()
+    for future in futures:
+        future.result(WAIT)
+    assert gate.batches[1:] == [[1, 3, 5], [2, 4], [6]]
+    batcher.close(WAIT)
+
+
+def test_the_queue_is_bounded_in_bytes_but_takes_one_item_of_any_size(gate: Gate) -> None:
+    batcher = make(gate, queue_bytes=100)
+    blocked(gate, batcher)
+    large = batcher.submit(1, size=1000)
+    with pytest.raises(QueueFull, match="1000 of at most 100 bytes"):
+        batcher.submit(2, size=1)
+    gate.open.set()
+    assert large.result(WAIT).result == 10
+    assert batcher.submit(3, size=100).result(WAIT).result == 30
+    batcher.close(WAIT)
+
+
+def test_a_full_queue_makes_room_by_dropping_what_nobody_waits_for(gate: Gate) -> None:
+    batcher = make(gate, queue=2)
+    blocked(gate, batcher)
+    expired = batcher.submit(1, deadline=time.monotonic() - 1, size=5)
+    assert batcher.submit(2).cancel()
+    kept = [batcher.submit(3), batcher.submit(4)]
+    with pytest.raises(Expired):
+        expired.result(0)
+    with pytest.raises(QueueFull):
+        batcher.submit(5)
+    gate.open.set()
+    assert [future.result(WAIT).result for future in kept] == [30, 40]
+    assert gate.batches == [[0], [3, 4]]
+    batcher.close(WAIT)
+
+
+def test_workers_share_one_queue() -> None:
+    gates = Gate(), Gate()
+    batcher = make(*gates, size=1)
+    futures = [batcher.submit(1), batcher.submit(2)]
+    for gate in gates:
+        assert gate.entered.wait(WAIT)
+        gate.open.set()
+    assert sorted(future.result(WAIT).result for future in futures) == [10, 20]
+    assert batcher.depth == 0
+    batcher.close(WAIT)
+    assert not batcher.alive

@@ -119,15 +119,15 @@ def test_roi_of_all_attention_keeps_only_values_under_the_mask(family: str, tmp_
     loaded = checkpoint.load(str(save_checkpoint(family, tmp_path)))
     side, grid = loaded.preprocessing.image_size, loaded.preprocessing.grid
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(4))
-    values = []
+    entering = []
     last = loaded.backbone.last
-    handle = last.key_value.register_forward_hook(lambda module, inputs, output: values.append(output))
+    handle = last.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
     mask = torch.zeros(1, grid * grid)
     mask[0, 5] = 0.25
     heads = loaded.backbone(pixels, Look(mask, torch.ones(1), torch.zeros(1, grid * grid))).heads
     handle.remove()
-    hidden = heads.shape[1]
-    assert (heads[0] - values[0][0, last.prefix_tokens + 5, hidden:]).abs().max() < 1e-5
+    normed = last.norm1(entering[0]) if hasattr(last, "norm1") else entering[0]
+    assert (heads - last.value(normed)[:, last.prefix_tokens + 5]).abs().max() < 1e-5
 
 
 @torch.no_grad()

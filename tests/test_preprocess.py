@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from itertools import cycle, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from phs_milvus.errors import ImageError, PromptError
+from phs_milvus.images import decode_upright
 from phs_milvus.types import Limits, MaskRuns
 from phs_server.preprocess import mask_on_grid, prepare_image
 
@@ -86,3 +89,49 @@ def test_limits_are_checked_before_decoding() -> None:
     # Cut right after the header: decoding would fail, the pixel limit comes first.
     with pytest.raises(ImageError, match="100x100 pixels"):
         prepare_image(data[:60], 16, 3, Limits(image_pixels=9_999))
+
+
+def collage(photos: list[Path], columns: int, rows: int, quality: int = 90) -> bytes:
+    """A JPEG of columns * 500 x rows * 375 pixels with as much detail as its photos."""
+    canvas = Image.new("RGB", (500 * columns, 375 * rows))
+    for place, photo in enumerate(islice(cycle(photos), columns * rows)):
+        canvas.paste(Image.open(photo).resize((500, 375)), (place % columns * 500, place // columns * 375))
+    buffer = io.BytesIO()
+    canvas.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def squashed(image: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize(("columns", "rows", "decoded"), [(1, 1, (500, 375)), (3, 4, (750, 750)), (8, 8, (1000, 750))])
+def test_large_jpegs_are_decoded_small_with_the_same_result(
+    columns: int, rows: int, decoded: tuple[int, int], voc: Path, deit: Path
+) -> None:
+    """The tolerance that `prepare_image` states, on real photos and a real model."""
+    from phs_server import checkpoint
+    from phs_server.encoder import FocusEngine
+
+    photos = sorted((voc / "JPEGImages").iterdir())
+    files = [collage(photos[start:], columns, rows) for start in (0, 100, 200, 300)]
+    assert decode_upright(files[0], at_least=3 * 224).size == decoded
+    small = np.stack([prepare_image(data, 224, Image.Resampling.BICUBIC, Limits())[0] for data in files])
+    full = np.stack([squashed(decode_upright(data), 224) for data in files])
+    assert np.abs(small.astype(int) - full).mean() < 0.5
+    engine = FocusEngine(checkpoint.load(str(deit)), "cpu", "float32")
+    empty, none = np.zeros((4, 196), np.float32), np.zeros(4, np.int64)
+    pair = [engine.encode(pixels, empty, none).embeddings for pixels in (small, full)]
+    assert (pair[0] * pair[1]).sum(axis=1).min() > 0.995
+
+
+def test_reduced_decoding_reports_the_full_upright_size() -> None:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (1600, 800), "red").save(buffer, "JPEG", exif=exif)
+    pixels, width, height = prepare_image(buffer.getvalue(), 32, Image.Resampling.BOX, Limits())
+    assert (width, height) == (800, 1600)
+    assert decode_upright(buffer.getvalue(), at_least=96).size == (100, 200)
+    assert pixels.shape == (3, 32, 32)
+    assert pixels[0].min() > 240

@@ -34,24 +34,57 @@ class Settings:
     default_heads: int = _setting(
         0, "attention heads kept where a request names no number (h_on); 0: 5 of 12 or 16, 1 of 24", minimum=0
     )
-    device: str = _setting("auto", "torch device, for example cpu or cuda:0; auto: a GPU where there is one")
+    devices: str = _setting(
+        "auto", "torch devices that share the work, for example cpu or cuda:0,cuda:1; auto: a GPU where there is one"
+    )
+    gpu_mode: str = _setting(
+        "graphs",
+        "graphs: one CUDA graph per batch size; compile: fuse kernels too, minutes at start; eager: neither",
+        choices=("graphs", "compile", "eager"),
+    )
     precision: str = _setting(
         "auto",
         "of the matrix products; auto: bfloat16 on GPUs and CPUs that have it natively, else float32",
-        choices=("auto", "float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16", "float16"),
     )
-    threads: int = _setting(0, "CPU threads for the model; 0: torch's choice, one per core", minimum=0)
-    decode_threads: int = _setting(0, "threads that decode and resize images; 0: one per core, at least 2", minimum=0)
+    threads: int = _setting(0, "CPU threads for the model; 0: one per core, on a GPU 1", minimum=0)
+    decode_threads: int = _setting(
+        0, "threads that decode and resize images; 0: a quarter of the cores, on a GPU all but one", minimum=0
+    )
     max_batch_size: int = _setting(16, "images in one batch", minimum=1)
     max_queue_delay_ms: float = _setting(2.0, "milliseconds a batch may wait to fill", minimum=0)
     max_queue_size: int = _setting(1024, "images waiting before requests are answered RESOURCE_EXHAUSTED", minimum=1)
+    max_queue_bytes: int = _setting(
+        512 * 2**20, "bytes of waiting images before requests are answered RESOURCE_EXHAUSTED", minimum=1
+    )
     max_image_bytes: int = _setting(Limits.image_bytes, "bytes of one encoded image", minimum=1)
     max_image_pixels: int = _setting(Limits.image_pixels, "pixels (width x height) of one decoded image", minimum=1)
     max_message_bytes: int = _setting(Limits.message_bytes, "bytes of one gRPC message, either way", minimum=65536)
+    max_calls: int = _setting(
+        128, "unary calls at once; more are answered RESOURCE_EXHAUSTED before their message is read", minimum=1
+    )
+    max_streams: int = _setting(16, "bulk streams at once; more are answered RESOURCE_EXHAUSTED", minimum=1)
+    max_connection_calls: int = _setting(
+        256, "calls and streams at once on one connection; more wait in the client", minimum=1
+    )
+    max_in_flight_bytes: int = _setting(
+        2**30, "bytes of requests worked on at once; beyond, unary calls are refused and streams wait", minimum=1
+    )
+    max_connection_bytes: int = _setting(2**29, "of max_in_flight_bytes, bytes that one connection may use", minimum=1)
+    receive_seconds: float = _setting(30.0, "seconds that a unary call may take to send its message", minimum=0.1)
     drain_seconds: float = _setting(
         30.0, "seconds that accepted requests get to finish after SIGTERM or Ctrl-C", minimum=0
     )
+    tls_cert: str = _setting("", "PEM file of the server's certificate chain; empty: plaintext")
+    tls_key: str = _setting("", "PEM file of the certificate's private key")
+    tls_client_ca: str = _setting("", "PEM file of the CA that clients' certificates must be signed by (mutual TLS)")
+    token_file: str = _setting(
+        "", "file of bearer tokens, one per line, read again when it changes; empty: no token is asked for"
+    )
+    metrics_port: int = _setting(0, "TCP port of Prometheus metrics, at /metrics; 0: none", minimum=0)
+    metrics_host: str = _setting("127.0.0.1", "address the metrics port listens on")
     log_level: str = _setting("info", "how much to log", choices=("debug", "info", "warning", "error"))
+    log_format: str = _setting("text", "log lines for people, or JSON objects", choices=("text", "json"))
 
     @property
     def limits(self) -> Limits:
@@ -70,7 +103,8 @@ def make_parser(environment: Mapping[str, str] = os.environ, prog: str = "phs-se
         prog=prog,
         description="gRPC embedding server for focused image search: image and mask in, PHS embedding and state out.",
         epilog="Each flag can also be set by the environment variable named in its help. Stop with Ctrl-C or SIGTERM: "
-        "accepted requests are finished first.",
+        "accepted requests are finished first. Health (grpc.health.v1): '', 'readiness' and 'phs.v1.FocusEncoder' tell "
+        "whether to send requests, 'liveness' whether to leave the process running.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_flags(parser, environment)

@@ -5,6 +5,9 @@ B = images, H = heads, D = hidden size, E = embedding size, N = patches, Q = que
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +17,17 @@ from torch import Tensor
 from phs_milvus.errors import ModelError
 from phs_milvus.types import Float16Array, Float32Array
 from phs_server.checkpoint import Checkpoint
+from phs_server.cpu_kernels import speed_up
+from phs_server.cuda import CudaRunner
 from phs_server.focus import AttentionChange
 from phs_server.fovea import takes_bias
 from phs_server.head_selection import roi_attention, roi_scores, select_heads
 from phs_server.last_layer import Look
 
-# States read out at once; bounds memory at about 100 MiB for D=1024 whatever K is.
-_RERANK_CHUNK = 2048
+log = logging.getLogger(__name__)
+
+# Rows (distinct head weights x states) read out at once; bounds memory at about 100 MiB for D=1024 whatever K is.
+_RERANK_ROWS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,50 +46,100 @@ class EncodedBatch:
 
 
 class FocusEngine:
-    """Runs one model on one device. Not thread-safe: call it from one thread at a time."""
+    """Runs one model on one device. On a CPU, call `encode` from one thread at a time; on a GPU two threads overlap
+    one batch's copies with another's computation.
 
-    def __init__(self, checkpoint: Checkpoint, device: str, precision: str) -> None:
+    Args:
+        checkpoint: its backbone is cast, moved and rewritten in place.
+        device: a torch device.
+        precision: "float32", "bfloat16", "float16" or "auto".
+        gpu_mode: "graphs" records a CUDA graph per batch size, "compile" compiles the model as well, "eager" neither.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str, precision: str, gpu_mode: str = "graphs") -> None:
         self.device = torch.device(device)
         self.precision = resolve_precision(precision, self.device)
         self.backbone = checkpoint.backbone
         self.backbone.set_precision(getattr(torch, self.precision))
         self.backbone.to(self.device)
+        self._input_shape = (3, checkpoint.preprocessing.image_size, checkpoint.preprocessing.image_size)
+        self._patches = checkpoint.preprocessing.grid**2
         mean, std = (torch.tensor(values) for values in (checkpoint.preprocessing.mean, checkpoint.preprocessing.std))
         # (x / 255 - mean) / std as one multiply-add.
         self._gain = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
         self._offset = (-mean / std).view(1, 3, 1, 1).to(self.device)
+        self._largest = sys.maxsize
+        self._gpu_mode = gpu_mode
+        self._cuda: CudaRunner | None = None
+        if self.device.type == "cuda":
+            forward = torch.compile(self._forward) if gpu_mode == "compile" else self._forward
+            self._cuda = CudaRunner(forward, self.device)
+        elif self.device.type == "cpu":
+            speed_up(self.backbone.model)
+            speed_up(self.backbone.readout)
+
+    def warm_up(self, max_batch_size: int) -> None:
+        """Runs the batch sizes to come once, so that the first request pays for no lazy set-up.
+
+        On a GPU records the graphs. Sizes that do not fit into its memory are split from then on.
+        """
+        sizes = {1, max_batch_size} if self._cuda is None else batch_buckets(max_batch_size)
+        for size in sorted(sizes):
+            batch = self._blank(size)
+            if self._cuda is not None and self._gpu_mode != "eager":
+                try:
+                    self._cuda.capture(*batch)
+                except torch.OutOfMemoryError:
+                    self._largest = max(1, size // 2)
+                    log.warning("a batch of %d does not fit into the memory of %s", size, self.device)
+                    return
+                except RuntimeError as error:
+                    log.warning("CUDA graphs are off, this model cannot be captured: %s", str(error).splitlines()[0])
+                    self._cuda.forget()
+                    self._gpu_mode = "eager"
+            self.encode(*batch)
 
     @property
     def has_fovea(self) -> bool:
         """Whether the model can run foveal attention."""
         return takes_bias(self.backbone.layers)
 
-    @torch.inference_mode()
     def encode(
         self, pixels: np.ndarray, masks: np.ndarray, head_counts: np.ndarray, change: AttentionChange | None = None
     ) -> EncodedBatch:
-        """Encodes a batch.
+        """Encodes a batch. Halves it, now and from then on, where the device runs out of memory.
 
         Args:
             pixels: uint8 [B, 3, S, S], RGB.
             masks: float32 [B, N] in [0, 1]; a row of zeros where there is no prompt.
             head_counts: int64 [B], heads to keep; 0 keeps all, for images without a prompt.
             change: roi and fovea of a batch in which any item has one. Heads are selected by the attention before roi.
+
+        Raises:
+            torch.OutOfMemoryError: not even one image fits.
         """
-        images = torch.from_numpy(pixels).to(self.device).float() * self._gain + self._offset
-        inside = torch.from_numpy(masks).to(self.device)
-        look = None if change is None else Look(inside, *(torch.from_numpy(part).to(self.device) for part in change))
-        last = self.backbone(images, look)
-        scores = roi_scores(last.attention, inside)
-        weights = select_heads(scores, torch.from_numpy(head_counts).to(self.device))
-        embeddings = self.backbone.readout(last.residual, last.heads, weights)
-        states = torch.stack([last.residual, last.heads], dim=1).to(torch.float16)
-        attention = last.attention if look is None else roi_attention(last.attention, look.mask, look.roi)
-        return EncodedBatch(*(part.cpu().numpy() for part in (embeddings, states, scores, weights, attention)))
+        inputs = (pixels, masks, head_counts, *(change or ()))
+        while True:
+            size = min(self._largest, len(pixels))
+            try:
+                parts = [
+                    self._run(*(array[start : start + size] for array in inputs))
+                    for start in range(0, len(pixels), size)
+                ]
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._largest = size // 2
+                log.warning("%s: out of memory at %d images; at most %d from now on", self.device, size, size // 2)
+                continue
+            return EncodedBatch(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     @torch.inference_mode()
     def rerank(self, embeddings: Float32Array, weights: Float32Array, states: Float16Array) -> Float32Array:
         """Exact Query-DB scores: every state is read out with each query's head weights.
+
+        Queries with equal head weights share one readout of the candidates, and the readouts for all distinct weights
+        go through the layers as one batch.
 
         Args:
             embeddings: float32 [Q, E], l2-normalised here.
@@ -94,14 +151,46 @@ class FocusEngine:
         """
         queries = torch.nn.functional.normalize(_on(self.device, embeddings), dim=-1)
         distinct, group = torch.unique(_on(self.device, weights), dim=0, return_inverse=True)
-        scores = torch.empty(len(queries), len(states), device=self.device)
-        for start in range(0, len(states), _RERANK_CHUNK):
-            chunk = _on(self.device, states[start : start + _RERANK_CHUNK])
-            for index, shared in enumerate(distinct):
-                members = (group == index).nonzero().squeeze(1)
-                candidates = self.backbone.readout(chunk[:, 0], chunk[:, 1], shared.unsqueeze(0))
-                scores[members, start : start + len(chunk)] = queries[members] @ candidates.T
-        return scores.clamp_(-1, 1).cpu().numpy()
+        groups, every = len(distinct), torch.arange(len(queries), device=self.device)
+        parts = []
+        for chunk in _on(self.device, states).split(max(1, _RERANK_ROWS // groups)):
+            residual, heads = (part.repeat(groups, 1) for part in chunk.unbind(1))
+            candidates = self.backbone.readout(residual, heads, distinct.repeat_interleave(len(chunk), dim=0))
+            parts.append((queries @ candidates.T).view(len(queries), groups, len(chunk))[every, group])
+        return torch.cat(parts, dim=1).clamp_(-1, 1).cpu().numpy()
+
+    def _run(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        # Changes to the attention are rare, and no graph is recorded for them.
+        if self._cuda is not None and len(inputs) == 3:
+            return self._cuda.run(*inputs)
+        outputs = self._forward(*(torch.from_numpy(array).to(self.device) for array in inputs))
+        return [output.cpu().numpy() for output in outputs]
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor, *change: Tensor) -> tuple[Tensor, ...]:
+        """The fields of EncodedBatch, on the device."""
+        look = Look(masks, *change) if change else None
+        last = self.backbone(pixels.float() * self._gain + self._offset, look)
+        scores = roi_scores(last.attention, masks)
+        weights = select_heads(scores, head_counts)
+        embeddings = self.backbone.readout(last.residual, last.heads, weights)
+        states = torch.stack([last.residual, last.heads], dim=1).to(torch.float16)
+        attention = last.attention if look is None else roi_attention(last.attention, masks, look.roi)
+        return embeddings, states, scores, weights, attention
+
+    def _blank(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Arguments of `encode` for `size` black images without a prompt."""
+        return (
+            np.zeros((size, *self._input_shape), np.uint8),
+            np.zeros((size, self._patches), np.float32),
+            np.zeros(size, np.int64),
+        )
+
+
+def batch_buckets(max_batch_size: int) -> list[int]:
+    """Batch sizes worth a graph of their own: 1, 2, 3, 4, 6, 8, 12, 16, ..., so that padding adds half at most."""
+    sizes = {base * factor // 2 for base in (2**power for power in range(1, 16)) for factor in (1, 2, 3)}
+    return sorted({size for size in sizes if size < max_batch_size} | {max_batch_size})
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -121,19 +210,28 @@ def _cpu_has_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def resolve_device(device: str) -> str:
-    """ "auto": the first CUDA device where there is one, else the CPU.
+def resolve_devices(devices: str) -> list[str]:
+    """Device names out of a comma-separated list; "auto": the first CUDA device where there is one, else the CPU.
 
     Raises:
-        ModelError: a device that torch does not have.
+        ModelError: a device that torch does not have, or one named twice.
     """
-    if device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}; try cpu") from error
-    return device
+    if devices == "auto":
+        return ["cuda:0" if torch.cuda.is_available() else "cpu"]
+    names = [name.strip() for name in devices.split(",")]
+    for name in names:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}; try cpu") from error
+    if len(set(names)) < len(names):
+        raise ModelError(f"devices '{devices}' names a device twice")
+    return names
+
+
+def available_cores() -> int:
+    """CPU cores this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _on(device: torch.device, array: np.ndarray) -> Tensor:

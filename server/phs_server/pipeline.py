@@ -1,13 +1,22 @@
-"""Decode threads, batcher and engine as one asynchronous call. Knows nothing of gRPC."""
+"""Decoding, batching and the engines as one asynchronous call. Knows nothing of gRPC.
+
+    gate -> decode queue -> decode threads -> encode queue -> one engine per device
+
+Both queues let interactive items overtake bulk. Threads on N cores: on a CPU the model gets N, since its parallel
+loops run in lockstep and leave gaps, and decoding N/4, which suffices because an image costs several times more to
+encode than to decode; on a GPU decoding gets N-1 and the model's CPU side 1.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -25,10 +34,11 @@ from phs_milvus.types import (
     Timings,
 )
 from phs_server import checkpoint
-from phs_server.batcher import Batcher, Closed, Completed, Expired, QueueFull
+from phs_server.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
 from phs_server.config import Settings
-from phs_server.encoder import EncodedBatch, FocusEngine, resolve_device
+from phs_server.encoder import EncodedBatch, FocusEngine, available_cores, resolve_devices
 from phs_server.focus import attention_change, prepare_focused
+from phs_server.gate import Gate
 from phs_server.head_selection import default_head_count
 from phs_server.preprocess import Prepared, prepare_image
 
@@ -36,6 +46,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 RerankInputs = tuple[Float32Array, Float32Array, Float16Array]
+_Undecoded = tuple[bytes, MaskRuns | None, Focus]
 
 # Rerank requests waiting for the engine; each may hold one message of states.
 _RERANK_QUEUE = 16
@@ -46,45 +57,58 @@ class Pipeline:
 
     Attributes:
         info: what GetModelInfo answers.
+        observe_batch: called on an encode thread with the number of images in each batch.
     """
 
+    observe_batch: Callable[[int], None] = staticmethod(lambda size: None)
+
     def __init__(self, settings: Settings) -> None:
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        devices = resolve_devices(settings.devices)
+        on_gpu = devices[0].startswith("cuda")
+        cores = available_cores()
+        torch.set_num_threads(settings.threads or (1 if on_gpu else cores))
         loaded = checkpoint.load(settings.model, settings.image_size or None)
         self._preprocessing = loaded.preprocessing
         self._limits = settings.limits
-        self._engine = FocusEngine(loaded, resolve_device(settings.device), settings.precision)
-        self.info = _describe(loaded, self._engine, settings)
+        backbones = [loaded.backbone, *(copy.deepcopy(loaded.backbone) for _ in devices[1:])]
+        self._engines = [
+            FocusEngine(dataclasses.replace(loaded, backbone=backbone), device, settings.precision, settings.gpu_mode)
+            for backbone, device in zip(backbones, devices, strict=True)
+        ]
+        self.info = _describe(loaded, self._engines[0], settings)
         self._batch_limit = settings.max_batch_size
-        self._slots = asyncio.Semaphore(settings.max_queue_size)
-        self._slot_count = settings.max_queue_size
-        workers = settings.decode_threads or max(2, os.cpu_count() or 2)
-        self._decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._gate = Gate(settings.max_queue_size, settings.max_queue_bytes)
+        bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_queue_bytes}
+        workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
+        self._decodes: Batcher[_Undecoded, Prepared] = Batcher(
+            *[lambda items: [self._prepare(*items[0])]] * workers,
+            max_batch_size=1,
+            max_delay_ms=0,
+            **bounds,
+            name="decode",
+        )
+        # Two threads per GPU: one prepares and collects a batch while the GPU computes the other's.
+        threads_per_engine = 2 if on_gpu else 1
         self._encodes: Batcher[Prepared, _Row] = Batcher(
-            self._run_batch,
+            *(partial(self._run_batch, engine) for engine in self._engines for _ in range(threads_per_engine)),
             max_batch_size=settings.max_batch_size,
             max_delay_ms=settings.max_queue_delay_ms,
-            max_queue_size=settings.max_queue_size,
+            **bounds,
             name="encode",
         )
         self._reranks: Batcher[RerankInputs, Float32Array] = Batcher(
-            lambda batch: [self._engine.rerank(*inputs) for inputs in batch],
+            *(partial(_rerank, engine) for engine in self._engines),
             max_batch_size=1,
             max_delay_ms=0,
             max_queue_size=_RERANK_QUEUE,
+            max_queue_bytes=_RERANK_QUEUE * settings.max_message_bytes,
             name="rerank",
         )
 
     def warm_up(self) -> None:
-        """Runs the smallest and the largest batch once, so that the first request pays for no lazy set-up."""
-        side, grid = self._preprocessing.image_size, self._preprocessing.grid
-        for size in {1, self._batch_limit}:
-            self._engine.encode(
-                np.zeros((size, 3, side, side), np.uint8),
-                np.zeros((size, grid * grid), np.float32),
-                np.zeros(size, np.int64),
-            )
+        """Runs the batch sizes to come once on every device, so that the first request pays for no lazy set-up."""
+        for engine in self._engines:
+            engine.warm_up(self._batch_limit)
 
     async def encode(
         self,
@@ -99,20 +123,20 @@ class Pipeline:
 
         Args:
             timeout: seconds left for this item; None: no limit.
-            wait: wait for room in the queue instead of raising EncoderBusy; for bulk streams.
+            wait: bulk: let interactive items pass, and wait for room instead of raising EncoderBusy.
 
         Raises:
             ImageError, PromptError: the item itself is wrong.
             EncoderBusy, DeadlineExceeded, EncoderUnavailable: as their names say.
         """
-        prepared, done, decode_ms = await self._run(image, mask, focus, timeout, wait)
-        row = done.result
+        decoded, done = await self._run(image, mask, focus, timeout, wait)
+        prepared, row = decoded.result, done.result
         return Encoding(
             embedding=row.embedding,
             state=row.state,
             head_scores=None if mask is None else row.scores,
             head_weights=row.weights,
-            timings=Timings(decode_ms, done.queue_ms, done.compute_ms),
+            timings=Timings(decoded.compute_ms, decoded.queue_ms + done.queue_ms, done.compute_ms),
             width=prepared.width,
             height=prepared.height,
             attention=self._on_grid(row.attention),
@@ -122,8 +146,8 @@ class Pipeline:
         self, image: bytes, mask: MaskRuns | None, focus: Focus, *, timeout: float | None = None
     ) -> Explanation:
         """What each head looks at in one image; raises as `encode` does."""
-        prepared, done, _ = await self._run(image, mask, focus, timeout, wait=False)
-        row = done.result
+        decoded, done = await self._run(image, mask, focus, timeout, wait=False)
+        prepared, row = decoded.result, done.result
         return Explanation(
             attention=self._on_grid(row.attention),
             mask=None if mask is None else self._on_grid(prepared.mask)[0],
@@ -140,32 +164,43 @@ class Pipeline:
 
     async def rerank(self, inputs: RerankInputs, *, timeout: float | None = None) -> Float32Array:
         """Scores float32 [Q, K] of (embeddings [Q, E], head weights [Q, H], states [K, 2, D])."""
-        return (await _answered(lambda: self._reranks.submit(inputs, _deadline(timeout)))).result
+        size = sum(array.nbytes for array in inputs)
+        return (await _answered(lambda: self._reranks.submit(inputs, _deadline(timeout), size=size))).result
 
     @property
     def healthy(self) -> bool:
-        """Whether the threads that run the model are alive."""
-        return self._encodes.alive and self._reranks.alive
+        """Whether the threads that decode and that run the model are alive."""
+        return self._decodes.alive and self._encodes.alive and self._reranks.alive
+
+    @property
+    def queue_depth(self) -> int:
+        """Decoded images that wait for a batch."""
+        return self._encodes.depth
 
     def close(self, timeout: float) -> None:
         """Finishes queued work for up to `timeout` seconds, then fails what is left."""
-        self._encodes.close(timeout)
-        self._reranks.close(timeout)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + timeout
+        for batcher in (self._decodes, self._encodes, self._reranks):
+            batcher.close(max(0.0, until - time.monotonic()))
 
     async def _run(
         self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, wait: bool
-    ) -> tuple[Prepared, Completed[_Row], float]:
+    ) -> tuple[Completed[Prepared], Completed[_Row]]:
         deadline = _deadline(timeout)
-        if self._slots.locked() and not wait:
-            raise EncoderBusy(f"{self._slot_count} images are in progress, the limit; try again in a moment")
-        async with self._slots:
-            started = time.monotonic()
-            loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(self._decoders, self._prepare, image, mask, focus)
-            decode_ms = (time.monotonic() - started) * 1000
-            done = await _answered(lambda: self._encodes.submit(prepared, deadline))
-        return prepared, done, decode_ms
+        priority = Priority.BULK if wait else Priority.INTERACTIVE
+        side = self._preprocessing.image_size
+        # An image is held as a file first and as model input then, never as both for long.
+        async with self._gate.admitted(max(len(image), 3 * side * side), wait):
+            decoded = await _answered(
+                lambda: self._decodes.submit((image, mask, focus), deadline, priority=priority, size=len(image))
+            )
+            pixels = decoded.result.pixels
+            done = await _answered(
+                lambda: self._encodes.submit(
+                    decoded.result, deadline, priority=priority, key=pixels.shape, size=pixels.nbytes
+                )
+            )
+        return decoded, done
 
     def _prepare(self, image: bytes, mask: MaskRuns | None, focus: Focus) -> Prepared:
         """On a decode thread."""
@@ -173,7 +208,7 @@ class Pipeline:
         if mask is None:
             pixels, width, height = prepare_image(image, shape.image_size, shape.resample, self._limits)
             return Prepared(pixels, np.zeros(shape.grid**2, np.float32), 0, width, height, (0, 0, width, height))
-        if focus.fovea and not self._engine.has_fovea:
+        if focus.fovea and not self._engines[0].has_fovea:
             raise InvalidInput(f"fovea is not for {self.info.model_type} models in this transformers release", "focus")
         return prepare_focused(
             image,
@@ -186,9 +221,10 @@ class Pipeline:
             limits=self._limits,
         )
 
-    def _run_batch(self, items: Sequence[Prepared]) -> list[_Row]:
-        """On the encode thread."""
-        batch = self._engine.encode(
+    def _run_batch(self, engine: FocusEngine, items: Sequence[Prepared]) -> list[_Row]:
+        """On an encode thread."""
+        self.observe_batch(len(items))
+        batch = engine.encode(
             np.stack([item.pixels for item in items]),
             np.stack([item.mask for item in items]),
             np.array([item.heads for item in items], np.int64),
@@ -206,6 +242,11 @@ class _Row:
         self.scores = batch.scores[index]
         self.weights = batch.weights[index]
         self.attention = batch.attention[index]
+
+
+def _rerank(engine: FocusEngine, items: Sequence[RerankInputs]) -> list[Float32Array]:
+    """On a rerank thread."""
+    return [engine.rerank(*inputs) for inputs in items]
 
 
 def _describe(loaded: checkpoint.Checkpoint, engine: FocusEngine, settings: Settings) -> ModelInfo:

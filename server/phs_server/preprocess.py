@@ -16,6 +16,10 @@ from phs_milvus.errors import ImageError, PromptError
 from phs_milvus.images import decode_upright, open_header
 from phs_milvus.types import Float32Array, Limits, MaskRuns, Region
 
+# A JPEG is decoded at reduced scale only where the result is still this many times as wide and high as the target.
+# At 2 the pixel error is five times larger: the decoder's own averaging then does most of the resize.
+_DRAFT_MARGIN = 3
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -41,11 +45,16 @@ def prepare_image(
 ) -> tuple[npt.NDArray[np.uint8], int, int]:
     """Decodes and resizes: (uint8 [3, S, S] RGB, width, height of the upright image).
 
+    JPEGs of six times the target's side and more are decoded at reduced scale, two to three times faster. On collages
+    of real photos, which are harsher than photos, pixels then differ by less than 0.5 of 255 on average and DeiT-Tiny
+    embeddings agree to cosine 0.995 (tests/test_preprocess.py); bilinear in place of bicubic would make it 0.97.
+
     Raises:
         ImageError: over a limit, which is checked before anything is decoded, or not decodable.
     """
     width, height = checked_size(data, limits)
-    return squashed(decode_upright(data), image_size, resample), width, height
+    image = decode_upright(data, at_least=_DRAFT_MARGIN * image_size)
+    return squashed(image, image_size, resample), width, height
 
 
 def checked_size(data: bytes, limits: Limits) -> tuple[int, int]:

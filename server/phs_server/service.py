@@ -4,119 +4,251 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from typing import NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 
 from phs_milvus import wire
 from phs_milvus._pb import encoder_pb2 as pb
-from phs_milvus._pb import encoder_pb2_grpc as pb_grpc
-from phs_milvus.errors import EncoderUnavailable, ImageError, ModelMismatch, PhsError, status_of
+from phs_milvus.errors import (
+    DeadlineExceeded,
+    EncoderUnavailable,
+    ImageError,
+    InvalidInput,
+    ModelMismatch,
+    PhsError,
+    PromptError,
+    status_of,
+)
+from phs_milvus.types import MaskRuns
+from phs_server.admission import Admission
+from phs_server.config import Settings
+from phs_server.metrics import Metrics
 from phs_server.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FocusEncoder"].full_name
 
-class FocusEncoderService(pb_grpc.FocusEncoderServicer):
-    """Answers UNAVAILABLE until `pipeline` is set, so that the port can be open while the model loads.
+# Runs of one mask. Reading 4 million takes the event loop 0.2 s; a mask that needs more is noise, not a prompt.
+_MAX_RUNS = 2**22
 
-    Args:
-        stream_window: items of one stream worked on at once; more wait in the transport.
-    """
+_BROKEN = "the thread that runs the model has died; restart the server"
 
-    def __init__(self, stream_window: int) -> None:
+Messages = AsyncIterator[Any]
+
+
+class FocusEncoderService:
+    """Answers UNAVAILABLE until `pipeline` is set, so that the port can be open while the model loads."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.pipeline: Pipeline | None = None
-        self._stream_window = stream_window
+        self.admission = Admission(settings)
+        self._metrics = metrics
+        self._stream_window = 4 * settings.max_batch_size
+        self._receive_seconds = settings.receive_seconds
+        self._readers: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[Any]] = set()
+        self._broken = False
 
-    async def Encode(self, request: pb.EncodeRequest, context: grpc.aio.ServicerContext) -> pb.EncodeResponse:
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the methods.
+
+        The unary ones are registered as client-streaming, which is the same on the wire: gRPC reads the message of a
+        unary method, up to max_message_bytes of it, before any code of ours can say no.
+        """
+        unary = (
+            ("Encode", pb.EncodeRequest, self._encode),
+            ("Rerank", pb.RerankRequest, self._rerank),
+            ("Explain", pb.ExplainRequest, self._explain),
+            ("GetModelInfo", pb.GetModelInfoRequest, self._model_info),
+        )
+        handlers = {
+            name: grpc.stream_unary_rpc_method_handler(
+                self._unary(name, answer), kind.FromString, lambda response: response.SerializeToString()
+            )
+            for name, kind, answer in unary
+        }
+        handlers["EncodeStream"] = grpc.stream_stream_rpc_method_handler(
+            self._encode_stream, pb.EncodeStreamRequest.FromString, pb.EncodeStreamResponse.SerializeToString
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+    def drain(self) -> None:
+        """Ends every stream once what was read off it is answered; clients send the rest elsewhere."""
+        for reader in self._readers:
+            reader.cancel()
+
+    def give_up(self) -> None:
+        """Answers everything in progress UNAVAILABLE: the thread that would have finished it has died."""
+        self._broken = True
+        for task in self._working:
+            task.cancel()
+
+    @contextmanager
+    def _work(self) -> Iterator[None]:
+        """Around what `give_up` may end."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._working.add(task)
         try:
-            return await self._encode(request, context.time_remaining(), wait=False)
-        except Exception as error:
-            await _abort(context, error)
+            yield
+        except asyncio.CancelledError:
+            if self._broken:
+                raise EncoderUnavailable(_BROKEN) from None
+            raise
+        finally:
+            self._working.discard(task)
 
-    async def EncodeStream(
-        self, requests: AsyncIterator[pb.EncodeStreamRequest], context: grpc.aio.ServicerContext
+    # --- unary --------------------------------------------------------------------------------------------------------
+
+    def _unary(
+        self, name: str, answer: Callable[[Any, float | None], Awaitable[Message]]
+    ) -> Callable[[Messages, grpc.aio.ServicerContext], Awaitable[Message | None]]:
+        async def call(requests: Messages, context: grpc.aio.ServicerContext) -> Message | None:
+            try:
+                return await self._admitted(requests, context, answer)
+            except asyncio.CancelledError:  # by the client, or its deadline passed
+                self._metrics.failed(name, grpc.StatusCode.CANCELLED.name)
+                raise
+            except Exception as error:
+                status = _status(error)
+            self._fail(name, context, *status)
+            return None  # the status is the answer
+
+        return call
+
+    async def _admitted(
+        self,
+        requests: Messages,
+        context: grpc.aio.ServicerContext,
+        answer: Callable[[Any, float | None], Awaitable[Message]],
+    ) -> Message:
+        with self.admission.call():
+            request = await self._receive(requests)
+            with self.admission.holding(context.peer(), request.ByteSize()), self._work():
+                return await answer(request, context.time_remaining())
+
+    async def _receive(self, requests: Messages) -> Any:
+        try:
+            return await asyncio.wait_for(anext(requests), self._receive_seconds)
+        except StopAsyncIteration:
+            raise InvalidInput("the call carries no message", "request") from None
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded(f"the message did not arrive within {self._receive_seconds:g} s") from None
+
+    async def _encode(self, request: pb.EncodeRequest, timeout: float | None, wait: bool = False) -> pb.EncodeResponse:
+        pipeline = self._ready(request.expected_fingerprint)
+        encoding = await pipeline.encode(
+            _image_of(request),
+            _mask_of(request),
+            wire.focus_from_pb(request, pipeline.info.heads),
+            timeout=timeout,
+            wait=wait,
+        )
+        self._metrics.served(encoding.timings)
+        if encoding.timings is not None:
+            self.admission.observe_wait((encoding.timings.queue_ms + encoding.timings.compute_ms) / 1000)
+        return wire.encoding_to_pb(encoding, request.outputs)
+
+    async def _rerank(self, request: pb.RerankRequest, timeout: float | None) -> pb.RerankResponse:
+        pipeline = self._ready(request.expected_fingerprint)
+        info = pipeline.info
+        inputs = wire.rerank_inputs(request, info.heads, info.hidden_size, info.embedding_size)
+        return pb.RerankResponse(scores=wire.tensor_to_pb(await pipeline.rerank(inputs, timeout=timeout)))
+
+    async def _explain(self, request: pb.ExplainRequest, timeout: float | None) -> pb.ExplainResponse:
+        pipeline = self._ready(request.expected_fingerprint)
+        explanation = await pipeline.explain(
+            _image_of(request), _mask_of(request), wire.focus_from_pb(request, pipeline.info.heads), timeout=timeout
+        )
+        return wire.explanation_to_pb(explanation)
+
+    async def _model_info(self, request: pb.GetModelInfoRequest, timeout: float | None) -> pb.ModelInfo:
+        return wire.info_to_pb(self._ready("").info)
+
+    # --- bulk ---------------------------------------------------------------------------------------------------------
+
+    async def _encode_stream(
+        self, requests: Messages, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.EncodeStreamResponse]:
+        try:
+            with self.admission.stream():
+                async for response in self._answers(requests, context.peer()):
+                    yield response
+            return
+        except Exception as error:
+            status = _status(error)
+        self._fail("EncodeStream", context, *status)
+
+    async def _answers(self, requests: Messages, peer: str) -> AsyncIterator[pb.EncodeStreamResponse]:
+        """Answers as they come.
+
+        Raises:
+            EncoderUnavailable: the server is draining, and what was read is answered.
+        """
+        self._ready("")
         window = asyncio.Semaphore(self._stream_window)
         finished: asyncio.Queue[pb.EncodeStreamResponse | None] = asyncio.Queue()
-        tasks: set[asyncio.Task] = set()
+        tasks: set[asyncio.Task[None]] = set()
 
-        async def answer(request: pb.EncodeStreamRequest) -> None:
-            finished.put_nowait(await self._stream_item(request))
+        async def answer(item: pb.EncodeStreamRequest, size: int) -> None:
+            try:
+                finished.put_nowait(await self._stream_item(item))
+            finally:
+                self.admission.release(peer, size)
 
         async def read() -> None:
-            try:
-                async for request in requests:
-                    await window.acquire()
-                    task = asyncio.create_task(answer(request))
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
-                await asyncio.gather(*tasks)
-            finally:
-                finished.put_nowait(None)
+            async for item in requests:
+                await window.acquire()
+                size = item.ByteSize()
+                await self.admission.wait(peer, size)
+                task = asyncio.create_task(answer(item, size))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+        async def finish() -> None:
+            await asyncio.wait([reader])
+            if tasks:
+                await asyncio.wait(tasks)
+            finished.put_nowait(None)
 
         reader = asyncio.create_task(read())
+        self._readers.add(reader)
+        finisher = asyncio.create_task(finish())
         try:
             while (response := await finished.get()) is not None:
                 yield response
                 # Only now: a client that sends and never reads is stopped here, with a bounded number of answers.
                 window.release()
+            if reader.cancelled():
+                raise EncoderUnavailable("the server is shutting down; send what is not answered again")
+            reader.result()
         finally:
-            for task in (reader, *tasks):
+            self._readers.discard(reader)
+            for task in (reader, finisher, *tasks):
                 task.cancel()
-
-    async def Rerank(self, request: pb.RerankRequest, context: grpc.aio.ServicerContext) -> pb.RerankResponse:
-        try:
-            pipeline = self._ready(request.expected_fingerprint)
-            info = pipeline.info
-            inputs = wire.rerank_inputs(request, info.heads, info.hidden_size, info.embedding_size)
-            scores = await pipeline.rerank(inputs, timeout=context.time_remaining())
-            return pb.RerankResponse(scores=wire.tensor_to_pb(scores))
-        except Exception as error:
-            await _abort(context, error)
-
-    async def Explain(self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext) -> pb.ExplainResponse:
-        try:
-            pipeline = self._ready(request.expected_fingerprint)
-            explanation = await pipeline.explain(
-                _image_of(request),
-                wire.mask_from_pb(request),
-                wire.focus_from_pb(request, pipeline.info.heads),
-                timeout=context.time_remaining(),
-            )
-            return wire.explanation_to_pb(explanation)
-        except Exception as error:
-            await _abort(context, error)
-
-    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: grpc.aio.ServicerContext) -> pb.ModelInfo:
-        try:
-            return wire.info_to_pb(self._ready("").info)
-        except Exception as error:
-            await _abort(context, error)
-
-    async def _encode(self, request: pb.EncodeRequest, timeout: float | None, wait: bool) -> pb.EncodeResponse:
-        pipeline = self._ready(request.expected_fingerprint)
-        encoding = await pipeline.encode(
-            _image_of(request),
-            wire.mask_from_pb(request),
-            wire.focus_from_pb(request, pipeline.info.heads),
-            timeout=timeout,
-            wait=wait,
-        )
-        return wire.encoding_to_pb(encoding, request.outputs)
 
     async def _stream_item(self, item: pb.EncodeStreamRequest) -> pb.EncodeStreamResponse:
         try:
-            response = await self._encode(item.request, None, wait=True)
+            with self._work():
+                response = await self._encode(item.request, None, wait=True)
             return pb.EncodeStreamResponse(id=item.id, response=response)
         except Exception as error:
             code, details = _status(error)
+            self._metrics.failed("EncodeStream", code.name)
             return wire.stream_error(item.id, code.value[0], details)
+
+    # ------------------------------------------------------------------------------------------------------------------
 
     def _ready(self, expected_fingerprint: str) -> Pipeline:
         if self.pipeline is None:
             raise EncoderUnavailable("the model is still loading")
+        if not self.pipeline.healthy:
+            raise EncoderUnavailable(_BROKEN)
         info = self.pipeline.info
         if expected_fingerprint and expected_fingerprint != info.fingerprint:
             raise ModelMismatch(
@@ -125,6 +257,21 @@ class FocusEncoderService(pb_grpc.FocusEncoderServicer):
             )
         return self.pipeline
 
+    def _fail(self, method: str, context: grpc.aio.ServicerContext, code: grpc.StatusCode, details: str) -> None:
+        """Ends a call with an error; the handler must return right after.
+
+        Not by `context.abort`: the exception that it raises, its frames and gRPC's state of the call keep one another
+        alive, with all that was received, until Python collects its oldest generation: hundreds of MiB later.
+        """
+        self._metrics.failed(method, code.name)
+        log.debug("%s from %s: %s %s", method, context.peer(), code.name, details)
+        context.set_code(code)
+        context.set_details(details)
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            # What gRPC clients with a retry policy wait instead of their own back-off:
+            # https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self.admission.retry_hint_ms)),))
+
 
 def _image_of(request: pb.EncodeRequest | pb.ExplainRequest) -> bytes:
     if not request.image:
@@ -132,15 +279,17 @@ def _image_of(request: pb.EncodeRequest | pb.ExplainRequest) -> bytes:
     return request.image
 
 
+def _mask_of(request: pb.EncodeRequest | pb.ExplainRequest) -> MaskRuns | None:
+    if len(request.mask.runs) > _MAX_RUNS:
+        raise PromptError(f"has {len(request.mask.runs)} runs; this server takes up to {_MAX_RUNS}", "mask")
+    return wire.mask_from_pb(request)
+
+
 def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, PhsError):
         name, details = status_of(error)
         return grpc.StatusCode[name], details
+    if isinstance(error, DecodeError):
+        return grpc.StatusCode.INVALID_ARGUMENT, f"request: not a message of this method ({error})"
     log.error("internal error", exc_info=error)
     return grpc.StatusCode.INTERNAL, f"internal error: {type(error).__name__}: {error}"
-
-
-async def _abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
-    code, details = _status(error)
-    await context.abort(code, details)
-    raise AssertionError("abort always raises")
