@@ -57,7 +57,8 @@ def draw(plot: Plot, path: Path) -> bool:
         xs, ys, errors = zip(*points, strict=True)
         # Colours repeat after ten.
         style = "-" if number < 10 else "--"
-        axes.errorbar(xs, ys, yerr=errors, linestyle=style, marker="o", markersize=4, capsize=2, linewidth=1.4, label=name)
+        look = {"linestyle": style, "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.4}
+        axes.errorbar(xs, ys, yerr=errors, label=name, **look)
     if plot.lines is not None:
         if plot.level:
             axes.axhline(plot.level[0], color="#888888", linestyle="--", linewidth=1, label=plot.level[1])
