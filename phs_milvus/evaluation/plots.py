@@ -57,8 +57,9 @@ def draw(plot: Plot, path: Path) -> bool:
         xs, ys, errors = zip(*points, strict=True)
         # Colours repeat after ten.
         style = "-" if number < 10 else "--"
-        look = {"linestyle": style, "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.4}
-        axes.errorbar(xs, ys, yerr=errors, label=name, **look)
+        axes.errorbar(
+            xs, ys, yerr=errors, label=name, linestyle=style, linewidth=1.4, marker="o", markersize=4, capsize=2
+        )
     if plot.lines is not None:
         if plot.level:
             axes.axhline(plot.level[0], color="#888888", linestyle="--", linewidth=1, label=plot.level[1])
