@@ -13,6 +13,7 @@ import numpy.typing as npt
 from phs_milvus._pb import encoder_pb2 as pb
 from phs_milvus.errors import InvalidInput
 from phs_milvus.types import (
+    ALL_HEADS,
     Encoding,
     Explanation,
     Float16Array,
@@ -166,6 +167,8 @@ def focus_from_pb(request: pb.EncodeRequest | pb.ExplainRequest, model_heads: in
         InvalidInput: more heads than the model has, or a number out of range.
     """
     heads = request.focus.heads
+    if heads == ALL_HEADS:
+        heads = model_heads
     if heads > model_heads:
         raise InvalidInput(f"heads is {heads}, but the model has {model_heads}; use 1 to {model_heads}", "focus")
     focus = request.focus

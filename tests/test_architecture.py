@@ -80,6 +80,15 @@ def test_only_one_module_imports_pymilvus_and_only_wire_and_clients_the_stubs() 
     assert stubs <= {"wire.py", "calls.py", "client.py", "async_client.py", "bulk.py"}
 
 
+def test_evaluation_is_a_pure_client() -> None:
+    for path in (REPO / "phs_milvus/evaluation").rglob("*.py"):
+        for name in imports_of(path):
+            assert not name.startswith(("torch", "transformers", "phs_server", "pymilvus", "phs_milvus._pb")), path
+    code = BLOCK.format(names=["torch", "transformers", "phs_server", "pymilvus", "matplotlib"])
+    done = run_python(code + "import phs_milvus.evaluation.experiments, phs_milvus.evaluation.tune")
+    assert done.returncode == 0, done.stderr
+
+
 def test_dependencies_have_no_cycles() -> None:
     graph: dict[str, set[str]] = {}
     for package, folder in (("phs_milvus", REPO / "phs_milvus"), ("phs_server", REPO / "server/phs_server")):

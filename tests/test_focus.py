@@ -236,7 +236,9 @@ def test_fovea_through_the_server(encoder: Encoder, picture: np.ndarray) -> None
     assert np.abs(plain.embedding - biased.embedding).max() > 1e-3
 
 
-def test_presets() -> None:
+def test_presets(encoder: Encoder, picture: np.ndarray) -> None:
     assert Focus.paper() == Focus()
-    robust = Focus.robust()
-    assert robust != Focus.paper() and len(robust.scales) > 1
+    robust = encode_scales(encoder, picture, BOX, Focus.robust())
+    by_hand = encode_scales(encoder, picture, BOX, Focus(4, roi=1, zoom=(0, 1.25, 2)))
+    assert robust.head_weights.tolist() == [1, 1, 1, 1]
+    assert np.abs(robust.embedding - by_hand.embedding).max() < 1e-6

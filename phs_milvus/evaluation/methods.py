@@ -14,7 +14,7 @@ import numpy as np
 from phs_milvus.evaluation.bench import Bench, QuerySet
 from phs_milvus.evaluation.edits import Edit
 from phs_milvus.evaluation.heads import fixed_weights, head_weights
-from phs_milvus.types import Float16Array, Float32Array, Focus
+from phs_milvus.types import ALL_HEADS, Float16Array, Float32Array, Focus
 
 # Below any sum of cosines: images outside the candidates rank behind them, in the order of stage one.
 _NOT_A_CANDIDATE = -4.0
@@ -112,7 +112,9 @@ class Focused:
             states, scores = bench.look(queries, focus=scale)
         else:
             states, scores = bench.states[queries.images], bench.head_scores(queries)
-        weights = head_weights(scores, scale.heads or bench.info.default_heads, pick=self.pick, scaled=self.scaled)
+        every = bench.info.heads
+        count = every if scale.heads == ALL_HEADS else scale.heads or bench.info.default_heads
+        weights = head_weights(scores, count, pick=self.pick, scaled=self.scaled)
         return bench.readout(states, weights), weights
 
 
@@ -193,7 +195,7 @@ def describe(focus: Focus, query_db: bool | None, pick: str, scaled: bool) -> st
         parts.append("zoom " + "+".join(f"{zoom:g}" for zoom in zooms))
     if focus.roi:
         parts.append(f"roi {focus.roi:g}")
-    heads = "default" if focus.heads is None else str(focus.heads)
+    heads = {None: "default", ALL_HEADS: "all"}.get(focus.heads, str(focus.heads))
     parts.append(
         {"top": "PHS", "bottom": "bottom heads", "random": "random heads", "all": "all heads, total of"}[pick]
         + f" h={heads}"

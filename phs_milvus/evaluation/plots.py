@@ -53,9 +53,13 @@ def draw(plot: Plot, path: Path) -> bool:
         if plot.level:
             axes.axvline(plot.level[0], color="#e45756", linestyle="--", label=plot.level[1])
             axes.legend(frameon=False, fontsize=8)
-    for name, points in (plot.lines or {}).items():
+    for number, (name, points) in enumerate((plot.lines or {}).items()):
         xs, ys, errors = zip(*points, strict=True)
-        axes.errorbar(xs, ys, yerr=errors, marker="o", markersize=4, capsize=2, linewidth=1.4, label=name)
+        # Colours repeat after ten.
+        style = "-" if number < 10 else "--"
+        axes.errorbar(
+            xs, ys, yerr=errors, label=name, linestyle=style, linewidth=1.4, marker="o", markersize=4, capsize=2
+        )
     if plot.lines is not None:
         if plot.level:
             axes.axhline(plot.level[0], color="#888888", linestyle="--", linewidth=1, label=plot.level[1])

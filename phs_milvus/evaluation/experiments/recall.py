@@ -17,13 +17,15 @@ _CANDIDATES = (100, 150, 200, 300, 500)
 
 
 def run(study: Study) -> list[Section]:
-    """PHS as published at every head count that selects, and with roi at two scales."""
+    """PHS as published, and with roi at two scales."""
     default = study.bench.info.default_heads
-    counts = sorted({default, max(1, study.heads // 2), max(1, study.heads - 1)})
-    focuses = {f"PHS h={count}": Focus(count) for count in counts}
-    focuses["zoom 0+2, roi 1, PHS"] = Focus(default, roi=1, zoom=(0.0, 2.0))
+    focuses = {
+        f"PHS h={default}": Focus(default),
+        f"zoom 0+2, roi 1, PHS h={default}": Focus(default, roi=1, zoom=(0.0, 2.0)),
+    }
     rows, lines = [], {}
-    depths = [depth for depth in _CANDIDATES if depth < len(study.bench.states)] + [len(study.bench.states)]
+    count = len(study.bench.states)
+    depths = [depth for depth in _CANDIDATES if depth < count] or [count]
     for name, focus in focuses.items():
         reference = Focused(focus).scores(study.bench, study.pointed)
         exhaustive = _values(study, reference)
