@@ -65,9 +65,9 @@ class Hold:
         engine.encode = self._held  # type: ignore[method-assign]
 
     def _held(self, pixels: np.ndarray, *rest: np.ndarray) -> object:
+        self.sizes.append(len(pixels))
         self.entered.set()
         assert self._go.wait(WAIT)
-        self.sizes.append(len(pixels))
         return self._encode(pixels, *rest)
 
     async def reached(self) -> None:
