@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from phs_milvus.async_client import AsyncEncoder
     from phs_milvus.calls import Outputs
+    from phs_milvus.channels import Tls
     from phs_milvus.client import Encoder
     from phs_milvus.collection import FocusedCollection
     from phs_milvus.errors import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "async_client": ("AsyncEncoder",),
     "calls": ("Outputs",),
+    "channels": ("Tls",),
     "client": ("Encoder",),
     "collection": ("FocusedCollection",),
     "errors": (
@@ -107,6 +109,7 @@ __all__ = [
     "SearchResult",
     "StateError",
     "StoredImage",
+    "Tls",
     "connect",
     "ingest_folder",
 ]

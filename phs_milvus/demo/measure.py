@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from phs_milvus.demo.scenes import DemoQuery, Scene
 from phs_milvus.search import FocusedSearch, Hit, Query
+from phs_milvus.types import Focus
 
 TOP = 10
 _AT_ONCE = 32
@@ -32,7 +33,11 @@ class Measured:
 
 
 def measure(
-    search: FocusedSearch, scenes: Sequence[Scene], queries: Sequence[DemoQuery], locate: Callable[[Scene], str]
+    search: FocusedSearch,
+    focus: Focus,
+    scenes: Sequence[Scene],
+    queries: Sequence[DemoQuery],
+    locate: Callable[[Scene], str],
 ) -> list[Measured]:
     """Runs every query with every method.
 
@@ -52,7 +57,7 @@ def measure(
         found: list[float] = []
         for some in _chunks(queries):
             asked = [Query(locate(query.scene), query.prompt if focused else None) for query in some]
-            results = search.search_many(asked, limit=TOP + 1, **options)
+            results = search.search_many(asked, limit=TOP + 1, focus=focus, **options)
             for query, result in zip(some, results, strict=True):
                 hits = others(result.hits, query.scene.name)
                 found.append(sum(query.target.label in labels[str(hit.id)] for hit in hits) / TOP)

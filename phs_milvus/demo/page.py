@@ -13,7 +13,7 @@ from PIL import Image
 
 from phs_milvus.contact_sheet import ACCENT, GOOD, Tile
 from phs_milvus.demo.measure import Measured
-from phs_milvus.types import ModelInfo
+from phs_milvus.types import Focus, ModelInfo
 
 _PICTURE = 220  # pixels, the longer side of an embedded picture
 
@@ -32,6 +32,7 @@ class Section:
 def write_page(
     path: Path,
     info: ModelInfo,
+    focus: Focus,
     pictures: int,
     sections: Sequence[Section],
     figures: Sequence[Measured],
@@ -43,7 +44,7 @@ def write_page(
     """Writes the page and returns its path."""
     parts = [
         _HEAD,
-        _intro(info, pictures, bool(figures), bundled),
+        _intro(info, focus, pictures, bool(figures), bundled),
         _table(figures, query_count, chance) if figures else "",
         *map(_section, sections),
         _NEXT,
@@ -53,12 +54,12 @@ def write_page(
     return path
 
 
-def _intro(info: ModelInfo, pictures: int, truth: bool, bundled: bool) -> str:
+def _intro(info: ModelInfo, focus: Focus, pictures: int, truth: bool, bundled: bool) -> str:
     model = html.escape(Path(info.model_id).name)
     text = (
         f"<p>{pictures:,} pictures were encoded by a real gRPC server and stored in Milvus Lite. Each query below is "
         "searched twice: with the whole picture, and with what was pointed at. Pointing selects the attention heads "
-        f"of the model's last layer that look there: {info.default_heads} of {info.heads}. The candidates are then "
+        f"of the model's last layer that look there: {focus.heads} of {info.heads}. The candidates are then "
         "scored again with the same heads (Query-DB PHS), from two small vectors stored with each picture.</p>"
     )
     if not bundled:

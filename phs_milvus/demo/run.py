@@ -22,11 +22,14 @@ from phs_milvus.images import load_image
 from phs_milvus.ingest import ingest_folder
 from phs_milvus.prompts import Box, Prompt
 from phs_milvus.search import FocusedSearch, Hit
+from phs_milvus.types import Focus
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_MODEL = ASSETS / "model"
 BUNDLED_SCENES = ASSETS / "scenes"
 PHOTO_MODEL = "facebook/dinov2-base"
+# Chosen for the bundled model on scenes that are neither shipped nor reported (tools/demo_model/README.md).
+BUNDLED_FOCUS = Focus(heads=3)
 
 _SHOWN = 6
 _HITS = 6
@@ -68,19 +71,22 @@ def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -
         raise PhsError(f"no picture in {folder} could be ingested")
     ingested = time.perf_counter()
     search = FocusedSearch(collection, encoder)
+    bundled = encoder.info.model_id == str(BUNDLED_MODEL)
+    focus = BUNDLED_FOCUS if bundled else Focus(heads=encoder.info.default_heads)
     scenes = [] if images else load_scenes(folder)
     shown = [_from_scene(folder, scenes, query) for query in queries(scenes, ("box", "point", "mask"), _SHOWN)]
     if images:
         shown = _from_photos(collection, _SHOWN)
-    sections = [_section(search, encoder, output, number, query) for number, query in enumerate(shown, 1)]
-    figures = _measured(search, folder, scenes)
+    sections = [_section(search, encoder, focus, output, number, query) for number, query in enumerate(shown, 1)]
+    figures = _measured(search, focus, folder, scenes)
     page = write_page(
         output / "index.html",
         encoder.info,
+        focus,
         collection.count(),
         sections,
         *figures,
-        bundled=encoder.info.model_id == str(BUNDLED_MODEL),
+        bundled=bundled,
     )
     done = time.perf_counter()
     print(
@@ -114,15 +120,15 @@ def _from_photos(collection: FocusedCollection, count: int) -> list[Shown]:
     return shown
 
 
-def _section(search: FocusedSearch, encoder: Encoder, output: Path, number: int, query: Shown) -> Section:
+def _section(search: FocusedSearch, encoder: Encoder, focus: Focus, output: Path, number: int, query: Shown) -> Section:
     """Searches once with the whole image and once focused, and draws both."""
     whole = search.search(query.path, limit=_HITS + 1, output_fields=["path"], rerank=False)
-    focused = search.search(query.path, query.prompt, limit=_HITS + 1, output_fields=["path"])
+    focused = search.search(query.path, query.prompt, limit=_HITS + 1, output_fields=["path"], focus=focus)
     picture = load_picture(query.path)
     section = Section(
         title=query.title,
         query=Tile(draw_prompt(picture, query.prompt), "the query", query.title),
-        heads=heads_tiles(picture, encoder.explain(query.path, query.prompt)),
+        heads=heads_tiles(picture, encoder.explain(query.path, query.prompt, focus=focus)),
         whole=_tiles(others(whole.hits, query.query_id, _HITS), query.right),
         focused=_tiles(others(focused.hits, query.query_id, _HITS), query.right),
     )
@@ -149,10 +155,12 @@ def _sheet_of(section: Section) -> Image.Image:
     return sheet(rows)
 
 
-def _measured(search: FocusedSearch, folder: Path, scenes: list[Scene]) -> tuple[list[Measured], int, float]:
+def _measured(
+    search: FocusedSearch, focus: Focus, folder: Path, scenes: list[Scene]
+) -> tuple[list[Measured], int, float]:
     """Figures, number of queries, chance; nothing where there is no ground truth."""
     if not scenes:
         return [], 0, 0.0
     asked = queries(scenes, ("box",), _MEASURED)
-    figures = measure(search, scenes, asked, lambda scene: str(folder / scene.name))
+    figures = measure(search, focus, scenes, asked, lambda scene: str(folder / scene.name))
     return figures, len(asked), chance(scenes, asked)

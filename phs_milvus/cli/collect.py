@@ -1,0 +1,68 @@
+"""`phs-milvus ingest` and `phs-milvus info`: what is in a collection."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the two commands to argparse's subparsers."""
+    ingest = commands.add_parser(
+        "ingest",
+        help="encode a folder of images into a collection",
+        description="Walks DIR, encodes every image and stores it under its path relative to DIR. Run it again any "
+        "time: unchanged files are skipped, changed ones encoded anew. Files that cannot be read are listed, the rest "
+        "is stored, and the exit status is 1.",
+    )
+    ingest.add_argument("directory", metavar="DIR", help="folder of images, searched recursively")
+    ingest.add_argument("--prune", action="store_true", help="remove rows whose file is gone")
+    ingest.add_argument("--batch-size", type=int, default=256, help="rows written at a time (default: %(default)s)")
+    add_encoder_flags(ingest)
+    add_milvus_flags(ingest)
+    ingest.set_defaults(run=_ingest)
+
+    info = commands.add_parser(
+        "info",
+        help="describe the collection and the model",
+        description="Prints what is in Milvus and, with --encoder or --model, the model, as JSON.",
+    )
+    add_encoder_flags(info)
+    add_milvus_flags(info)
+    info.set_defaults(run=_info)
+
+
+def _ingest(options: argparse.Namespace) -> int:
+    from phs_milvus.collection import FocusedCollection
+    from phs_milvus.ingest import ingest_folder
+
+    with open_encoder(options) as encoder, open_milvus(options) as client:
+        name = options.collection
+        if client.has_collection(name):
+            collection = FocusedCollection.open(client, name)
+        else:
+            collection = FocusedCollection.create(client, name, encoder.info)
+        report = ingest_folder(
+            options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size
+        )
+    print(report)
+    return 1 if report.failed_count else 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from phs_milvus.collection import FocusedCollection
+
+    facts: dict[str, Any] = {}
+    if options.encoder or options.model:
+        with open_encoder(options) as encoder:
+            facts["encoder"] = {**vars(encoder.info), "limits": vars(encoder.info.limits)}
+    with open_milvus(options) as client:
+        names = client.list_collections()
+        facts["milvus"] = {"uri": options.milvus, "collections": names}
+        if options.collection in names:
+            facts["collection"] = FocusedCollection.open(client, options.collection).describe()
+    print(json.dumps(facts, indent=2))
+    return 0

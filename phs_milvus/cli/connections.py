@@ -1,0 +1,128 @@
+"""The two ends of a command: the embedding server and Milvus."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from phs_milvus.errors import InvalidInput, PhsError
+
+DEFAULT_MILVUS = "./phs_milvus.db"
+DEFAULT_COLLECTION = "images"
+
+_NETWORK_SETTINGS = ("host", "tls_cert", "tls_key", "tls_client_ca", "token_file", "metrics_port")
+_ENCODER_HELP = """a running phs-server; several, separated by commas, are used in turn; without one a server is started
+here for this command [PHS_ENCODER]. TLS: PHS_ENCODER_TLS=1 or PHS_ENCODER_CA, PHS_ENCODER_CERT, PHS_ENCODER_KEY name
+PEM files. Token: PHS_ENCODER_TOKEN_FILE"""
+
+
+def add_encoder_flags(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("embedding server")
+    group.add_argument(
+        "--encoder",
+        metavar="HOST:PORT",
+        default=os.environ.get("PHS_ENCODER"),
+        help=_ENCODER_HELP,
+    )
+    group.add_argument(
+        "--model",
+        metavar="ID",
+        help="model for a server started here: a Hugging Face id or a directory (default: facebook/dinov2-base) "
+        "[PHS_MODEL]",
+    )
+
+
+def add_milvus_flags(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("Milvus")
+    group.add_argument(
+        "--milvus",
+        metavar="URI",
+        default=os.environ.get("PHS_MILVUS", DEFAULT_MILVUS),
+        help="a Milvus Lite path ending in .db, or http://host:19530 (default: %(default)s) [PHS_MILVUS]",
+    )
+    group.add_argument(
+        "--token",
+        default=os.environ.get("PHS_MILVUS_TOKEN", ""),
+        help="of the Milvus server [PHS_MILVUS_TOKEN]",
+    )
+    group.add_argument("--collection", default=DEFAULT_COLLECTION, help="(default: %(default)s)")
+
+
+@contextlib.contextmanager
+def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
+    """The embedding server named by --encoder, or one started here for the time of this command.
+
+    Raises:
+        PhsError: both or neither can be used; the message says how to.
+    """
+    from phs_milvus.client import Encoder
+
+    if options.encoder:
+        if options.model:
+            raise PhsError("--encoder and --model exclude each other: a running server has its model already")
+        addresses = options.encoder.split(",")
+        address = addresses if len(addresses) > 1 else addresses[0]
+        with Encoder(address, tls=_tls(), token=_token()) as encoder:
+            encoder.info  # noqa: B018  fails here, before any work, if the server is not there
+            yield encoder
+        return
+    app = server_package()
+    from phs_server.config import Settings, parse
+
+    settings = parse(["--model", options.model] if options.model else [])
+    # On a port of its own, and for this command alone: what the environment says of networks is for phs-server.
+    private = {name: getattr(Settings(), name) for name in _NETWORK_SETTINGS}
+    settings = replace(settings, **private, port=0)
+    print(f"starting an embedding server with {settings.model} ...", file=sys.stderr)
+    with app.ServerThread(settings) as server, Encoder(server.address) as encoder:
+        yield encoder
+
+
+def _tls() -> Any:
+    """TLS as the environment asks for it: PHS_ENCODER_CA, PHS_ENCODER_CERT, PHS_ENCODER_KEY; or PHS_ENCODER_TLS=1."""
+    from phs_milvus.channels import Tls
+
+    files = {name: os.environ.get(f"PHS_ENCODER_{name.upper()}") for name in ("ca", "cert", "key")}
+    if any(files.values()):
+        return Tls(**files)
+    return bool(os.environ.get("PHS_ENCODER_TLS"))
+
+
+def _token() -> str | None:
+    """The bearer token in the file that PHS_ENCODER_TOKEN_FILE names."""
+    path = os.environ.get("PHS_ENCODER_TOKEN_FILE")
+    if not path:
+        return None
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}", "PHS_ENCODER_TOKEN_FILE") from None
+
+
+def server_package() -> Any:
+    """phs_server.app, which needs torch; imported only by commands that run a model here."""
+    try:
+        from phs_server import app
+    except ImportError as error:
+        raise PhsError(
+            f"running a model here needs the server extra ({error}): pip install 'phs-milvus[server]', "
+            "or pass --encoder HOST:PORT of a running phs-server"
+        ) from error
+    return app
+
+
+@contextlib.contextmanager
+def open_milvus(options: argparse.Namespace) -> Iterator[Any]:
+    from phs_milvus.milvus import close, connect
+
+    client = connect(options.milvus, options.token)
+    try:
+        yield client
+    finally:
+        close(client)

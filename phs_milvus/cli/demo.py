@@ -1,0 +1,47 @@
+"""`phs-milvus demo`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from phs_milvus.cli.connections import add_encoder_flags, open_encoder, open_milvus
+
+_AFTERWARDS = """
+Open {page} in a browser, or look at {sheet} and its neighbours.
+Each query was searched twice: with the whole picture, and with the part that is outlined. A green frame says the
+thing pointed at is in the picture. The bundled model is a small one for trying things out, not for photos.
+
+On your own photos:
+  phs-milvus ingest ~/Pictures --model facebook/dinov2-base
+  phs-milvus search photo.jpg --box 40,60,180,220 --save hits.png --model facebook/dinov2-base
+  phs-milvus explain photo.jpg --box 40,60,180,220 --save heads.png --model facebook/dinov2-base"""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the command to argparse's subparsers."""
+    demo = commands.add_parser(
+        "demo",
+        help="see it work on bundled pictures, or on yours",
+        description="Starts an embedding server and Milvus Lite, ingests pictures, searches each query with and "
+        "without a prompt, and writes a web page that shows both. Your own pictures are served with "
+        "facebook/dinov2-base unless --model says otherwise.",
+    )
+    demo.add_argument("--output", default="demo-output", metavar="DIR", help="where to write (default: %(default)s)")
+    demo.add_argument("--images", metavar="DIR", help="your own pictures instead of the bundled scenes")
+    add_encoder_flags(demo)
+    demo.set_defaults(run=_demo, token="")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from phs_milvus.demo.run import BUNDLED_MODEL, PHOTO_MODEL, run_demo
+
+    if not options.encoder:
+        options.model = options.model or (PHOTO_MODEL if options.images else str(BUNDLED_MODEL))
+    output = Path(options.output)
+    options.milvus = str(output / "demo.db")
+    with open_encoder(options) as encoder, open_milvus(options) as client:
+        page = run_demo(encoder, client, output, Path(options.images) if options.images else None)
+    print(_AFTERWARDS.format(page=page, sheet=output / "query-1.png"))
+    return 0

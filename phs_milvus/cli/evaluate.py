@@ -1,0 +1,186 @@
+"""`phs-milvus eval` and `phs-milvus tune`: their flags, and what they print. The work is in phs_milvus.evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from phs_milvus.cli.connections import open_encoder
+
+# Here rather than read from the package, which is imported only by a command that needs it.
+_PRESETS = {
+    "table1": "every way of pointing, with and without PHS, for each kind of prompt",
+    "heads": "how many heads to keep, scaled or not, against random and bottom heads",
+    "robustness": "jittered boxes, displaced points, sloppy outlines",
+    "small-models": "how different heads are, and what that leaves to choose from",
+    "overhead": "latency, throughput and bytes per image",
+    "recall": "how many candidates two-stage search through Milvus needs",
+}
+_FORMATS = """DATASET is one of
+  a VOC folder           Annotations/*.xml and JPEGImages/ (2007 or 2012; SegmentationObject/ where there are masks)
+  a COCO instances JSON  with --images, where the pictures are not in the usual place beside it
+  a Visual Genome folder objects.json, image_data.json, VG_100K/
+  a CSV or JSONL file    columns image,x0,y0,x1,y1,label; pixels, x1 and y1 exclusive; one object a row
+
+The protocol: images with objects of two or more classes are queried, once for the largest object of each class; an
+image of the dataset is relevant if it holds an object of that class. MP@100 is the share of relevant images among the
+first 100, the query's own left out. Differences are paired, to plain whole-image search."""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the two commands to argparse's subparsers."""
+    presets = "\n".join(f"  {name:<14}{text}" for name, text in _PRESETS.items())
+    evaluate = _parser(
+        commands,
+        "eval",
+        "measure on labelled images whether pointing helps, and by how much",
+        f"Runs an experiment on your labelled images and your model, and writes a folder with README.md (tables),\n"
+        f"CSV, JSON and PNG plots.\n\nPresets:\n{presets}\n\n{_FORMATS}",
+        "Every image is encoded once and kept in --cache, so other presets and settings need only what is new, and an\n"
+        "interrupted run continues where it was.\n\nExample: phs-milvus eval VOC2007 --preset table1 --limit 200",
+    )
+    evaluate.add_argument("--preset", choices=_PRESETS, default="table1", help="(default: %(default)s)")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: eval-PRESET)")
+    evaluate.set_defaults(run=_evaluate)
+
+    tune = _parser(
+        commands,
+        "tune",
+        "choose focus settings for your images by cross-validation",
+        "Tries head counts, roi and zoom on your labelled images, prints quality against query latency, and writes\n"
+        f"the settings for `phs-milvus search --settings FILE`.\n\n{_FORMATS}",
+        "Quality is cross-validated over images: each fold is answered with what is best on the others. Recommended\n"
+        "is the cheapest setting within one standard error of the best.\n\n"
+        "Example: phs-milvus tune my-labels.csv --out focus.json",
+    )
+    tune.add_argument(
+        "--out", type=Path, default=Path("focus.json"), metavar="FILE", help="settings file (default: %(default)s)"
+    )
+    tune.set_defaults(run=_tune)
+
+
+def _parser(commands: Any, name: str, help: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=help, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="labelled images, see above")
+    parser.add_argument("--images", metavar="DIR", help="where the image files are, if not beside the annotations")
+    parser.add_argument("--format", choices=("voc", "coco", "visual-genome", "table"), help="(default: by its looks)")
+    parser.add_argument(
+        "--prompt",
+        default="box",
+        metavar="KIND[,KIND]",
+        help="box, point or segmentation; the first is what experiments with one kind use (default: %(default)s)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N images only, for a first impression")
+    parser.add_argument("--seed", type=int, default=0, help="of jitters and folds (default: %(default)s)")
+    parser.add_argument(
+        "--cache", default=".phs-eval", metavar="DIR", help="where encoded images are kept (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--milvus", metavar="URI", help="Milvus for two-stage methods (default: Milvus Lite in a temporary folder)"
+    )
+    group = parser.add_argument_group("models", "repeat a flag to compare several models")
+    group.add_argument(
+        "--encoder", action="append", default=[], metavar="HOST:PORT", help="a running phs-server [PHS_ENCODER]"
+    )
+    group.add_argument("--model", action="append", default=[], metavar="ID", help="a model to serve here for this run")
+    return parser
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from phs_milvus.evaluation.experiments import PRESETS
+    from phs_milvus.evaluation.report import Report, as_text
+
+    preset, started = PRESETS[options.preset], time.perf_counter()
+    report = Report(preset.title, {})
+    for study in _studies(options):
+        sections = preset.run(study)
+        report.sections += sections
+        report.facts.update(_facts(study, options))
+        for section in sections:
+            print(f"\n{section.heading}\n{section.note}\n\n{as_text(section.rows)}", flush=True)
+    report.facts["seconds in all"] = f"{time.perf_counter() - started:.0f}"
+    file = report.write(options.out or Path(f"eval-{options.preset}"))
+    print(f"\nwritten to {file}", file=sys.stderr)
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from phs_milvus.evaluation.report import as_text
+    from phs_milvus.evaluation.tune import tune, write
+
+    for study in _studies(options):
+        choice = tune(study)
+        write(choice, study, options.out)
+        print(as_text(choice.rows))
+        print(f"\ncross-validated {study.metric} of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
+        print(f"difference to whole image: {choice.gain}\n\n{as_text(choice.candidate_rows)}")
+        print(f"\nrecommended: {choice.focus}, {choice.candidates} candidates")
+        print(f"written to {options.out}: phs-milvus search IMAGE --settings {options.out}", file=sys.stderr)
+    return 0
+
+
+def _studies(options: argparse.Namespace) -> Iterator[Any]:
+    """One Study for each model, its server running while it is in use."""
+    from phs_milvus.errors import InvalidInput
+    from phs_milvus.evaluation import Dataset, load, object_queries
+    from phs_milvus.evaluation.experiments import Study
+    from phs_milvus.evaluation.queries import PROMPTS
+
+    prompts = tuple(options.prompt.split(","))
+    if unknown := set(prompts) - set(PROMPTS):
+        raise InvalidInput(f"{', '.join(sorted(unknown))} is none of {', '.join(PROMPTS)}", "prompt")
+    dataset = load(options.dataset, images=options.images, format=options.format)
+    if options.limit is not None:
+        if options.limit < 1:
+            raise InvalidInput(f"must be at least 1, got {options.limit}", "limit")
+        dataset = Dataset(dataset.name, dataset.images[: options.limit])
+    queries = object_queries(dataset)
+    if not queries:
+        raise InvalidInput("no image has objects of two classes, so there is no query", "dataset")
+    for place in _places(options):
+        with ExitStack() as stack:
+            encoder = stack.enter_context(open_encoder(place))
+            bench = stack.enter_context(_bench(encoder, dataset, options))
+            yield Study(bench, queries, prompts, options.seed)
+
+
+@contextmanager
+def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[Any]:
+    from phs_milvus.evaluation import Bench, Store
+
+    with Store(options.cache, encoder.info) as store:
+        bench = Bench(encoder, dataset, store, milvus=options.milvus)
+        try:
+            yield bench
+        finally:
+            bench.close()
+
+
+def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
+    """Where each model is: addresses, then models to serve here; with neither, PHS_ENCODER or the default model."""
+    places = [argparse.Namespace(encoder=address, model=None) for address in options.encoder]
+    places += [argparse.Namespace(encoder=None, model=model) for model in options.model]
+    return places or [argparse.Namespace(encoder=os.environ.get("PHS_ENCODER"), model=None)]
+
+
+def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
+    info, bench = study.bench.info, study.bench
+    spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in sorted(bench.seconds.items()))
+    return {
+        "dataset": f"{bench.dataset.name}, {len(bench.dataset.images)} images, {len(study.queries)} queries from "
+        f"{len({query.image for query in study.queries})} images, {len(bench.dataset.labels)} classes",
+        f"model {study.model}": f"{info.heads} heads, D={info.hidden_size}, {info.image_size} px, "
+        f"{info.grid_height}x{info.grid_width} patches, {info.precision}, h_on {info.default_heads}, "
+        f"fingerprint {info.fingerprint[:12]}",
+        "prompts": ", ".join(study.prompts),
+        "seed": str(options.seed),
+        f"time, {study.model}": f"{spent} ({os.cpu_count()} cores, what was cached not counted)",
+    }

@@ -1,0 +1,122 @@
+"""`phs-milvus search` and `phs-milvus explain`: point at something in an image."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
+from phs_milvus.cli.pointing import add_prompt_flags, focus_of, prompt_of, settings_of
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the two commands to argparse's subparsers."""
+    search = commands.add_parser(
+        "search",
+        help="find pictures that contain what you point at",
+        description="Finds the pictures of a collection that contain the part of IMAGE you point at. Without a prompt "
+        "the whole image is the query.",
+    )
+    search.add_argument("image", metavar="IMAGE", help="an image file, or with --stored the id of a row")
+    search.add_argument("--stored", action="store_true", help="IMAGE is the id of a row in the collection")
+    search.add_argument("--root", metavar="DIR", help="folder the ids are relative to, where it has moved since ingest")
+    add_prompt_flags(search)
+    search.add_argument("--limit", type=int, default=10, help="hits to return (default: %(default)s)")
+    search.add_argument(
+        "--candidates", type=int, help="rows the reranking looks at (default: 10 x limit, at least 200)"
+    )
+    search.add_argument("--filter", default="", metavar="EXPR", help='Milvus expression, for example "width > 640"')
+    search.add_argument("--fields", default="", metavar="A,B", help="fields to return with each hit")
+    search.add_argument("--no-rerank", action="store_true", help="stop after the nearest-neighbour search")
+    search.add_argument("--settings", metavar="FILE", help="focus and candidates as phs-milvus tune chose them")
+    search.add_argument("--json", action="store_true", help="print rows as JSON")
+    search.add_argument("--save", metavar="OUT.png", help="draw the query and the hits on a contact sheet")
+    add_encoder_flags(search)
+    add_milvus_flags(search)
+    search.set_defaults(run=_search)
+
+    explain = commands.add_parser(
+        "explain",
+        help="show what each attention head looks at",
+        description="Prints each head's share of attention on the prompt and the heads it selects.",
+    )
+    explain.add_argument("image", metavar="IMAGE")
+    add_prompt_flags(explain)
+    explain.add_argument("--json", action="store_true", help="print scores, weights and attention grids as JSON")
+    explain.add_argument("--save", metavar="OUT.png", help="draw the heads' attention over the image")
+    add_encoder_flags(explain)
+    explain.set_defaults(run=_explain)
+
+
+def _search(options: argparse.Namespace) -> int:
+    from phs_milvus.collection import FocusedCollection
+    from phs_milvus.search import FocusedSearch, StoredImage
+
+    prompt = prompt_of(options)
+    with open_encoder(options) as encoder, open_milvus(options) as client:
+        collection = FocusedCollection.open(client, options.collection)
+        search = FocusedSearch(collection, encoder, image_root=options.root)
+        settings = settings_of(options, encoder.info.fingerprint)
+        result = search.search(
+            StoredImage(options.image) if options.stored else options.image,
+            prompt,
+            limit=options.limit,
+            candidates=options.candidates or (settings.candidates if settings else None),
+            filter=options.filter,
+            output_fields=_output_fields(options),
+            rerank=not options.no_rerank,
+            focus=focus_of(options, settings),
+        )
+        image = search.locate(StoredImage(options.image)) if options.stored else options.image
+    if options.save:
+        from phs_milvus.contact_sheet import search_sheet
+
+        search_sheet(image, prompt, result.hits, lambda hit: _file_of(hit, options.root)).save(options.save)
+        print(f"saved {options.save}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(result.rows(), indent=2, default=str))
+        return 0
+    print(result)
+    times = f"encode {result.encode_ms:.0f} ms, Milvus {result.ann_ms:.0f} ms, rerank {result.rerank_ms:.0f} ms"
+    print(f"\n{times}", file=sys.stderr)
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    prompt = prompt_of(options)
+    with open_encoder(options) as encoder:
+        explanation = encoder.explain(options.image, prompt, focus=focus_of(options))
+    scores = explanation.head_scores
+    if options.json:
+        facts = {
+            "head_scores": None if scores is None else scores.tolist(),
+            "head_weights": explanation.head_weights.tolist(),
+            "selected_heads": explanation.selected_heads,
+            "attention": explanation.attention.tolist(),
+        }
+        print(json.dumps(facts))
+    else:
+        for head, weight in enumerate(explanation.head_weights):
+            share = "" if scores is None else f"{scores[head]:7.2%} on the prompt  "
+            print(f"head {head:>2}  {share}weight {weight:.2f}")
+    if options.save:
+        from phs_milvus.contact_sheet import heads_sheet
+
+        heads_sheet(options.image, prompt, explanation).save(options.save)
+        print(f"saved {options.save}", file=sys.stderr)
+    return 0
+
+
+def _output_fields(options: argparse.Namespace) -> list[str]:
+    fields = [name for name in options.fields.split(",") if name]
+    if options.save and "path" not in fields:
+        fields.append("path")
+    return fields
+
+
+def _file_of(hit: Any, root: str | None) -> str | Path | None:
+    """Where a hit's picture is: below --root, else where ingest found it."""
+    return Path(root) / str(hit.id) if root else hit.fields.get("path")

@@ -1,0 +1,30 @@
+"""`phs-milvus serve`: the embedding server, as `phs-server` runs it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import Any
+
+from phs_milvus.cli.connections import server_package
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the command to argparse's subparsers, with the server's own flags where the server is installed."""
+    serve = commands.add_parser(
+        "serve",
+        help="run the embedding server (the same as phs-server)",
+        description="Runs the embedding server in the foreground. `phs-server --help` explains its flags.",
+    )
+    with contextlib.suppress(ImportError):
+        from phs_server.config import add_flags
+
+        add_flags(serve)
+    serve.set_defaults(run=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    app = server_package()
+    from phs_server.config import from_namespace
+
+    return app.run(from_namespace(options))
