@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
-import numpy as np
 
 from phs_milvus import calls, wire
 from phs_milvus._pb import encoder_pb2 as pb
@@ -116,9 +115,10 @@ class AsyncEncoder:
         timeout: float | None = None,
     ) -> Float32Array:
         """See `Encoder.rerank`."""
-        requests = calls.rerank_requests(embeddings, head_weights, states, self._expected)
-        answers = [wire.scores_from_pb(await self._call(self._stub.Rerank, request, timeout)) for request in requests]
-        return np.concatenate(answers, axis=1)
+        scores, requests = calls.rerank_requests(embeddings, head_weights, states, self._expected)
+        for block, request in requests:
+            scores[block] = wire.scores_from_pb(await self._call(self._stub.Rerank, request, timeout))
+        return scores
 
     async def explain(
         self,

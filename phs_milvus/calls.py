@@ -30,9 +30,13 @@ DEFAULT_TIMEOUT = 30.0
 DEFAULT_IN_FLIGHT = 64
 
 Metadata = tuple[tuple[str, str], ...]
+# Rows and columns of a [Q, K] array.
+Block = tuple[slice, slice]
 
 Request = TypeVar("Request", pb.EncodeRequest, pb.ExplainRequest)
 
+# Of one Rerank request: seconds even on two CPU cores with D=1024, well within a call's timeout.
+_READOUTS = 100_000
 _MESSAGE_BYTES = Limits.message_bytes
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 TRANSIENT = (EncoderUnavailable, EncoderBusy)
@@ -124,9 +128,16 @@ def _sized(request: Request) -> Request:
 
 
 def rerank_requests(
-    embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected: str
-) -> list[pb.RerankRequest]:
-    """As few requests as fit the message limit."""
+    embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected: str, limits: Limits = Limits()
+) -> tuple[Float32Array, Iterator[tuple[Block, pb.RerankRequest]]]:
+    """An empty [Q, K] for the scores, and requests, made one by one, with the block of it that each answer fills.
+
+    Queries and states are split so that neither a request nor its answer is over the message limit, and so that no
+    request asks for more readouts (distinct head weights x states) than _READOUTS.
+
+    Raises:
+        InvalidInput: shapes that do not fit each other.
+    """
     embeddings = np.asarray(embeddings, np.float32)
     head_weights = np.asarray(head_weights, np.float32)
     states = np.asarray(states, np.float16)
@@ -137,13 +148,32 @@ def rerank_requests(
         )
     if states.ndim != 3 or states.shape[1] != 2 or not states.size:
         raise InvalidInput(f"expected shape [K, 2, D] with at least one state, got {states.shape}", "states")
-    fixed = embeddings.nbytes + head_weights.nbytes + 4096
-    per_state = states[0].nbytes
-    count = max(1, (_MESSAGE_BYTES - fixed) // per_state)
-    return [
-        wire.rerank_request(embeddings, head_weights, states[start : start + count], expected)
-        for start in range(0, len(states), count)
-    ]
+    requests = (
+        ((queries, some), wire.rerank_request(embeddings[queries], head_weights[queries], states[some], expected))
+        for queries, some in _blocks(embeddings, head_weights, states, limits.message_bytes - 4096)
+    )
+    return np.empty((len(embeddings), len(states)), np.float32), requests
+
+
+def _blocks(embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, budget: int) -> Iterator[Block]:
+    """Slices of queries and of states whose messages hold at most `budget` bytes, both ways."""
+    query_bytes = 4 * (embeddings.shape[1] + head_weights.shape[1])
+    most = max(1, budget // 2 // query_bytes)
+    free = budget - min(most, len(embeddings)) * query_bytes
+    step = max(1, min(len(states), free // states[0].nbytes, _READOUTS))
+    most, distinct = min(most, max(1, budget // 4 // step)), max(1, _READOUTS // step)
+    start, seen = 0, set()
+    for query, weights in enumerate(head_weights):
+        seen.add(weights.tobytes())
+        if query - start == most or len(seen) > distinct:
+            yield from ((slice(start, query), some) for some in _slices(len(states), step))
+            start, seen = query, {weights.tobytes()}
+    if len(embeddings):
+        yield from ((slice(start, None), some) for some in _slices(len(states), step))
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from functools import cached_property
 from typing import Any
 
 import grpc
-import numpy as np
 
 from phs_milvus import calls, wire
 from phs_milvus._pb import encoder_pb2 as pb
@@ -175,9 +174,10 @@ class Encoder:
         Returns:
             float32 [Q, K], cosine similarity.
         """
-        requests = calls.rerank_requests(embeddings, head_weights, states, self._expected)
-        answers = [wire.scores_from_pb(self._call(self._stub.Rerank, request, timeout)) for request in requests]
-        return np.concatenate(answers, axis=1)
+        scores, requests = calls.rerank_requests(embeddings, head_weights, states, self._expected)
+        for block, request in requests:
+            scores[block] = wire.scores_from_pb(self._call(self._stub.Rerank, request, timeout))
+        return scores
 
     def explain(
         self,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from phs_milvus import calls, wire
 from phs_milvus._pb import encoder_pb2 as pb
 from phs_milvus._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.async_client import AsyncEncoder
@@ -33,7 +34,7 @@ from phs_milvus.errors import (
 )
 from phs_milvus.prompts import Box
 from phs_milvus.rerank import Reranker
-from phs_milvus.types import Encoding, Focus
+from phs_milvus.types import Encoding, Focus, Limits
 from phs_server.checkpoint import load
 from tests.servers import ServerProcess, free_port
 
@@ -439,3 +440,39 @@ def test_a_rerank_over_one_message_is_split(encoder: Encoder, images: list[Path]
     scores = encoder.rerank(query.embedding[None], query.head_weights[None], many)
     once = encoder.rerank(query.embedding[None], query.head_weights[None], states)
     np.testing.assert_allclose(scores, np.tile(once, (1, 400)), atol=1e-4)
+
+
+def test_a_rerank_is_split_by_readouts_and_by_the_size_of_its_answer(
+    encoder: Encoder, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    embeddings = rng.standard_normal((9, HIDDEN)).astype(np.float32)
+    weights = np.repeat(rng.random((3, HEADS), np.float32), 3, axis=0)
+    states = rng.standard_normal((7, 2, HIDDEN)).astype(np.float16)
+    once = encoder.rerank(embeddings, weights, states)
+
+    async def asynchronously() -> np.ndarray:
+        async with AsyncEncoder(address) as other:
+            return await other.rerank(embeddings, weights, states)
+
+    for readouts, message_bytes, blocks in ((14, 2**26, 2), (3, 2**26, 9), (100, 4096 + 2000, 6)):
+        monkeypatch.setattr(calls, "_READOUTS", readouts)
+        limits = Limits(message_bytes=message_bytes)
+        requests = [request for _, request in calls.rerank_requests(embeddings, weights, states, "", limits)[1]]
+        assert len(requests) == blocks
+        for request in requests:
+            asked = len(np.unique(wire.tensor_from_pb(request.head_weights, "", np.float32, [None, HEADS]), axis=0))
+            assert asked * request.states.shape[0] <= readouts and request.ByteSize() <= message_bytes
+        np.testing.assert_allclose(encoder.rerank(embeddings, weights, states), once, atol=1e-5)
+        np.testing.assert_allclose(asyncio.run(asynchronously()), once, atol=1e-5)
+
+
+def test_no_answer_of_a_rerank_is_over_the_message_limit() -> None:
+    """3,821 queries of 4,952 states, all with one choice of heads, would be answered with 75.7 MB."""
+    embeddings, weights = np.zeros((3821, 8), np.float32), np.ones((3821, 2), np.float32)
+    scores, requests = calls.rerank_requests(embeddings, weights, np.zeros((4952, 2, 4), np.float16), "")
+    filled = np.zeros(scores.shape, np.int8)
+    for block, request in requests:
+        assert 4 * request.embeddings.shape[0] * request.states.shape[0] < Limits().message_bytes
+        filled[block] += 1
+    assert (filled == 1).all()
