@@ -17,7 +17,7 @@ import numpy as np
 
 from phs_milvus import state
 from phs_milvus.client import Encoder
-from phs_milvus.collection import Candidates, FocusedCollection
+from phs_milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
 from phs_milvus.errors import InvalidInput, PhsError, StateError
 from phs_milvus.images import ImageSource
 from phs_milvus.prompts import Prompt
@@ -26,11 +26,10 @@ from phs_milvus.scales import encode_scales, encode_scales_many
 from phs_milvus.types import Encoding, Focus
 
 DEFAULT_LIMIT = 10
-# Stage one looks this many times deeper than the answer, and never less than DEFAULT_CANDIDATES: a wrong order among
+# Stage one looks this many times deeper than the answer, and never less than MIN_CANDIDATES: a wrong order among
 # candidates is repaired by the reranking, a missing candidate is not.
 _CANDIDATES_PER_HIT = 10
-_MIN_CANDIDATES = 200
-MAX_CANDIDATES = 16_384  # Milvus' topK limit
+MIN_CANDIDATES = 200
 
 
 @dataclass(frozen=True)
@@ -275,14 +274,14 @@ class FocusedSearch:
 
 def _stage_one_depth(limit: int, candidates: int | None, rerank: bool) -> int:
     """How many rows stage one asks for."""
-    if not 1 <= limit <= MAX_CANDIDATES:
-        raise InvalidInput(f"must be 1 to {MAX_CANDIDATES}, got {limit}", "limit")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidInput(f"must be 1 to {MAX_LIMIT}, got {limit}", "limit")
     if not rerank:
         return limit
     if candidates is None:
-        return min(MAX_CANDIDATES, max(_MIN_CANDIDATES, _CANDIDATES_PER_HIT * limit))
-    if not limit <= candidates <= MAX_CANDIDATES:
-        raise InvalidInput(f"must be {limit} (the limit) to {MAX_CANDIDATES}, got {candidates}", "candidates")
+        return min(MAX_LIMIT, max(MIN_CANDIDATES, _CANDIDATES_PER_HIT * limit))
+    if not limit <= candidates <= MAX_LIMIT:
+        raise InvalidInput(f"must be {limit} (the limit) to {MAX_LIMIT}, got {candidates}", "candidates")
     return candidates
 
 

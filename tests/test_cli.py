@@ -65,6 +65,12 @@ def test_ingest_search_explain_info(run: Run, photos: list[Path], tmp_path: Path
     union = run("search", photos[4], "--box", "0,0,50,50", "--polygon", "80,80 120,80 100,110", "--no-rerank")
     assert union.returncode == 0, union.stderr
 
+    (tmp_path / "focus.json").write_text('{"focus": {"heads": 2}, "candidates": 2}')
+    tuned = run("search", photos[4], "--point", "60,60", "--settings", "focus.json", "--limit", 5, "--json")
+    assert len(json.loads(tuned.stdout)) == 5, tuned.stderr
+    none = run("search", photos[4], "--candidates", 0)
+    assert none.returncode == 1 and "candidates" in none.stderr
+
     heads = run("explain", photos[4], "--box", "20,20,90,100", "--heads", 2, "--save", "heads.png")
     assert heads.returncode == 0, heads.stderr
     assert sum("weight 2.00" in line for line in heads.stdout.splitlines()) == 2

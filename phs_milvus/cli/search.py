@@ -10,6 +10,7 @@ from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
 from phs_milvus.cli.pointing import add_prompt_flags, focus_of, prompt_of, settings_of
+from phs_milvus.settings import SearchSettings
 
 
 def add_commands(commands: Any) -> None:
@@ -64,7 +65,7 @@ def _search(options: argparse.Namespace) -> int:
             StoredImage(options.image) if options.stored else options.image,
             prompt,
             limit=options.limit,
-            candidates=options.candidates or (settings.candidates if settings else None),
+            candidates=_candidates(options, settings),
             filter=options.filter,
             output_fields=_output_fields(options),
             rerank=not options.no_rerank,
@@ -83,6 +84,15 @@ def _search(options: argparse.Namespace) -> int:
     times = f"encode {result.encode_ms:.0f} ms, Milvus {result.ann_ms:.0f} ms, rerank {result.rerank_ms:.0f} ms"
     print(f"\n{times}", file=sys.stderr)
     return 0
+
+
+def _candidates(options: argparse.Namespace, settings: SearchSettings | None) -> int | None:
+    """--candidates as given; else those of the settings, raised to --limit, which they were not chosen for."""
+    from phs_milvus.search import MIN_CANDIDATES
+
+    if options.candidates is not None or settings is None or settings.candidates is None:
+        return options.candidates
+    return max(settings.candidates, options.limit, MIN_CANDIDATES)
 
 
 def _explain(options: argparse.Namespace) -> int:
