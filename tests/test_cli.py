@@ -92,7 +92,8 @@ def test_ingest_reports_bad_files_and_exits_1(run: Run, photos: list[Path]) -> N
 def test_starts_its_own_server(run: Run, photos: list[Path], tiny_model: Path) -> None:
     done = run("ingest", "photos", "--model", tiny_model, encoder=False)
     assert done.returncode == 0, done.stderr
-    done = run("search", photos[0], "--model", tiny_model, "--limit", 2, encoder=False)
+    # A flag is stronger than the environment.
+    done = run("search", photos[0], "--model", tiny_model, "--limit", 2, PHS_ENCODER="127.0.0.1:1")
     assert done.returncode == 0, done.stderr
     assert photos[0].name in done.stdout
 
@@ -105,6 +106,7 @@ def test_starts_its_own_server(run: Run, photos: list[Path], tiny_model: Path) -
         (("search", "x.jpg", "--box", "1,2,3"), "x0,y0,x1,y1"),
         (("search", "x.jpg", "--milvus", "somewhere"), "somewhere"),
         (("explain", "nowhere.jpg"), "nowhere.jpg: not found"),
+        (("explain", "x.jpg", "--encoder", "127.0.0.1:1", "--model", "m"), "exclude each other"),
     ],
 )
 def test_mistakes_are_explained_in_a_line(run: Run, arguments: tuple[str, ...], complaint: str) -> None:
@@ -112,6 +114,12 @@ def test_mistakes_are_explained_in_a_line(run: Run, arguments: tuple[str, ...], 
     assert done.returncode == 1
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("value", "tls"), [("0", False), ("false", False), ("", False), ("1", True)])
+def test_the_environment_can_say_no_to_tls(run: Run, value: str, tls: bool) -> None:
+    done = run("info", PHS_ENCODER_TLS=value)
+    assert (done.returncode != 0) is tls, done.stderr
 
 
 def test_no_encoder_there(run: Run) -> None:

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
+from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, address_of, open_encoder, open_milvus
 
 
 def add_commands(commands: Any) -> None:
@@ -56,7 +56,7 @@ def _info(options: argparse.Namespace) -> int:
     from phs_milvus.collection import FocusedCollection
 
     facts: dict[str, Any] = {}
-    if options.encoder or options.model:
+    if options.model or address_of(options):
         with open_encoder(options) as encoder:
             facts["encoder"] = {**vars(encoder.info), "limits": vars(encoder.info.limits)}
     with open_milvus(options) as client:

@@ -27,7 +27,6 @@ def add_encoder_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--encoder",
         metavar="HOST:PORT",
-        default=os.environ.get("PHS_ENCODER"),
         help=_ENCODER_HELP,
     )
     group.add_argument(
@@ -54,19 +53,24 @@ def add_milvus_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument("--collection", default=DEFAULT_COLLECTION, help="(default: %(default)s)")
 
 
+def address_of(options: argparse.Namespace) -> str | None:
+    """The running server to use: --encoder, or PHS_ENCODER unless --model asks for a server of its own."""
+    return options.encoder or (None if options.model else os.environ.get("PHS_ENCODER"))
+
+
 @contextlib.contextmanager
 def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
-    """The embedding server named by --encoder, or one started here for the time of this command.
+    """The embedding server of `address_of`, or one started here for the time of this command.
 
     Raises:
         PhsError: both or neither can be used; the message says how to.
     """
     from phs_milvus.client import Encoder
 
-    if options.encoder:
-        if options.model:
-            raise PhsError("--encoder and --model exclude each other: a running server has its model already")
-        addresses = options.encoder.split(",")
+    if options.encoder and options.model:
+        raise PhsError("--encoder and --model exclude each other: a running server has its model already")
+    if named := address_of(options):
+        addresses = named.split(",")
         address = addresses if len(addresses) > 1 else addresses[0]
         with Encoder(address, tls=_tls(), token=_token()) as encoder:
             encoder.info  # noqa: B018  fails here, before any work, if the server is not there
@@ -91,7 +95,7 @@ def _tls() -> Any:
     files = {name: os.environ.get(f"PHS_ENCODER_{name.upper()}") for name in ("ca", "cert", "key")}
     if any(files.values()):
         return Tls(**files)
-    return bool(os.environ.get("PHS_ENCODER_TLS"))
+    return os.environ.get("PHS_ENCODER_TLS", "").lower() not in ("", "0", "false", "no", "off")
 
 
 def _token() -> str | None:

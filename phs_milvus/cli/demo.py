@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.cli.connections import add_encoder_flags, open_encoder, open_milvus
+from phs_milvus.cli.connections import add_encoder_flags, address_of, open_encoder, open_milvus
 
 _AFTERWARDS = """
 Open {page} in a browser, or look at {sheet} and its neighbours.
@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
 def _demo(options: argparse.Namespace) -> int:
     from phs_milvus.demo.run import BUNDLED_MODEL, PHOTO_MODEL, run_demo
 
-    if not options.encoder:
+    if not address_of(options):
         options.model = options.model or (PHOTO_MODEL if options.images else str(BUNDLED_MODEL))
     output = Path(options.output)
     options.milvus = str(output / "demo.db")

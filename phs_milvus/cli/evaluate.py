@@ -168,7 +168,7 @@ def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
     """Where each model is: addresses, then models to serve here; with neither, PHS_ENCODER or the default model."""
     places = [argparse.Namespace(encoder=address, model=None) for address in options.encoder]
     places += [argparse.Namespace(encoder=None, model=model) for model in options.model]
-    return places or [argparse.Namespace(encoder=os.environ.get("PHS_ENCODER"), model=None)]
+    return places or [argparse.Namespace(encoder=None, model=None)]
 
 
 def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
