@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,11 +66,23 @@ def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -
     return Tile(picture, f"{rank}. {hit.id}", note)
 
 
-def heads_sheet(image: ImageSource, prompt: Prompt | None, explanation: Explanation, columns: int = 4) -> Image.Image:
-    """The query, then each head's attention over it; heads that the prompt selects are framed."""
+def heads_sheet(
+    image: ImageSource, prompt: Prompt | None, explanations: Mapping[str, Explanation], columns: int = 4
+) -> Image.Image:
+    """Rows for each scale: the query, then each head's attention over it; heads that the prompt selects are framed.
+
+    Args:
+        explanations: by title, for example "zoom 1.25".
+    """
     picture = load_picture(image)
-    query = Tile(draw_prompt(picture, prompt), "your query", f"{picture.width} x {picture.height} pixels")
-    return sheet(rows_of([query, *heads_tiles(picture, explanation)], columns))
+    shown = draw_prompt(picture, prompt)
+    rows = []
+    for title, explanation in explanations.items():
+        x0, y0, x1, y1 = explanation.region
+        size = f"{x1 - x0} x {y1 - y0} of {picture.width} x {picture.height} pixels"
+        query = Tile(shown, f"your query, {title}", size)
+        rows += rows_of([query, *heads_tiles(picture, explanation)], columns)
+    return sheet(rows)
 
 
 def heads_tiles(picture: Image.Image, explanation: Explanation) -> list[Tile]:

@@ -24,7 +24,8 @@ _OUTPUTS = Outputs(heads=True)
 
 def encode_scales(encoder: Encoder, image: ImageSource, prompt: Prompt | None, focus: Focus) -> Encoding:
     """Encodes one query, with head scores and weights, at each scale of its focus; raises as `Encoder.encode`."""
-    return combined([encoder.encode(image, prompt, focus=scale, outputs=_OUTPUTS) for scale in _used(prompt, focus)])
+    scales = used_scales(prompt, focus)
+    return combined([encoder.encode(image, prompt, focus=scale, outputs=_OUTPUTS) for scale in scales])
 
 
 def encode_scales_many(
@@ -63,6 +64,6 @@ def query_db_scores(encoder: Encoder, query: Encoding, states: Float16Array) -> 
     return encoder.rerank(np.stack(embeddings), np.stack(weights), states).mean(axis=0)
 
 
-def _used(prompt: Prompt | None, focus: Focus) -> tuple[Focus, ...]:
-    """Without a prompt every scale is the whole image."""
+def used_scales(prompt: Prompt | None, focus: Focus) -> tuple[Focus, ...]:
+    """The focus at each scale that is encoded: without a prompt every scale is the whole image, so one will do."""
     return focus.scales if prompt is not None else focus.scales[:1]

@@ -76,6 +76,14 @@ def test_ingest_search_explain_info(run: Run, photos: list[Path], tmp_path: Path
     assert sum("weight 2.00" in line for line in heads.stdout.splitlines()) == 2
     assert (tmp_path / "heads.png").exists()
 
+    (tmp_path / "scales.json").write_text('{"focus": {"roi": 1, "zoom": [0, 2]}}')
+    for flags in (("--zoom", "0,2"), ("--settings", "scales.json")):
+        scales = run("explain", photos[4], "--box", "20,20,50,50", *flags, "--json", "--save", "scales.png")
+        first, second = json.loads(scales.stdout)
+        assert first["region"] == [0, 0, 160, 120] and second["region"] == [5, 5, 65, 65], scales.stderr
+    with Image.open(tmp_path / "heads.png") as one, Image.open(tmp_path / "scales.png") as two:
+        assert two.height > 1.9 * one.height
+
     facts = json.loads(run("info").stdout)
     assert facts["collection"]["rows"] == 12
     assert facts["encoder"]["heads"] == 4

@@ -11,6 +11,7 @@ from typing import Any
 from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
 from phs_milvus.cli.pointing import add_prompt_flags, focus_of, prompt_of, settings_of
 from phs_milvus.settings import SearchSettings
+from phs_milvus.types import Explanation
 
 
 def add_commands(commands: Any) -> None:
@@ -42,11 +43,16 @@ def add_commands(commands: Any) -> None:
     explain = commands.add_parser(
         "explain",
         help="show what each attention head looks at",
-        description="Prints each head's share of attention on the prompt and the heads it selects.",
+        description="Prints each head's share of attention on the prompt and the heads it selects, for each zoom.",
     )
     explain.add_argument("image", metavar="IMAGE")
     add_prompt_flags(explain)
-    explain.add_argument("--json", action="store_true", help="print scores, weights and attention grids as JSON")
+    explain.add_argument("--settings", metavar="FILE", help="focus as phs-milvus tune chose it")
+    explain.add_argument(
+        "--json",
+        action="store_true",
+        help="print scores, weights and attention grids as JSON; a list where --zoom has several values",
+    )
     explain.add_argument("--save", metavar="OUT.png", help="draw the heads' attention over the image")
     add_encoder_flags(explain)
     explain.set_defaults(run=_explain)
@@ -96,28 +102,47 @@ def _candidates(options: argparse.Namespace, settings: SearchSettings | None) ->
 
 
 def _explain(options: argparse.Namespace) -> int:
+    from phs_milvus.scales import used_scales
+
     prompt = prompt_of(options)
     with open_encoder(options) as encoder:
-        explanation = encoder.explain(options.image, prompt, focus=focus_of(options))
-    scores = explanation.head_scores
-    if options.json:
-        facts = {
-            "head_scores": None if scores is None else scores.tolist(),
-            "head_weights": explanation.head_weights.tolist(),
-            "selected_heads": explanation.selected_heads,
-            "attention": explanation.attention.tolist(),
+        focus = focus_of(options, settings_of(options, encoder.info.fingerprint))
+        explanations = {
+            f"zoom {scale.only_zoom:g}": encoder.explain(options.image, prompt, focus=scale)
+            for scale in used_scales(prompt, focus)
         }
-        print(json.dumps(facts))
+    if options.json:
+        facts = [_facts(explanation) for explanation in explanations.values()]
+        print(json.dumps(facts if len(facts) > 1 else facts[0]))
     else:
-        for head, weight in enumerate(explanation.head_weights):
-            share = "" if scores is None else f"{scores[head]:7.2%} on the prompt  "
-            print(f"head {head:>2}  {share}weight {weight:.2f}")
+        for title, explanation in explanations.items():
+            if len(explanations) > 1:
+                print(title)
+            _print_heads(explanation)
     if options.save:
         from phs_milvus.contact_sheet import heads_sheet
 
-        heads_sheet(options.image, prompt, explanation).save(options.save)
+        heads_sheet(options.image, prompt, explanations).save(options.save)
         print(f"saved {options.save}", file=sys.stderr)
     return 0
+
+
+def _facts(explanation: Explanation) -> dict[str, Any]:
+    scores = explanation.head_scores
+    return {
+        "region": explanation.region,
+        "head_scores": None if scores is None else scores.tolist(),
+        "head_weights": explanation.head_weights.tolist(),
+        "selected_heads": explanation.selected_heads,
+        "attention": explanation.attention.tolist(),
+    }
+
+
+def _print_heads(explanation: Explanation) -> None:
+    scores = explanation.head_scores
+    for head, weight in enumerate(explanation.head_weights):
+        share = "" if scores is None else f"{scores[head]:7.2%} on the prompt  "
+        print(f"head {head:>2}  {share}weight {weight:.2f}")
 
 
 def _output_fields(options: argparse.Namespace) -> list[str]:
