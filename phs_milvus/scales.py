@@ -8,7 +8,10 @@ encoding.scales             # one Encoding per scale
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,25 +23,72 @@ from phs_milvus.prompts import Prompt
 from phs_milvus.types import Encoding, Float16Array, Float32Array, Focus
 
 _OUTPUTS = Outputs(heads=True)
+# Up to so many encodings are unary calls, side by side: these go before bulk work in the server, a stream queues in it.
+_FEW = 16
+
+
+class View(NamedTuple):
+    """One encoding: an image, what to look at in it, and a focus with one scale."""
+
+    image: ImageSource
+    prompt: Prompt | None
+    scale: Focus
 
 
 def encode_scales(encoder: Encoder, image: ImageSource, prompt: Prompt | None, focus: Focus) -> Encoding:
     """Encodes one query, with head scores and weights, at each scale of its focus; raises as `Encoder.encode`."""
-    scales = used_scales(prompt, focus)
-    return combined([encoder.encode(image, prompt, focus=scale, outputs=_OUTPUTS) for scale in scales])
+    (result,) = encode_scales_many(encoder, [image], [prompt], focus)
+    if isinstance(result, PhsError):
+        raise result
+    return result
 
 
 def encode_scales_many(
     encoder: Encoder, images: Sequence[ImageSource], prompts: Sequence[Prompt | None], focus: Focus
 ) -> list[Encoding | PhsError]:
     """`encode_scales` for many queries; one that failed is its error."""
-    passes = [list(encoder.encode_many(images, prompts, focus=scale, outputs=_OUTPUTS)) for scale in focus.scales]
-    results: list[Encoding | PhsError] = []
-    for parts in zip(*passes, strict=True):
-        encodings = [part for part in parts if isinstance(part, Encoding)]
-        failed = [part for part in parts if isinstance(part, PhsError)]
-        results.append(failed[0] if failed else combined(encodings))
-    return results
+    views = [
+        View(image, prompt, scale)
+        for image, prompt in zip(images, prompts, strict=True)
+        for scale in used_scales(prompt, focus)
+    ]
+    parts = iter(_together(encoder, views) if len(views) <= _FEW else _streamed(encoder, views))
+    return [_whole(list(islice(parts, len(used_scales(prompt, focus))))) for prompt in prompts]
+
+
+def _together(encoder: Encoder, views: Sequence[View]) -> list[Encoding | PhsError]:
+    """One call each, at the same time."""
+
+    def encode(view: View) -> Encoding | PhsError:
+        try:
+            return encoder.encode(view.image, view.prompt, focus=view.scale, outputs=_OUTPUTS)
+        except PhsError as error:
+            return error
+
+    if len(views) <= 1:
+        return [encode(view) for view in views]
+    with ThreadPoolExecutor(len(views), "phs-encode") as pool:
+        return list(pool.map(encode, views))
+
+
+def _streamed(encoder: Encoder, views: Sequence[View]) -> list[Encoding | PhsError]:
+    """One bulk encode for each scale."""
+    results: dict[int, Encoding | PhsError] = {}
+    for scale in {view.scale for view in views}:
+        chosen = [index for index, view in enumerate(views) if view.scale == scale]
+        images, prompts = [views[index].image for index in chosen], [views[index].prompt for index in chosen]
+        results |= zip(chosen, encoder.encode_many(images, prompts, focus=scale, outputs=_OUTPUTS), strict=True)
+    return [results[index] for index in range(len(views))]
+
+
+def _whole(parts: Sequence[Encoding | PhsError]) -> Encoding | PhsError:
+    """The parts of one query combined, or the first error among them."""
+    encodings = []
+    for part in parts:
+        if isinstance(part, PhsError):
+            return part
+        encodings.append(part)
+    return combined(encodings)
 
 
 def combined(encodings: Sequence[Encoding]) -> Encoding:

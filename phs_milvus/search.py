@@ -22,7 +22,7 @@ from phs_milvus.errors import InvalidInput, PhsError, StateError
 from phs_milvus.images import ImageSource
 from phs_milvus.prompts import Prompt
 from phs_milvus.rerank import Reranker
-from phs_milvus.scales import encode_scales, encode_scales_many
+from phs_milvus.scales import encode_scales_many
 from phs_milvus.types import Encoding, Focus
 
 DEFAULT_LIMIT = 10
@@ -226,12 +226,10 @@ class FocusedSearch:
 
     def _encode(self, queries: Sequence[Query], focus: Focus) -> list[Encoding]:
         images = [self.locate(query.image) for query in queries]
-        if len(queries) == 1:
-            return [encode_scales(self._encoder, images[0], queries[0].prompt, focus)]
         prompts = [query.prompt for query in queries]
         results = encode_scales_many(self._encoder, images, prompts, focus)
         for position, result in enumerate(results):
-            if isinstance(result, InvalidInput):
+            if isinstance(result, InvalidInput) and len(queries) > 1:
                 raise type(result)(f"query {position}: {result}", result.field)
             if isinstance(result, PhsError):
                 raise result

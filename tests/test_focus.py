@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from phs_milvus import scales
 from phs_milvus.calls import Outputs
 from phs_milvus.client import Encoder
-from phs_milvus.errors import InvalidInput
+from phs_milvus.errors import ImageError, InvalidInput
 from phs_milvus.prompts import Box, to_array, to_runs
-from phs_milvus.scales import combined, encode_scales, encode_scales_many, query_db_scores
+from phs_milvus.scales import combined, encode_scales, encode_scales_many, query_db_scores, used_scales
 from phs_milvus.types import Encoding, Focus, Limits
 from phs_server import checkpoint
 from phs_server.focus import bounding_box, foveal_grid, prepare_focused, zoom_region
@@ -197,6 +198,21 @@ def test_items_of_one_batch_do_not_mix(encoder: Encoder, picture: np.ndarray) ->
     ):
         assert isinstance(result, Encoding)
         assert np.abs(result.embedding - expected.embedding).max() < 1e-5
+
+
+@pytest.mark.parametrize("few", [16, 0])
+def test_many_queries_at_many_scales(
+    encoder: Encoder, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """Side by side or over a stream: each query is as alone, in order, and one bad query fails alone."""
+    monkeypatch.setattr(scales, "_FEW", few)
+    focus = Focus(roi=1, zoom=(0, 2))
+    results = encode_scales_many(encoder, [picture, picture, b"no", picture], [BOX, None, BOX, Box(0, 0, 9, 9)], focus)
+    assert isinstance(results.pop(2), ImageError)
+    for result, prompt, parts in zip(results, (BOX, None, Box(0, 0, 9, 9)), (2, 0, 2), strict=True):
+        assert isinstance(result, Encoding) and len(result.scales) == parts
+        alone = combined([encoder.encode(picture, prompt, focus=scale) for scale in used_scales(prompt, focus)])
+        assert np.abs(result.embedding - alone.embedding).max() < 1e-5
 
 
 def test_scales_are_averaged(encoder: Encoder, picture: np.ndarray) -> None:
