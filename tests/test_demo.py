@@ -66,7 +66,7 @@ def test_figures_are_a_plain_count(scenes: list[Scene], encoder: Encoder, tmp_pa
         search = FocusedSearch(collection, encoder)
         asked = queries(some, ("box",), 10)
         whole, query_only, two_stage, exhaustive = measure(
-            search, some, asked, lambda scene: str(tmp_path / scene.name)
+            search, Focus(), some, asked, lambda scene: str(tmp_path / scene.name)
         )
         counts = {"whole": [], "focused": []}
         for query in asked:
