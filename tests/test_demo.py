@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phs_milvus import Encoder, FocusedCollection, FocusedSearch, ingest_folder
+from phs_milvus import Encoder, Focus, FocusedCollection, FocusedSearch, ingest_folder
 from phs_milvus.demo.measure import chance, measure
 from phs_milvus.demo.run import BUNDLED_MODEL, BUNDLED_SCENES, run_demo
 from phs_milvus.demo.scenes import Scene, load_scenes, queries
