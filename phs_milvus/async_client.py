@@ -17,7 +17,7 @@ from phs_milvus.channels import Address, Tls, channel_credentials, channel_optio
 from phs_milvus.errors import EncoderUnavailable, PhsError
 from phs_milvus.images import ImageSource
 from phs_milvus.prompts import Prompt
-from phs_milvus.types import Encoding, Explanation, Float16Array, Float32Array, Focus, ModelInfo
+from phs_milvus.types import Encoding, Explanation, Float16Array, Float32Array, Focus, Limits, ModelInfo
 
 
 class AsyncEncoder:
@@ -35,6 +35,8 @@ class AsyncEncoder:
         self.address, target = target_of(address)
         self._timeout = timeout
         self._expected = expected_fingerprint
+        # Until `info` is asked for, the defaults of a server.
+        self._limits = Limits()
         self._metadata = token_metadata(token)
         credentials, options = channel_credentials(tls), channel_options(address, tls)
         self._channel = (
@@ -48,6 +50,7 @@ class AsyncEncoder:
         """The server's model and limits. Binds this client to that model, see `Encoder.info`."""
         info = wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
         self._expected = self._expected or info.fingerprint
+        self._limits = info.limits
         return info
 
     async def encode(
@@ -60,7 +63,9 @@ class AsyncEncoder:
         timeout: float | None = None,
     ) -> Encoding:
         """See `Encoder.encode`. Paths are read on a thread."""
-        request = await asyncio.to_thread(calls.encode_request, image, prompt, focus, outputs, self._expected)
+        request = await asyncio.to_thread(
+            calls.encode_request, image, prompt, focus, outputs, self._expected, self._limits
+        )
         return wire.encoding_from_pb(await self._call(self._stub.Encode, request, timeout))
 
     async def encode_many(
@@ -84,7 +89,9 @@ class AsyncEncoder:
                     pair = next(pairs, None)
                     if pair is None:
                         exhausted = True
-                    elif message := await asyncio.to_thread(calls.admit, window, *pair, focus, outputs, self._expected):
+                    elif message := await asyncio.to_thread(
+                        calls.admit, window, *pair, focus, outputs, self._expected, self._limits
+                    ):
                         stream.send(message)
                 for result in window.ready():
                     yield result
@@ -115,7 +122,7 @@ class AsyncEncoder:
         timeout: float | None = None,
     ) -> Float32Array:
         """See `Encoder.rerank`."""
-        scores, requests = calls.rerank_requests(embeddings, head_weights, states, self._expected)
+        scores, requests = calls.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
         for block, request in requests:
             scores[block] = wire.scores_from_pb(await self._call(self._stub.Rerank, request, timeout))
         return scores
@@ -129,7 +136,7 @@ class AsyncEncoder:
         timeout: float | None = None,
     ) -> Explanation:
         """See `Encoder.explain`."""
-        request = await asyncio.to_thread(calls.explain_request, image, prompt, focus, self._expected)
+        request = await asyncio.to_thread(calls.explain_request, image, prompt, focus, self._expected, self._limits)
         return wire.explanation_from_pb(await self._call(self._stub.Explain, request, timeout))
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ from phs_milvus._pb import encoder_pb2 as pb
 from phs_milvus.bulk import Window
 from phs_milvus.errors import (
     EncoderBusy,
+    EncoderError,
     EncoderUnavailable,
     ImageError,
     InvalidInput,
@@ -37,7 +38,6 @@ Request = TypeVar("Request", pb.EncodeRequest, pb.ExplainRequest)
 
 # Of one Rerank request: seconds even on two CPU cores with D=1024, well within a call's timeout.
 _READOUTS = 100_000
-_MESSAGE_BYTES = Limits.message_bytes
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 TRANSIENT = (EncoderUnavailable, EncoderBusy)
 
@@ -87,17 +87,18 @@ def admit(
     focus: Focus,
     outputs: Outputs,
     expected: str,
+    limits: Limits,
 ) -> pb.EncodeStreamRequest | None:
     """Takes an item into the window; the message to send, or None where it failed before that."""
     try:
-        return window.add(encode_request(image, prompt, focus, outputs, expected))
+        return window.add(encode_request(image, prompt, focus, outputs, expected, limits))
     except PhsError as error:
         window.add_failed(error)
         return None
 
 
 def encode_request(
-    image: ImageSource, prompt: Prompt | None, focus: Focus, outputs: Outputs, expected: str
+    image: ImageSource, prompt: Prompt | None, focus: Focus, outputs: Outputs, expected: str, limits: Limits
 ) -> pb.EncodeRequest:
     source = load_image(image)
     request = wire.encode_request(
@@ -110,25 +111,30 @@ def encode_request(
         attention=outputs.attention,
         expected_fingerprint=expected,
     )
-    return _sized(request)
+    return _sized(request, limits)
 
 
-def explain_request(image: ImageSource, prompt: Prompt | None, focus: Focus, expected: str) -> pb.ExplainRequest:
+def explain_request(
+    image: ImageSource, prompt: Prompt | None, focus: Focus, expected: str, limits: Limits
+) -> pb.ExplainRequest:
     source = load_image(image)
     runs = to_runs(prompt, source.width, source.height)
-    return _sized(wire.explain_request(source.data, runs, focus, expected))
+    return _sized(wire.explain_request(source.data, runs, focus, expected), limits)
 
 
-def _sized(request: Request) -> Request:
-    """Checked here because gRPC reports an oversized message as RESOURCE_EXHAUSTED, like a full queue."""
+def _sized(request: Request, limits: Limits) -> Request:
+    """Checked here because gRPC reports an oversized message as RESOURCE_EXHAUSTED, like a full queue, and ends a bulk
+    encode for one such item."""
+    if len(request.image) > limits.image_bytes:
+        raise ImageError(f"has {len(request.image)} bytes; the server takes {limits.image_bytes}")
     size = request.ByteSize()
-    if size > _MESSAGE_BYTES - 1024:
-        raise ImageError(f"image and mask make a message of {size} bytes; {_MESSAGE_BYTES} are allowed")
+    if size > limits.message_bytes - 1024:
+        raise ImageError(f"image and mask make a message of {size} bytes; {limits.message_bytes} are allowed")
     return request
 
 
 def rerank_requests(
-    embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected: str, limits: Limits = Limits()
+    embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected: str, limits: Limits
 ) -> tuple[Float32Array, Iterator[tuple[Block, pb.RerankRequest]]]:
     """An empty [Q, K] for the scores, and requests, made one by one, with the block of it that each answer fills.
 
@@ -193,7 +199,10 @@ def stream_answer(response: pb.EncodeStreamResponse) -> tuple[int, Encoding | Ph
     Raises:
         EncoderUnavailable, EncoderBusy: the server is closing or full; the item should be sent again.
     """
-    item, result = wire.stream_result_from_pb(response)
+    try:
+        item, result = wire.stream_result_from_pb(response)
+    except InvalidInput as unreadable:
+        return response.id, EncoderError(f"the server's answer cannot be used: {unreadable.field} {unreadable}")
     if isinstance(result, Encoding):
         return item, result
     code, message = result

@@ -33,7 +33,7 @@ from phs_milvus.channels import Address, Tls, channel_credentials, channel_optio
 from phs_milvus.errors import EncoderUnavailable, PhsError
 from phs_milvus.images import ImageSource
 from phs_milvus.prompts import Prompt
-from phs_milvus.types import Encoding, Explanation, Float16Array, Float32Array, Focus, ModelInfo
+from phs_milvus.types import Encoding, Explanation, Float16Array, Float32Array, Focus, Limits, ModelInfo
 
 
 class Encoder:
@@ -64,6 +64,8 @@ class Encoder:
         self.address, target = target_of(address)
         self._timeout = timeout
         self._expected = expected_fingerprint
+        # Until `info` is asked for, the defaults of a server.
+        self._limits = Limits()
         self._metadata = token_metadata(token)
         credentials, options = channel_credentials(tls), channel_options(address, tls)
         self._channel = (
@@ -78,10 +80,12 @@ class Encoder:
         """The server's model and limits; asked once.
 
         From then on this Encoder is for that model: if the server comes back with another one, calls fail with
-        ModelMismatch, where embeddings of two models would otherwise be mixed.
+        ModelMismatch, where embeddings of two models would otherwise be mixed. And from then on images over the
+        server's limits fail before they are sent, if its limits are other than the defaults.
         """
         info = wire.info_from_pb(self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
         self._expected = self._expected or info.fingerprint
+        self._limits = info.limits
         return info
 
     def encode(
@@ -103,7 +107,7 @@ class Encoder:
             ImageError, PromptError, InvalidInput: the input is wrong.
             EncoderError: the server could not answer; see phs_milvus.errors.
         """
-        request = calls.encode_request(image, prompt, focus, outputs, self._expected)
+        request = calls.encode_request(image, prompt, focus, outputs, self._expected, self._limits)
         return wire.encoding_from_pb(self._call(self._stub.Encode, request, timeout))
 
     def encode_many(
@@ -135,7 +139,7 @@ class Encoder:
                     pair = next(pairs, None)
                     if pair is None:
                         exhausted = True
-                    elif message := calls.admit(window, *pair, focus, outputs, self._expected):
+                    elif message := calls.admit(window, *pair, focus, outputs, self._expected, self._limits):
                         stream.send(message)
                 yield from window.ready()
                 if window.empty:
@@ -174,7 +178,7 @@ class Encoder:
         Returns:
             float32 [Q, K], cosine similarity.
         """
-        scores, requests = calls.rerank_requests(embeddings, head_weights, states, self._expected)
+        scores, requests = calls.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
         for block, request in requests:
             scores[block] = wire.scores_from_pb(self._call(self._stub.Rerank, request, timeout))
         return scores
@@ -188,7 +192,7 @@ class Encoder:
         timeout: float | None = None,
     ) -> Explanation:
         """What each attention head looks at, which heads the prompt selects, and why. Raises as `encode`."""
-        request = calls.explain_request(image, prompt, focus, self._expected)
+        request = calls.explain_request(image, prompt, focus, self._expected, self._limits)
         return wire.explanation_from_pb(self._call(self._stub.Explain, request, timeout))
 
     def close(self) -> None:

@@ -35,7 +35,9 @@ from phs_milvus.errors import (
 from phs_milvus.prompts import Box
 from phs_milvus.rerank import Reranker
 from phs_milvus.types import Encoding, Focus, Limits
+from phs_server.app import ServerThread
 from phs_server.checkpoint import load
+from phs_server.config import Settings
 from tests.servers import ServerProcess, free_port
 
 HEADS, HIDDEN = 4, 48
@@ -229,6 +231,34 @@ def test_bulk_keeps_order_around_bad_images(encoder: Encoder, images: list[Path]
     assert kinds == [Encoding, ImageError, Encoding, ImageError, ImageError, Encoding]
     good = [result.embedding for result in results if isinstance(result, Encoding)]
     np.testing.assert_allclose(good, embeddings[:3], atol=1e-5)
+
+
+@pytest.mark.parametrize("flags", [{"max_message_bytes": 65536}, {"max_image_bytes": 50_000}])
+def test_bulk_survives_an_item_over_a_lower_limit_of_the_server(
+    tiny_model: Path, images: list[Path], flags: dict[str, int]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)  # over 100 kB, however packed
+
+    async def asynchronously(address: str) -> list[Encoding | PhsError]:
+        async with AsyncEncoder(address) as encoder:
+            await encoder.info()
+            return await listed(encoder.encode_many([images[0], noise, images[1]]))
+
+    settings = Settings(model=str(tiny_model), port=0, precision="float32", drain_seconds=2, **flags)
+    with ServerThread(settings) as server, Encoder(server.address) as encoder:
+        assert encoder.info.limits != Limits()
+        for results in (
+            list(encoder.encode_many([images[0], noise, images[1]])),
+            asyncio.run(asynchronously(server.address)),
+        ):
+            assert [type(result) for result in results] == [Encoding, ImageError, Encoding]
+
+
+def test_an_answer_that_cannot_be_read_is_its_items_error() -> None:
+    nan = wire.tensor_to_pb(np.full(4, np.nan, np.float32))
+    answer = pb.EncodeStreamResponse(id=7, response=pb.EncodeResponse(embedding=nan))
+    item, error = calls.stream_answer(answer)
+    assert item == 7 and isinstance(error, EncoderError) and "NaN" in str(error)
 
 
 def test_bulk_reads_only_so_far_ahead(encoder: Encoder, images: list[Path]) -> None:
@@ -470,7 +500,7 @@ def test_a_rerank_is_split_by_readouts_and_by_the_size_of_its_answer(
 def test_no_answer_of_a_rerank_is_over_the_message_limit() -> None:
     """3,821 queries of 4,952 states, all with one choice of heads, would be answered with 75.7 MB."""
     embeddings, weights = np.zeros((3821, 8), np.float32), np.ones((3821, 2), np.float32)
-    scores, requests = calls.rerank_requests(embeddings, weights, np.zeros((4952, 2, 4), np.float16), "")
+    scores, requests = calls.rerank_requests(embeddings, weights, np.zeros((4952, 2, 4), np.float16), "", Limits())
     filled = np.zeros(scores.shape, np.int8)
     for block, request in requests:
         assert 4 * request.embeddings.shape[0] * request.states.shape[0] < Limits().message_bytes
