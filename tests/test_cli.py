@@ -114,6 +114,7 @@ def test_starts_its_own_server(run: Run, photos: list[Path], tiny_model: Path) -
         (("search", "x.jpg", "--box", "1,2,3"), "x0,y0,x1,y1"),
         (("search", "x.jpg", "--milvus", "somewhere"), "somewhere"),
         (("explain", "nowhere.jpg"), "nowhere.jpg: not found"),
+        (("tune", "labels.csv", "--model", "a", "--model", "b"), "one model"),
         (("explain", "x.jpg", "--encoder", "127.0.0.1:1", "--model", "m"), "exclude each other"),
     ],
 )
@@ -149,4 +150,5 @@ def test_help_teaches(run: Run, command: tuple[str, ...]) -> None:
     done = run(*command, "--help")
     assert done.returncode == 0
     assert "usage: phs-milvus" in done.stdout
+    assert command != ("serve",) or "(default: text)" in done.stdout
     assert len(done.stdout) > 300

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import open_encoder
+from phs_milvus.errors import PhsError
 
 # Here rather than read from the package, which is imported only by a command that needs it.
 _PRESETS = {
@@ -116,6 +117,10 @@ def _tune(options: argparse.Namespace) -> int:
     from phs_milvus.evaluation.report import as_text
     from phs_milvus.evaluation.tune import tune, write
 
+    if len(_places(options)) > 1:
+        raise PhsError(
+            "settings are for one model: run tune once for each --model or --encoder, each with its own --out"
+        )
     for study in _studies(options):
         choice = tune(study)
         write(choice, study, options.out)

@@ -15,6 +15,7 @@ def add_commands(commands: Any) -> None:
         "serve",
         help="run the embedding server (the same as phs-server)",
         description="Runs the embedding server in the foreground. `phs-server --help` explains its flags.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     with contextlib.suppress(ImportError):
         from phs_server.config import add_flags
