@@ -35,9 +35,7 @@ def read_settings(path: str | Path) -> SearchSettings:
     """
     try:
         values = json.loads(Path(path).read_text("utf-8"))
-        focus = values.pop("focus", {})
-        zoom = focus.pop("zoom", 0.0)
-        settings = SearchSettings(Focus(**focus, zoom=tuple(zoom) if isinstance(zoom, list) else zoom), **values)
+        settings = SearchSettings(Focus(**values.pop("focus", {})), **values)
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}", "settings") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +44,12 @@ class Focus:
     fovea: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.heads is not None and self.heads < 1:
-            raise InvalidInput(f"heads must be at least 1 or None, got {self.heads}", "focus")
+        if isinstance(self.zoom, list):
+            object.__setattr__(self, "zoom", tuple(self.zoom))
+        if self.heads is not None and not (isinstance(self.heads, Integral) and 1 <= self.heads <= ALL_HEADS):
+            raise InvalidInput(f"heads must be a whole number from 1, or None, got {self.heads!r}", "focus")
+        if not all(isinstance(value, Real) for value in (self.roi, self.fovea, *self._zooms)):
+            raise InvalidInput(f"roi, zoom and fovea must be numbers, got {self}", "focus")
         if not 0 <= self.roi <= 1:
             raise InvalidInput(f"roi must be 0 to 1, got {self.roi}", "focus")
         if not self._zooms or not all(zoom == 0 or 1 <= zoom < math.inf for zoom in self._zooms):

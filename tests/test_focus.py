@@ -234,12 +234,28 @@ def test_scales_are_averaged(encoder: Encoder, picture: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    "focus", [{"roi": -0.1}, {"roi": 1.01}, {"zoom": 0.5}, {"zoom": ()}, {"zoom": (0, float("nan"))}, {"fovea": -1}]
+    "focus",
+    [
+        {"heads": 0},
+        {"heads": 2.5},
+        {"heads": 2**33},
+        {"heads": "2"},
+        {"roi": "1"},
+        {"zoom": "2"},
+        {"zoom": [0, None]},
+        {"roi": -0.1},
+        {"roi": 1.01},
+        {"zoom": 0.5},
+        {"zoom": ()},
+        {"zoom": (0, float("nan"))},
+        {"fovea": -1},
+    ],
 )
 def test_focus_out_of_range(focus: dict) -> None:
     with pytest.raises(InvalidInput) as error:
         Focus(**focus)
     assert error.value.field == "focus"
+    assert Focus(np.int64(2), zoom=[0, 2]) == Focus(2, zoom=(0, 2))
 
 
 def test_one_encoding_has_one_scale(encoder: Encoder, picture: np.ndarray) -> None:
