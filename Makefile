@@ -21,7 +21,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Stubs are committed; tests/test_proto.py fails when they differ from what this makes.
+# Stubs are committed; tests/test_architecture.py fails when they differ from what this makes.
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -I phs_milvus/_pb=proto/phs/v1 \
 		--python_out=. --grpc_python_out=. --pyi_out=. phs_milvus/_pb/encoder.proto

@@ -2,7 +2,7 @@
 
 A state is the pair (residual r, head outputs o) of DESIGN.md section 2: all that the readout needs, whatever the
 query. Milvus Lite takes no half-precision vectors, and the 2.x servers take one vector field per collection only, so a
-row holds it as base64 text in a VARCHAR field: 16 * D / 3 characters, for example 4,096 for D=768.
+row holds it as base64 text in a VARCHAR field: `text_length(D)` characters, for example 4,096 for D=768.
 """
 
 from __future__ import annotations
