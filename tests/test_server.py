@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import io
 import json
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from phs_milvus.errors import EncoderUnavailable, ModelError
 from phs_milvus.types import MaskRuns
 from phs_server.app import ServerThread
 from phs_server.config import Settings, make_parser, parse
+from phs_server.metrics import Metrics
+from phs_server.pipeline import Pipeline
+from phs_server.service import FocusEncoderService
 from tests.servers import REPO, ServerProcess, free_port, health
 
 HEADS, HIDDEN, GRID, SIDE = 4, 48, 4, 56
@@ -308,6 +312,31 @@ def test_a_cancelled_stream_frees_its_place(tiny_model: Path) -> None:
             call.cancel()
             gate.set()
             eventually(lambda: [answer.id for answer in stub.EncodeStream(items([jpeg()]), timeout=20)] == [0])
+
+
+def test_an_item_read_as_its_stream_is_cancelled_gives_its_bytes_back(tiny_model: Path) -> None:
+    service = FocusEncoderService(settings(tiny_model), Metrics())
+    service.pipeline = Pipeline(settings(tiny_model))
+    held: list[int] = []
+
+    async def scenario() -> None:
+        async def requests() -> AsyncIterator[pb.EncodeStreamRequest]:
+            stream.cancel()
+            yield next(items([jpeg()]))
+            held.append(service.admission.bytes_held)
+            await asyncio.Event().wait()
+
+        async def read() -> None:
+            async for _ in service._answers(requests(), "peer"):
+                pass
+
+        stream = asyncio.create_task(read())
+        await asyncio.gather(stream, return_exceptions=True)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(scenario())
+    service.pipeline.close(timeout=10)
+    assert held[0] > 0 and service.admission.bytes_held == 0
 
 
 def held_open(gate: threading.Event) -> Iterator[pb.EncodeStreamRequest]:
