@@ -200,6 +200,23 @@ def test_rerank_names_the_tensor_that_does_not_fit(
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and error.details().startswith(f"{field}: ")
 
 
+def test_more_scores_than_fit_into_a_message_are_refused_with_how_many_do(tiny_model: Path) -> None:
+    def scores(queries: int, states: int) -> pb.RerankResponse:
+        request = wire.rerank_request(
+            np.ones((queries, HIDDEN), np.float32),
+            np.ones((queries, HEADS), np.float32),
+            np.ones((states, 2, HIDDEN), np.float16),
+        )
+        return stub.Rerank(request, timeout=20)
+
+    with ServerThread(settings(tiny_model, max_message_bytes=65536)) as server, open_channel(server.address) as channel:
+        stub = pb_grpc.FocusEncoderStub(channel)
+        error = failure(lambda: scores(100, 162))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.details().startswith("states: ") and "at most 161 states" in error.details()
+        assert wire.scores_from_pb(scores(100, 161)).shape == (100, 161)
+
+
 def test_another_fingerprint_is_a_failed_precondition(stub: pb_grpc.FocusEncoderStub) -> None:
     for call in (
         lambda: stub.Encode(pb.EncodeRequest(image=jpeg(), expected_fingerprint="abc"), timeout=20),

@@ -157,8 +157,7 @@ class FocusEncoderService:
 
     async def _rerank(self, request: pb.RerankRequest, timeout: float | None) -> pb.RerankResponse:
         pipeline = self._ready(request.expected_fingerprint)
-        info = pipeline.info
-        inputs = wire.rerank_inputs(request, info.heads, info.hidden_size, info.embedding_size)
+        inputs = wire.rerank_inputs(request, pipeline.info)
         return pb.RerankResponse(scores=wire.tensor_to_pb(await pipeline.rerank(inputs, timeout=timeout)))
 
     async def _explain(self, request: pb.ExplainRequest, timeout: float | None) -> pb.ExplainResponse:
