@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import ctypes
 import io
@@ -29,7 +30,7 @@ from phs_milvus._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.errors import EncoderUnavailable, ModelError
 from phs_milvus.types import MaskRuns
 from phs_server.app import ServerThread
-from phs_server.config import Settings, make_parser, parse
+from phs_server.config import Settings, add_flags, make_parser, parse
 from phs_server.metrics import Metrics
 from phs_server.pipeline import Pipeline
 from phs_server.service import FocusEncoderService
@@ -594,6 +595,12 @@ def test_every_setting_is_a_flag_and_a_variable_with_its_help() -> None:
         assert f"--{name.replace('_', '-')}" in text and f"[PHS_{name.upper()}]" in text
     chosen = parse(["--port", "7"], {"PHS_PORT": "5", "PHS_MAX_BATCH_SIZE": "3"})
     assert (chosen.port, chosen.max_batch_size, chosen.host) == (7, 3, "127.0.0.1")
+
+
+def test_a_bad_variable_is_no_error_of_other_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHS_PRECISION", "bogus")
+    commands = argparse.ArgumentParser().add_subparsers()
+    add_flags(commands.add_parser("serve"))
 
 
 @pytest.mark.parametrize(

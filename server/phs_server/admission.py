@@ -32,6 +32,7 @@ class Admission:
         calls, streams: in progress.
         bytes_held: of requests in progress.
         waiting: stream items that wait for room.
+        busy: whether calls or stream items are in progress.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -46,6 +47,10 @@ class Admission:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.calls or self.bytes_held)
 
     @contextmanager
     def call(self) -> Iterator[None]:
