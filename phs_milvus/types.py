@@ -134,7 +134,8 @@ class MaskRuns:
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds one item spent in the server: decoding, waiting for a batch, and in its batch's computation."""
+    """Milliseconds one item spent in the server: decoding, waiting for a decode thread and then for a batch, and in
+    its batch's computation."""
 
     decode_ms: float
     queue_ms: float

@@ -29,6 +29,8 @@ _DTYPES: dict[int, np.dtype] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
     pb.DTYPE_FLOAT16: np.dtype("<f2"),
 }
+# Bytes of a message of scores that are not scores.
+_SCORES_OVERHEAD = 1024
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
@@ -134,13 +136,22 @@ def rerank_request(
     )
 
 
-def rerank_inputs(
-    request: pb.RerankRequest, heads: int, hidden_size: int, embedding_size: int
-) -> tuple[Float32Array, Float32Array, Float16Array]:
-    """Validates a RerankRequest: (embeddings [Q, E], head_weights [Q, H], states [K, 2, D])."""
-    embeddings = tensor_from_pb(request.embeddings, "embeddings", np.float32, [None, embedding_size])
-    weights = tensor_from_pb(request.head_weights, "head_weights", np.float32, [len(embeddings), heads])
-    states = tensor_from_pb(request.states, "states", np.float16, [None, 2, hidden_size])
+def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> tuple[Float32Array, Float32Array, Float16Array]:
+    """Validates a RerankRequest: (embeddings [Q, E], head_weights [Q, H], states [K, 2, D]).
+
+    Raises:
+        InvalidInput: a tensor that does not fit the model, or more scores than one message may hold.
+    """
+    embeddings = tensor_from_pb(request.embeddings, "embeddings", np.float32, [None, info.embedding_size])
+    weights = tensor_from_pb(request.head_weights, "head_weights", np.float32, [len(embeddings), info.heads])
+    states = tensor_from_pb(request.states, "states", np.float16, [None, 2, info.hidden_size])
+    scores = (info.limits.message_bytes - _SCORES_OVERHEAD) // np.dtype(np.float32).itemsize
+    if len(embeddings) * len(states) > scores:
+        raise InvalidInput(
+            f"{len(states)} states for {len(embeddings)} queries make more scores than fit into one message; send at "
+            f"most {scores // len(embeddings)} states for so many queries, and split the rest into other requests",
+            "states",
+        )
     return embeddings, weights, states
 
 

@@ -44,7 +44,7 @@ def test_what_is_larger_than_a_limit_is_worked_on_alone() -> None:
 
 def test_waiting_is_first_come_first_served_past_those_whose_connection_is_full() -> None:
     async def use() -> None:
-        limited = admission(max_in_flight_bytes=100, max_connection_bytes=60)
+        limited = admission(max_in_flight_bytes=134, max_connection_bytes=80)  # of which streams use 100 and 60
         done: list[str] = []
 
         async def take(name: str, peer: str, size: int) -> None:
@@ -67,9 +67,28 @@ def test_waiting_is_first_come_first_served_past_those_whose_connection_is_full(
     asyncio.run(use())
 
 
+def test_streams_leave_a_quarter_to_calls_in_all_and_on_each_connection() -> None:
+    async def use() -> None:
+        limited = admission(max_in_flight_bytes=200, max_connection_bytes=100)
+        for peer in ("a", "b"):
+            await limited.wait(peer, 75)
+        waiting = [asyncio.create_task(limited.wait(peer, 1)) for peer in ("a", "c")]
+        await asyncio.sleep(0)
+        assert limited.bytes_held == 150 and limited.waiting == 2
+        with limited.holding("a", 25), limited.holding("c", 25), pytest.raises(EncoderBusy), limited.holding("c", 1):
+            pass
+        limited.release("b", 75)
+        await waiting[1]
+        assert limited.waiting == 1
+        limited.release("a", 75)
+        await waiting[0]
+
+    asyncio.run(use())
+
+
 def test_a_large_request_is_not_overtaken_by_small_ones() -> None:
     async def use() -> None:
-        limited = admission(max_in_flight_bytes=100)
+        limited = admission(max_in_flight_bytes=134)  # of which streams use 100
         await limited.wait("a", 30)
         await limited.wait("b", 60)
         large = asyncio.create_task(limited.wait("c", 80))

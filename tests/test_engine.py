@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from phs_milvus.errors import ModelError
 from phs_server import checkpoint, cpu_kernels
 from phs_server.encoder import FocusEngine, batch_buckets, resolve_devices
+from phs_server.focus import AttentionChange
 from tests.checkpoints import FAMILIES, save_checkpoint
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; none is at hand")
@@ -124,8 +126,27 @@ def test_rerank_is_the_readout_of_each_pair_whatever_is_shared(tiny_model: Path,
                 candidate = engine.backbone.readout(state[:1], state[1:], torch.from_numpy(weight[None]))
             expected[row, column] = candidate[0].numpy() @ query / np.linalg.norm(query)
     assert np.abs(engine.rerank(queries, weights, encoded.states) - expected).max() < 1e-5
-    monkeypatch.setattr("phs_server.encoder._RERANK_ROWS", 6)  # several chunks, the last one smaller
+    # Several chunks and several blocks of weights, the last ones smaller.
+    monkeypatch.setattr("phs_server.encoder._RERANK_ROWS", 6)
+    monkeypatch.setattr("phs_server.encoder._RERANK_WEIGHTS", 2)
     assert np.abs(engine.rerank(queries, weights, encoded.states) - expected).max() < 1e-5
+
+
+def test_threads_do_not_see_one_anothers_fovea(deit: Path) -> None:
+    engine = make(deit)
+    pixels, _, heads = images(engine, 1)
+    rng = np.random.default_rng(2)
+    masks = np.ones((1, engine._patches), np.float32)
+    changes = [
+        AttentionChange(np.zeros(1, np.float32), 8 * rng.random(masks.shape, np.float32)) if index % 3 else None
+        for index in range(12)
+    ]
+    expected = [engine.encode(pixels, masks, heads, change).embeddings for change in changes]
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3 < np.abs(expected[1] - expected[2]).max()
+    with ThreadPoolExecutor(2) as pool:
+        actual = list(pool.map(lambda change: engine.encode(pixels, masks, heads, change).embeddings, changes))
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert np.abs(ours - theirs).max() < 1e-5
 
 
 def test_batch_buckets_cover_every_size_with_little_padding() -> None:
@@ -157,8 +178,6 @@ def test_gpu_gives_what_the_cpu_gives(tiny_model: Path, gpu_mode: str) -> None:
 
 @needs_cuda
 def test_two_threads_share_one_gpu(tiny_model: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     engine = make(tiny_model, "cuda:0")
     engine.warm_up(8)
     batches = [images(engine, 1 + seed % 8, seed) for seed in range(64)]

@@ -236,3 +236,41 @@ def test_the_gate_lets_bulk_in_by_turn_and_survives_cancellation() -> None:
             assert gate.bytes == 1000
 
     run(scenario())
+
+
+def test_bulk_keeps_its_turn_where_calls_fill_the_gate() -> None:
+    async def scenario() -> None:
+        gate = Gate(max_images=4, max_bytes=100)
+        leave = [asyncio.Event() for _ in range(4)]
+        entered = 0
+
+        async def call(index: int) -> None:
+            async with gate.admitted(1, wait=False):
+                await leave[index].wait()
+
+        async def bulk() -> None:
+            nonlocal entered
+            async with gate.admitted(1, wait=True):
+                entered += 1
+                await asyncio.Event().wait()
+
+        calls = [asyncio.create_task(call(index)) for index in range(4)]
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(bulk()) for _ in range(5)]
+        for index in range(4):
+            await asyncio.sleep(0)
+            assert (entered, gate.waiting) == (index, 5 - index)
+            leave[index].set()
+            await calls[index]
+            # While bulk waits, a call gets a place only once bulk holds its share, three of four.
+            if index < 3:
+                with pytest.raises(EncoderBusy):
+                    await call(3)
+            await asyncio.sleep(0)
+        assert (entered, gate.images) == (3, 3)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert (gate.images, gate.bytes, gate.waiting) == (0, 0, 0)
+
+    run(scenario())

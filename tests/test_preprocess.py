@@ -15,7 +15,7 @@ from PIL import Image
 from phs_milvus.errors import ImageError, PromptError
 from phs_milvus.images import decode_upright
 from phs_milvus.types import Limits, MaskRuns
-from phs_server.preprocess import mask_on_grid, prepare_image
+from phs_server.preprocess import expanded, prepare_image, shares_on_grid
 
 
 def png(array: np.ndarray) -> bytes:
@@ -42,7 +42,7 @@ def test_grid_shares_are_exact_areas(width: int, height: int, grid: int, seed: i
     mask = np.random.default_rng(seed).random((height, width)) < density
     if not mask.any():
         mask[0, 0] = True
-    shares = mask_on_grid(MaskRuns.from_array(mask), width, height, grid).reshape(grid, grid)
+    shares = shares_on_grid(expanded(MaskRuns.from_array(mask), width, height), grid).reshape(grid, grid)
     assert np.abs(shares - plain_shares(mask, grid)).max() < 1e-5
     assert shares.any()
 
@@ -50,7 +50,7 @@ def test_grid_shares_are_exact_areas(width: int, height: int, grid: int, seed: i
 def test_one_pixel_of_a_large_image_never_vanishes() -> None:
     mask = np.zeros((3000, 4000), bool)
     mask[1234, 2345] = True
-    shares = mask_on_grid(MaskRuns.from_array(mask), 4000, 3000, 16)
+    shares = shares_on_grid(expanded(MaskRuns.from_array(mask), 4000, 3000), 16)
     assert (shares > 0).sum() == 1
     assert shares.reshape(16, 16)[1234 * 16 // 3000, 2345 * 16 // 4000] == pytest.approx(256 / 12e6, rel=1e-4)
 
@@ -67,7 +67,7 @@ def test_one_pixel_of_a_large_image_never_vanishes() -> None:
 )
 def test_wrong_masks_are_named(runs: MaskRuns, message: str) -> None:
     with pytest.raises(PromptError, match=message) as error:
-        mask_on_grid(runs, 30, 20, 4)
+        shares_on_grid(expanded(runs, 30, 20), 4)
     assert error.value.field == "mask"
 
 

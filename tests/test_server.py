@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import ctypes
 import io
 import json
@@ -11,7 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,7 +30,10 @@ from phs_milvus._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.errors import EncoderUnavailable, ModelError
 from phs_milvus.types import MaskRuns
 from phs_server.app import ServerThread
-from phs_server.config import Settings, make_parser, parse
+from phs_server.config import Settings, add_flags, make_parser, parse
+from phs_server.metrics import Metrics
+from phs_server.pipeline import Pipeline
+from phs_server.service import FocusEncoderService
 from tests.servers import REPO, ServerProcess, free_port, health
 
 HEADS, HIDDEN, GRID, SIDE = 4, 48, 4, 56
@@ -196,6 +201,23 @@ def test_rerank_names_the_tensor_that_does_not_fit(
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and error.details().startswith(f"{field}: ")
 
 
+def test_more_scores_than_fit_into_a_message_are_refused_with_how_many_do(tiny_model: Path) -> None:
+    def scores(queries: int, states: int) -> pb.RerankResponse:
+        request = wire.rerank_request(
+            np.ones((queries, HIDDEN), np.float32),
+            np.ones((queries, HEADS), np.float32),
+            np.ones((states, 2, HIDDEN), np.float16),
+        )
+        return stub.Rerank(request, timeout=20)
+
+    with ServerThread(settings(tiny_model, max_message_bytes=65536)) as server, open_channel(server.address) as channel:
+        stub = pb_grpc.FocusEncoderStub(channel)
+        error = failure(lambda: scores(100, 162))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.details().startswith("states: ") and "at most 161 states" in error.details()
+        assert wire.scores_from_pb(scores(100, 161)).shape == (100, 161)
+
+
 def test_another_fingerprint_is_a_failed_precondition(stub: pb_grpc.FocusEncoderStub) -> None:
     for call in (
         lambda: stub.Encode(pb.EncodeRequest(image=jpeg(), expected_fingerprint="abc"), timeout=20),
@@ -308,6 +330,31 @@ def test_a_cancelled_stream_frees_its_place(tiny_model: Path) -> None:
             call.cancel()
             gate.set()
             eventually(lambda: [answer.id for answer in stub.EncodeStream(items([jpeg()]), timeout=20)] == [0])
+
+
+def test_an_item_read_as_its_stream_is_cancelled_gives_its_bytes_back(tiny_model: Path) -> None:
+    service = FocusEncoderService(settings(tiny_model), Metrics())
+    service.pipeline = Pipeline(settings(tiny_model))
+    held: list[int] = []
+
+    async def scenario() -> None:
+        async def requests() -> AsyncIterator[pb.EncodeStreamRequest]:
+            stream.cancel()
+            yield next(items([jpeg()]))
+            held.append(service.admission.bytes_held)
+            await asyncio.Event().wait()
+
+        async def read() -> None:
+            async for _ in service._answers(requests(), "peer"):
+                pass
+
+        stream = asyncio.create_task(read())
+        await asyncio.gather(stream, return_exceptions=True)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(scenario())
+    service.pipeline.close(timeout=10)
+    assert held[0] > 0 and service.admission.bytes_held == 0
 
 
 def held_open(gate: threading.Event) -> Iterator[pb.EncodeStreamRequest]:
@@ -548,6 +595,12 @@ def test_every_setting_is_a_flag_and_a_variable_with_its_help() -> None:
         assert f"--{name.replace('_', '-')}" in text and f"[PHS_{name.upper()}]" in text
     chosen = parse(["--port", "7"], {"PHS_PORT": "5", "PHS_MAX_BATCH_SIZE": "3"})
     assert (chosen.port, chosen.max_batch_size, chosen.host) == (7, 3, "127.0.0.1")
+
+
+def test_a_bad_variable_is_no_error_of_other_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHS_PRECISION", "bogus")
+    commands = argparse.ArgumentParser().add_subparsers()
+    add_flags(commands.add_parser("serve"))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """What the server takes in at once, so that its memory is bounded whatever is sent.
 
-Calls over a count are refused before their message is read. Unary calls over the bytes are refused, and streams wait:
-a stream whose items are not read is stopped by HTTP/2 flow control, in the client. Used on one event loop.
+Calls over a count are refused before their message is read. Unary calls over the bytes are refused, and streams wait,
+before the last quarter is taken, which is for calls: a stream whose items are not read is stopped by HTTP/2 flow
+control, in the client. Used on one event loop.
 
 How large a message is shows only when it has been read, so requests hold at most
 max_in_flight_bytes + (max_calls + max_streams) * max_message_bytes. Decoding adds a few copies of max_image_pixels
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from phs_milvus.errors import EncoderBusy
 from phs_server.config import Settings
 
+# Of the bytes, in all and of a connection; beyond it streams wait, who would leave no room for calls.
+_BULK_SHARE = 0.75
 _SHORTEST_HINT, _LONGEST_HINT = 0.05, 5.0
 
 
@@ -28,6 +31,8 @@ class Admission:
     Attributes:
         calls, streams: in progress.
         bytes_held: of requests in progress.
+        waiting: stream items that wait for room.
+        busy: whether calls or stream items are in progress.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -38,6 +43,14 @@ class Admission:
         self.bytes_held = 0
         self._waiting: deque[tuple[str, int, Future[None]]] = deque()
         self._wait_seconds = 0.0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.calls or self.bytes_held)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -87,7 +100,7 @@ class Admission:
     async def wait(self, peer: str, size: int) -> None:
         """Takes `size` bytes as soon as they fit, first come, first served, but past those that wait for room in their
         own connection; give them back with `release`."""
-        if not self._waiting and self._fits(peer, size):
+        if not self._waiting and self._fits(peer, size, _BULK_SHARE):
             self._take(peer, size)
             return
         turn: Future[None] = get_running_loop().create_future()
@@ -110,9 +123,9 @@ class Admission:
             waiting_peer, waiting_size, turn = entry = self._waiting.popleft()
             if turn.done():  # cancelled
                 continue
-            if not self._connection_has_room(waiting_peer, waiting_size):
+            if not self._connection_has_room(waiting_peer, waiting_size, _BULK_SHARE):
                 still.append(entry)
-            elif self._total_has_room(waiting_size):
+            elif self._total_has_room(waiting_size, _BULK_SHARE):
                 self._take(waiting_peer, waiting_size)
                 turn.set_result(None)
             else:
@@ -130,16 +143,16 @@ class Admission:
         seconds = min(max(self._wait_seconds, _SHORTEST_HINT), _LONGEST_HINT)
         return round(1000 * seconds * random.uniform(0.75, 1.25))
 
-    def _fits(self, peer: str, size: int) -> bool:
-        return self._total_has_room(size) and self._connection_has_room(peer, size)
+    def _fits(self, peer: str, size: int, share: float = 1.0) -> bool:
+        return self._total_has_room(size, share) and self._connection_has_room(peer, size, share)
 
-    def _total_has_room(self, size: int) -> bool:
+    def _total_has_room(self, size: int, share: float) -> bool:
         """A request larger than the limit has room where nothing else is in progress; max_message_bytes bounds it."""
-        return not self.bytes_held or self.bytes_held + size <= self._settings.max_in_flight_bytes
+        return not self.bytes_held or self.bytes_held + size <= share * self._settings.max_in_flight_bytes
 
-    def _connection_has_room(self, peer: str, size: int) -> bool:
+    def _connection_has_room(self, peer: str, size: int, share: float) -> bool:
         held = self._held.get(peer, 0)
-        return not held or held + size <= self._settings.max_connection_bytes
+        return not held or held + size <= share * self._settings.max_connection_bytes
 
     def _take(self, peer: str, size: int) -> None:
         self.bytes_held += size

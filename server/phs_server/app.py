@@ -28,7 +28,7 @@ from phs_server.service import SERVICE_NAME, FocusEncoderService
 log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 0.5
-_TRIM_SECONDS = 2.0
+_TRIM_SECONDS, _TRIM_SECONDS_BUSY = 2.0, 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -119,9 +119,13 @@ class Server:
         trimmed = time.monotonic()
         while pipeline.healthy:
             await asyncio.sleep(_WATCH_SECONDS)
-            if time.monotonic() - trimmed > _TRIM_SECONDS:
-                await asyncio.to_thread(memory.trim)
+            # Rarely under load: glibc holds the lock of each of its arenas for the time that it takes.
+            if time.monotonic() - trimmed > (_TRIM_SECONDS_BUSY if self._service.admission.busy else _TRIM_SECONDS):
                 trimmed = time.monotonic()
+                try:
+                    await asyncio.to_thread(memory.trim)
+                except Exception:
+                    log.exception("freed memory cannot be given back to the system")
         log.critical("a thread that runs the model has died; this server must be restarted")
         await self._health.report(ready=False, live=False)
         self._service.give_up()
@@ -154,7 +158,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.bdp_probe", 0),
         # Otherwise a second server on the port would start, and share its connections with the first.
         ("grpc.so_reuseport", 0),
-        # Clients ping every minute (phs_milvus.calls); gRPC takes more than one ping in 5 minutes for abuse by default.
+        # Clients ping every minute (phs_milvus.channels); by default more than one in 5 minutes is abuse.
         ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
         # A client that vanished without a word frees its streams after this.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
+from phs_milvus.errors import InvalidInput
 from phs_milvus.types import Limits
 
 
@@ -53,7 +54,12 @@ class Settings:
     )
     max_batch_size: int = _setting(16, "images in one batch", minimum=1)
     max_queue_delay_ms: float = _setting(2.0, "milliseconds a batch may wait to fill", minimum=0)
-    max_queue_size: int = _setting(1024, "images waiting before requests are answered RESOURCE_EXHAUSTED", minimum=1)
+    max_queue_size: int = _setting(
+        1024,
+        "images in progress, from admission to answer; beyond, unary calls are answered RESOURCE_EXHAUSTED and bulk "
+        "waits, which uses three quarters of them at most",
+        minimum=1,
+    )
     max_image_bytes: int = _setting(Limits.image_bytes, "bytes of one encoded image", minimum=1)
     max_image_pixels: int = _setting(Limits.image_pixels, "pixels (width x height) of one decoded image", minimum=1)
     max_message_bytes: int = _setting(Limits.message_bytes, "bytes of one gRPC message, either way", minimum=65536)
@@ -65,7 +71,9 @@ class Settings:
         256, "calls and streams at once on one connection; more wait in the client", minimum=1
     )
     max_in_flight_bytes: int = _setting(
-        2**30, "bytes of requests worked on at once; beyond, unary calls are refused and streams wait", minimum=1
+        2**30,
+        "bytes of requests worked on at once; beyond, unary calls are refused; streams wait beyond three quarters",
+        minimum=1,
     )
     max_connection_bytes: int = _setting(2**29, "of max_in_flight_bytes, bytes that one connection may use", minimum=1)
     receive_seconds: float = _setting(30.0, "seconds that a unary call may take to send its message", minimum=0.1)
@@ -91,7 +99,12 @@ class Settings:
 
 def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings from flags and environment; prints usage and exits on a bad value, as argparse does."""
-    return from_namespace(make_parser(environment).parse_args(arguments))
+    parser = make_parser(environment)
+    namespace = parser.parse_args(arguments)
+    try:
+        return from_namespace(namespace)
+    except InvalidInput as error:
+        parser.error(f"{error.field}: {error}")
 
 
 def make_parser(environment: Mapping[str, str] = os.environ, prog: str = "phs-server") -> argparse.ArgumentParser:
@@ -116,10 +129,8 @@ def add_flags(parser: argparse.ArgumentParser, environment: Mapping[str, str] = 
         default = item.default
         kind = _typed(types[item.name], item.metadata.get("minimum"))
         if variable in environment:
-            # argparse applies `type` and reports errors for string defaults too, but only under the flag's name.
+            # argparse applies `type` and reports errors for string defaults too; `choices` it does not check for them.
             default = environment[variable]
-            if item.metadata.get("choices") and default not in item.metadata["choices"]:
-                parser.error(f"{variable}: '{default}' is not one of {', '.join(item.metadata['choices'])}")
         parser.add_argument(
             f"--{item.name.replace('_', '-')}",
             type=kind,
@@ -131,8 +142,17 @@ def add_flags(parser: argparse.ArgumentParser, environment: Mapping[str, str] = 
 
 
 def from_namespace(namespace: argparse.Namespace) -> Settings:
-    """The fields of `Settings` out of parsed arguments, which may hold more."""
-    return Settings(**{item.name: getattr(namespace, item.name) for item in dataclasses.fields(Settings)})
+    """The fields of `Settings` out of parsed arguments, which may hold more.
+
+    Raises:
+        InvalidInput: a choice, out of an environment variable, that there is not.
+    """
+    values = {item.name: getattr(namespace, item.name) for item in dataclasses.fields(Settings)}
+    for item in dataclasses.fields(Settings):
+        choices = item.metadata.get("choices")
+        if choices and values[item.name] not in choices:
+            raise InvalidInput(f"'{values[item.name]}' is not one of {', '.join(choices)}", f"PHS_{item.name.upper()}")
+    return Settings(**values)
 
 
 def _typed(kind: type, minimum: float | None) -> Any:

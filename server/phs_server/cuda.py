@@ -30,9 +30,10 @@ class CudaRunner:
 
     Args:
         forward: tensors [B, ...] to tensors [B, ...], all on `device`; rows must not depend on each other.
+        lock: held around it; to be held around whatever else runs the same modules.
     """
 
-    def __init__(self, forward: Forward, device: torch.device) -> None:
+    def __init__(self, forward: Forward, device: torch.device, lock: threading.Lock) -> None:
         self._forward = forward
         self._device = device
         self._copies = torch.cuda.Stream(device)
@@ -40,7 +41,7 @@ class CudaRunner:
         self._graphs: dict[int, _Graph] = {}
         # Graphs share their memory: on one stream, results are copied out before the next replay overwrites them.
         self._pool = torch.cuda.graph_pool_handle()
-        self._lock = threading.Lock()
+        self._lock = lock
 
     @torch.inference_mode()
     def capture(self, *arrays: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # Rows (distinct head weights x states) read out at once; bounds memory at about 100 MiB for D=1024 whatever K is.
 _RERANK_ROWS = 2048
+# Distinct head weights among them.
+_RERANK_WEIGHTS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +49,8 @@ class EncodedBatch:
 
 
 class FocusEngine:
-    """Runs one model on one device. On a CPU, call `encode` from one thread at a time; on a GPU two threads overlap
-    one batch's copies with another's computation.
+    """Runs one model on one device. Thread-safe: on a GPU two threads overlap one batch's copies with another's
+    computation, on a CPU they take turns.
 
     Args:
         checkpoint: its backbone is cast, moved and rewritten in place.
@@ -71,9 +74,11 @@ class FocusEngine:
         self._largest = sys.maxsize
         self._gpu_mode = gpu_mode
         self._cuda: CudaRunner | None = None
+        # Around forwards: foveal attention hooks the modules, which two threads of a GPU share.
+        self._lock = threading.Lock()
         if self.device.type == "cuda":
             forward = torch.compile(self._forward) if gpu_mode == "compile" else self._forward
-            self._cuda = CudaRunner(forward, self.device)
+            self._cuda = CudaRunner(forward, self.device, self._lock)
         elif self.device.type == "cpu":
             speed_up(self.backbone.model)
             speed_up(self.backbone.readout)
@@ -138,8 +143,8 @@ class FocusEngine:
     def rerank(self, embeddings: Float32Array, weights: Float32Array, states: Float16Array) -> Float32Array:
         """Exact Query-DB scores: every state is read out with each query's head weights.
 
-        Queries with equal head weights share one readout of the candidates, and the readouts for all distinct weights
-        go through the layers as one batch.
+        Queries with equal head weights share one readout of the candidates, and the readouts for distinct weights go
+        through the layers in batches. Holds the scores and one batch, however many queries and weights there are.
 
         Args:
             embeddings: float32 [Q, E], l2-normalised here.
@@ -151,19 +156,25 @@ class FocusEngine:
         """
         queries = torch.nn.functional.normalize(_on(self.device, embeddings), dim=-1)
         distinct, group = torch.unique(_on(self.device, weights), dim=0, return_inverse=True)
-        groups, every = len(distinct), torch.arange(len(queries), device=self.device)
-        parts = []
-        for chunk in _on(self.device, states).split(max(1, _RERANK_ROWS // groups)):
-            residual, heads = (part.repeat(groups, 1) for part in chunk.unbind(1))
-            candidates = self.backbone.readout(residual, heads, distinct.repeat_interleave(len(chunk), dim=0))
-            parts.append((queries @ candidates.T).view(len(queries), groups, len(chunk))[every, group])
-        return torch.cat(parts, dim=1).clamp_(-1, 1).cpu().numpy()
+        members = group.argsort().split(torch.bincount(group).tolist())
+        scores = torch.empty(len(queries), len(states), device=self.device)
+        together = min(len(distinct), _RERANK_WEIGHTS)
+        chunk_size = max(1, _RERANK_ROWS // together)
+        for chunk, columns in zip(_on(self.device, states).split(chunk_size), scores.split(chunk_size, 1), strict=True):
+            for start in range(0, len(distinct), together):
+                block = distinct[start : start + together]
+                residual, heads = (part.repeat(len(block), 1) for part in chunk.unbind(1))
+                candidates = self.backbone.readout(residual, heads, block.repeat_interleave(len(chunk), dim=0))
+                for rows, theirs in zip(members[start : start + together], candidates.split(len(chunk)), strict=True):
+                    columns[rows] = queries[rows] @ theirs.T
+        return scores.clamp_(-1, 1).cpu().numpy()
 
     def _run(self, *inputs: np.ndarray) -> list[np.ndarray]:
         # Changes to the attention are rare, and no graph is recorded for them.
         if self._cuda is not None and len(inputs) == 3:
             return self._cuda.run(*inputs)
-        outputs = self._forward(*(torch.from_numpy(array).to(self.device) for array in inputs))
+        with self._lock:
+            outputs = self._forward(*(torch.from_numpy(array).to(self.device) for array in inputs))
         return [output.cpu().numpy() for output in outputs]
 
     @torch.inference_mode()

@@ -30,8 +30,8 @@ class Metrics:
         self._stages = {
             name: Histogram(f"phs_{name}_seconds", text, buckets=_SECONDS, registry=registry)
             for name, text in (
-                ("decode", "Decoding and resizing one image, its wait for a decode thread included"),
-                ("queue", "Waiting for a batch"),
+                ("decode", "Decoding and resizing one image"),
+                ("queue", "Waiting for a decode thread, and then for a batch"),
                 ("compute", "The model, for the whole batch an image was in"),
             )
         }

@@ -86,25 +86,12 @@ def squashed(image: Image.Image, image_size: int, resample: int) -> npt.NDArray[
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
-def mask_on_grid(mask: MaskRuns, width: int, height: int, grid: int) -> Float32Array:
-    """The share of each patch that the mask covers, exact to float rounding.
-
-    Args:
-        mask: at the upright image's size, which is checked before it is expanded.
-        width, height: the upright image in pixels.
-        grid: patches along one side.
-
-    Returns:
-        float32 [grid * grid] in [0, 1], row-major. Any mask with a pixel set has a share above 0 somewhere.
+def expanded(mask: MaskRuns, width: int, height: int) -> npt.NDArray[np.bool_]:
+    """bool [height, width]; its size, in pixels of the upright image, is checked before it is expanded.
 
     Raises:
-        PromptError: another size than the image, runs that do not fit, or nothing set.
+        PromptError: another size than the image, or runs that do not fit.
     """
-    return shares_on_grid(expanded(mask, width, height), grid)
-
-
-def expanded(mask: MaskRuns, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """bool [height, width], its size checked before it is expanded; raises PromptError as `mask_on_grid`."""
     if (mask.width, mask.height) != (width, height):
         raise PromptError(
             f"is for a {mask.width}x{mask.height} image, but the upright image is {width}x{height} "
@@ -115,7 +102,18 @@ def expanded(mask: MaskRuns, width: int, height: int) -> npt.NDArray[np.bool_]:
 
 
 def shares_on_grid(inside: npt.NDArray[np.bool_], grid: int) -> Float32Array:
-    """`mask_on_grid` for a mask bool [height, width]."""
+    """The share of each patch that a mask covers, exact to float rounding.
+
+    Args:
+        inside: bool [height, width].
+        grid: patches along one side.
+
+    Returns:
+        float32 [grid * grid] in [0, 1], row-major. Any mask with a pixel set has a share above 0 somewhere.
+
+    Raises:
+        PromptError: nothing set.
+    """
     height, width = inside.shape
     columns = _overlap(grid, width)
     rows = _overlap(grid, height)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -156,8 +157,7 @@ class FocusEncoderService:
 
     async def _rerank(self, request: pb.RerankRequest, timeout: float | None) -> pb.RerankResponse:
         pipeline = self._ready(request.expected_fingerprint)
-        info = pipeline.info
-        inputs = wire.rerank_inputs(request, info.heads, info.hidden_size, info.embedding_size)
+        inputs = wire.rerank_inputs(request, pipeline.info)
         return pb.RerankResponse(scores=wire.tensor_to_pb(await pipeline.rerank(inputs, timeout=timeout)))
 
     async def _explain(self, request: pb.ExplainRequest, timeout: float | None) -> pb.ExplainResponse:
@@ -176,15 +176,17 @@ class FocusEncoderService:
         self, requests: Messages, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.EncodeStreamResponse]:
         try:
+            # Closed with the call: otherwise a cancelled stream's items go on until Python collects the generator.
             with self.admission.stream():
-                async for response in self._answers(requests, context.peer()):
-                    yield response
+                async with aclosing(self._answers(requests, context.peer())) as answers:
+                    async for response in answers:
+                        yield response
             return
         except Exception as error:
             status = _status(error)
         self._fail("EncodeStream", context, *status)
 
-    async def _answers(self, requests: Messages, peer: str) -> AsyncIterator[pb.EncodeStreamResponse]:
+    async def _answers(self, requests: Messages, peer: str) -> AsyncGenerator[pb.EncodeStreamResponse, None]:
         """Answers as they come.
 
         Raises:
@@ -195,20 +197,22 @@ class FocusEncoderService:
         finished: asyncio.Queue[pb.EncodeStreamResponse | None] = asyncio.Queue()
         tasks: set[asyncio.Task[None]] = set()
 
-        async def answer(item: pb.EncodeStreamRequest, size: int) -> None:
-            try:
-                finished.put_nowait(await self._stream_item(item))
-            finally:
-                self.admission.release(peer, size)
+        async def answer(item: pb.EncodeStreamRequest) -> None:
+            finished.put_nowait(await self._stream_item(item))
+
+        def answered(size: int, task: asyncio.Task[None]) -> None:
+            """Not a `finally` of `answer`: a task that is cancelled before its first step runs none of its code."""
+            tasks.discard(task)
+            self.admission.release(peer, size)
 
         async def read() -> None:
             async for item in requests:
                 await window.acquire()
                 size = item.ByteSize()
                 await self.admission.wait(peer, size)
-                task = asyncio.create_task(answer(item, size))
+                task = asyncio.create_task(answer(item))
                 tasks.add(task)
-                task.add_done_callback(tasks.discard)
+                task.add_done_callback(partial(answered, size))
 
         async def finish() -> None:
             await asyncio.wait([reader])

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from phs_milvus.evaluation import edits, perturb
 from phs_milvus.evaluation.grid import shares_on_grid
-from phs_milvus.types import MaskRuns
-from phs_server.preprocess import mask_on_grid
+from phs_server import preprocess
 
 WIDTH, HEIGHT = 41, 31
 BOXES = [(0, 0, 5, 3), (36, 28, 41, 31), (7, 9, 8, 10), (0, 0, 41, 31), (3, 0, 38, 31)]
@@ -66,7 +65,7 @@ def test_red_circle_is_an_ellipse_in_the_box() -> None:
 def test_shares_are_the_servers(width: int, height: int, grid: int, seed: int) -> None:
     inside = np.random.default_rng(seed).random((height, width)) < 0.4
     inside[0, 0] = True
-    server = mask_on_grid(MaskRuns.from_array(inside), width, height, grid)
+    server = preprocess.shares_on_grid(inside, grid)
     assert np.abs(shares_on_grid(inside, grid, grid).reshape(-1) - server).max() < 1e-5
 
 
