@@ -84,7 +84,13 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
         "--cache", default=".phs-eval", metavar="DIR", help="where encoded images are kept (default: %(default)s)"
     )
     parser.add_argument(
-        "--milvus", metavar="URI", help="Milvus for two-stage methods (default: Milvus Lite in a temporary folder)"
+        "--milvus",
+        metavar="URI",
+        help="Milvus for two-stage methods, in a collection that is dropped at the end (default: Milvus Lite in a "
+        "temporary folder)",
+    )
+    parser.add_argument(
+        "--token", default=os.environ.get("PHS_MILVUS_TOKEN", ""), help="of the Milvus server [PHS_MILVUS_TOKEN]"
     )
     group = parser.add_argument_group("models", "repeat a flag to compare several models")
     group.add_argument(
@@ -157,7 +163,7 @@ def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[
     from phs_milvus.evaluation import Bench, Store
 
     with Store(options.cache, encoder.info) as store:
-        bench = Bench(encoder, dataset, store, milvus=options.milvus)
+        bench = Bench(encoder, dataset, store, milvus=options.milvus, token=options.token)
         try:
             yield bench
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,19 +62,25 @@ class Bench:
     """A dataset and a model. What methods need is here: states, looks, readouts and reranking.
 
     Args:
-        milvus: where two-stage methods keep their collection; None: Milvus Lite in a temporary folder.
+        milvus: where two-stage methods make a collection of their own, which `close` drops; None: Milvus Lite in a
+            temporary folder.
+        token: of the Milvus server.
 
     Attributes:
         seconds: where the time went, by stage.
     """
 
-    def __init__(self, encoder: Encoder, dataset: Dataset, store: Store, *, milvus: str | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, dataset: Dataset, store: Store, *, milvus: str | None = None, token: str = ""
+    ) -> None:
         self.encoder = encoder
         self.info = encoder.info
         self.dataset = dataset
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._store = store
         self._milvus = milvus
+        self._token = token
+        self._to_drop: tuple[Any, str] | None = None
         self._shares: dict[tuple[int, int, bytes], Float32Array] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
@@ -141,8 +148,11 @@ class Bench:
         from phs_milvus.rows import Row
 
         self._temporary = tempfile.TemporaryDirectory()
-        client = connect(self._milvus or str(Path(self._temporary.name) / "eval.db"))
-        collection = FocusedCollection.create(client, "phs_eval", self.info, overwrite=True)
+        client = connect(self._milvus or str(Path(self._temporary.name) / "eval.db"), self._token)
+        # The server may be one in use: a name that no one else has.
+        name = f"phs_eval_{uuid.uuid4().hex}"
+        self._to_drop = client, name
+        collection = FocusedCollection.create(client, name, self.info)
         with self.timed("filling Milvus"):
             rows = [
                 Row(id=f"{index:08d}", embedding=embedding, state=state)
@@ -225,10 +235,17 @@ class Bench:
             self.seconds[stage] += time.perf_counter() - started
 
     def close(self) -> None:
-        """Gives back the collection, if one was made."""
-        if "collection" in self.__dict__:
-            from phs_milvus.milvus import close
+        """Drops the collection, if one was made, also where filling it failed."""
+        if self._to_drop is not None:
+            from phs_milvus.milvus import close, errors
 
-            close(self.collection.client)
+            client, name = self._to_drop
+            self._to_drop = None
+            try:
+                with errors(f"cannot drop collection {name!r}"):
+                    if client.has_collection(name):
+                        client.drop_collection(name)
+            finally:
+                close(client)
         if self._temporary is not None:
             self._temporary.cleanup()

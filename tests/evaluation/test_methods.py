@@ -238,3 +238,20 @@ def test_two_stages_are_what_search_does(bench: Bench, queries: QuerySet) -> Non
         found = {int(str(hit.id)): hit.score for hit in result}
         assert len(found) == 12
         assert all(abs(scores[row, index] - score) < TOLERANCE for index, score in found.items())
+
+
+def test_collections_of_the_user_stay_and_ours_goes(bench: Bench, queries: QuerySet, tmp_path: Path) -> None:
+    from phs_milvus import milvus
+    from phs_milvus.collection import FocusedCollection
+
+    uri = str(tmp_path / "theirs.db")
+    client = milvus.connect(uri)
+    FocusedCollection.create(client, "phs_eval", bench.info)
+    milvus.close(client)
+    ours = Bench(bench.encoder, bench.dataset, bench._store, milvus=uri)
+    TwoStage(Focus(1), 10).scores(ours, queries.take(range(3)))
+    assert len(ours.collection.client.list_collections()) == 2
+    ours.close()
+    client = milvus.connect(uri)
+    assert client.list_collections() == ["phs_eval"]
+    milvus.close(client)
