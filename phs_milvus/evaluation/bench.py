@@ -32,6 +32,11 @@ from phs_milvus.types import Float16Array, Float32Array, Focus, MaskRuns
 
 BoolArray = npt.NDArray[np.bool_]
 
+# Scores asked for in one call: seconds of work and a megabyte of answer, so that neither grows with the dataset.
+_PAIRS = 1 << 18
+# Seconds for one such call on a server that others use too.
+_PATIENCE = 300.0
+
 
 @dataclass(frozen=True, eq=False)
 class QuerySet:
@@ -213,17 +218,35 @@ class Bench:
         axes = np.eye(self.info.embedding_size, dtype=np.float32)
         embeddings = np.empty((len(states), self.info.embedding_size), np.float32)
         distinct, group = np.unique(weights, axis=0, return_inverse=True)
+        block = max(1, _PAIRS // len(axes))
         with self.timed("scoring"):
             for index, shared in enumerate(distinct):
                 members = np.flatnonzero(group.reshape(-1) == index)
                 repeated = np.broadcast_to(shared, (len(axes), len(shared)))
-                embeddings[members] = self.encoder.rerank(axes, repeated, states[members]).T
+                for start in range(0, len(members), block):
+                    some = members[start : start + block]
+                    embeddings[some] = self.encoder.rerank(axes, repeated, states[some], timeout=_PATIENCE).T
         return embeddings
 
-    def rerank(self, embeddings: Float32Array, weights: Float32Array) -> Float32Array:
-        """float32 [Q, K]: exhaustive Query-DB scores, the database read out with each query's weights."""
+    def rerank(
+        self, embeddings: Float32Array, weights: Float32Array, states: Float16Array | None = None
+    ) -> Float32Array:
+        """float32 [Q, K]: Query-DB scores, `states` read out with each query's weights; None: the whole database's."""
+        states = self.states if states is None else states
+        scores = np.empty((len(embeddings), len(states)), np.float32)
+        # Queries with equal weights share the readout of a state, so they go together.
+        order = np.lexsort(weights.T)
+        rows = max(1, _PAIRS // len(states))
+        columns = _PAIRS // rows
         with self.timed("scoring"):
-            return self.encoder.rerank(embeddings, weights, self.states)
+            for start in range(0, len(order), rows):
+                some = order[start : start + rows]
+                for first in range(0, len(states), columns):
+                    part = states[first : first + columns]
+                    scores[some, first : first + len(part)] = self.encoder.rerank(
+                        embeddings[some], weights[some], part, timeout=_PATIENCE
+                    )
+        return scores
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -17,6 +17,7 @@ from phs_milvus.evaluation.heads import head_weights
 from phs_milvus.prompts import Mask
 from phs_milvus.search import FocusedSearch, Query
 from phs_milvus.types import Focus
+from tests.evaluation.conftest import COUNT
 from tests.naive_phs import last_attention, load_original, plain_vit
 
 HEADS, GRID, SIDE = 4, 4, 64
@@ -255,3 +256,16 @@ def test_collections_of_the_user_stay_and_ours_goes(bench: Bench, queries: Query
     client = milvus.connect(uri)
     assert client.list_collections() == ["phs_eval"]
     milvus.close(client)
+
+
+def test_asking_for_few_scores_at_a_time_changes_none(
+    bench: Bench, queries: QuerySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = bench.embeddings[queries.images]
+    weights = head_weights(bench.head_scores(queries), 1)
+    whole, readout = bench.rerank(embeddings, weights), bench.readout(bench.states, np.ones((COUNT, HEADS), np.float32))
+    # Blocks of 7 divide neither the queries nor the database.
+    for pairs in (7, 7 * COUNT, 2 * bench.info.embedding_size):
+        monkeypatch.setattr("phs_milvus.evaluation.bench._PAIRS", pairs)
+        assert np.allclose(bench.rerank(embeddings, weights), whole, atol=1e-5)
+        assert np.allclose(bench.readout(bench.states, np.ones((COUNT, HEADS), np.float32)), readout, atol=1e-5)
