@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ _PRESETS = {
     "overhead": "latency, throughput and bytes per image",
     "recall": "how many candidates two-stage search through Milvus needs",
 }
+# Of images left out, those that are named.
+_NAMED = 5
 _FORMATS = """DATASET is one of
   a VOC folder           Annotations/*.xml and JPEGImages/ (2007 or 2012; SegmentationObject/ where there are masks)
   a COCO instances JSON  with --images, where the pictures are not in the usual place beside it
@@ -136,9 +139,9 @@ def _tune(options: argparse.Namespace) -> int:
 def _studies(options: argparse.Namespace) -> Iterator[Any]:
     """One Study for each model, its server running while it is in use."""
     from phs_milvus.errors import InvalidInput
-    from phs_milvus.evaluation import Dataset, load, object_queries
+    from phs_milvus.evaluation import load
     from phs_milvus.evaluation.experiments import Study
-    from phs_milvus.evaluation.queries import PROMPTS
+    from phs_milvus.evaluation.queries import PROMPTS, object_queries
 
     prompts = tuple(options.prompt.split(","))
     if unknown := set(prompts) - set(PROMPTS):
@@ -147,27 +150,40 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
     if options.limit is not None:
         if options.limit < 1:
             raise InvalidInput(f"must be at least 1, got {options.limit}", "limit")
-        dataset = Dataset(dataset.name, dataset.images[: options.limit])
-    queries = object_queries(dataset)
-    if not queries:
-        raise InvalidInput("no image has objects of two classes, so there is no query", "dataset")
+        dataset = replace(dataset, images=dataset.images[: options.limit])
+    if dataset.missing:
+        print(f"left out: {_some(dataset.missing)}, annotated but without a file", file=sys.stderr)
     for place in _places(options):
         with ExitStack() as stack:
             encoder = stack.enter_context(open_encoder(place))
             bench = stack.enter_context(_bench(encoder, dataset, options))
+            queries = object_queries(bench.dataset)
+            if not queries:
+                raise InvalidInput("no image has objects of two classes, so there is no query", "dataset")
             yield Study(bench, queries, prompts, options.seed)
 
 
 @contextmanager
 def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[Any]:
     from phs_milvus.evaluation import Bench, Store
+    from phs_milvus.evaluation.readable import readable
 
     with Store(options.cache, encoder.info) as store:
+        started = time.perf_counter()
+        dataset = readable(dataset, encoder, store)
+        for problem in dataset.unreadable.values():
+            print(f"left out: {problem}", file=sys.stderr)
         bench = Bench(encoder, dataset, store, milvus=options.milvus, token=options.token)
+        bench.seconds["encoding images"] += time.perf_counter() - started
         try:
             yield bench
         finally:
             bench.close()
+
+
+def _some(ids: Sequence[str]) -> str:
+    """How many, and the first of them."""
+    return f"{len(ids)} ({', '.join(ids[:_NAMED])}{', ...' if len(ids) > _NAMED else ''})"
 
 
 def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
@@ -179,6 +195,7 @@ def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
 
 def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
     info, bench = study.bench.info, study.bench
+    left_out = {"without a file": bench.dataset.missing, "not readable": tuple(bench.dataset.unreadable)}
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in sorted(bench.seconds.items()))
     return {
         "dataset": f"{bench.dataset.name}, {len(bench.dataset.images)} images, {len(study.queries)} queries from "
@@ -186,6 +203,7 @@ def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
         f"model {study.model}": f"{info.heads} heads, D={info.hidden_size}, {info.image_size} px, "
         f"{info.grid_height}x{info.grid_width} patches, {info.precision}, h_on {info.default_heads}, "
         f"fingerprint {info.fingerprint[:12]}",
+        "left out": "; ".join(f"{_some(ids)} {why}" for why, ids in left_out.items() if ids) or "no image",
         "prompts": ", ".join(study.prompts),
         "seed": str(options.seed),
         f"time, {study.model}": f"{spent} ({os.cpu_count()} cores, what was cached not counted)",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,24 @@ def test_eval_command_writes_a_folder(labels: Path, vit_encoder: Encoder, tmp_pa
     assert run("eval", labels, "--prompt", "box,lasso", *place) == 1
     assert "lasso is none of" in capsys.readouterr().err
     assert run("eval", labels.parent / "none.csv", *place) == 1
+
+
+def test_bad_images_are_left_out_and_counted(labels: Path, vit_encoder: Encoder, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(labels.parent, folder)
+    # A header without pixels, and no image at all: the server finds the first, the client the second.
+    whole = (folder / "03.png").read_bytes()
+    (folder / "03.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "05.png").write_bytes(b"not an image")
+    place = ("--encoder", vit_encoder.address, "--cache", tmp_path / "cache", "--limit", 20)
+    for _ in range(2):
+        assert run("eval", folder / "labels.csv", "--preset", "heads", "--out", tmp_path / "report", *place) == 0
+        said = capsys.readouterr().err
+        assert "03.png" in said and "05.png" in said
+        text = (tmp_path / "report/README.md").read_text()
+        assert "18 images" in text and str(tmp_path) not in text
+        named = re.search(r"left out: 2 \((.*)\) not readable", text)
+        assert named and sorted(named[1].split(", ")) == ["03.png", "05.png"]
 
 
 def test_tune_then_search_with_its_settings(
