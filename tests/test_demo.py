@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phs_milvus import Encoder, FocusedCollection, FocusedSearch, ingest_folder
+from phs_milvus import Encoder, Focus, FocusedCollection, FocusedSearch, ingest_folder
 from phs_milvus.demo.measure import chance, measure
-from phs_milvus.demo.run import BUNDLED_SCENES, run_demo
+from phs_milvus.demo.run import BUNDLED_MODEL, BUNDLED_SCENES, run_demo
 from phs_milvus.demo.scenes import Scene, load_scenes, queries
 from phs_milvus.images import load_image
 from phs_milvus.milvus import close, connect
@@ -66,7 +66,7 @@ def test_figures_are_a_plain_count(scenes: list[Scene], encoder: Encoder, tmp_pa
         search = FocusedSearch(collection, encoder)
         asked = queries(some, ("box",), 10)
         whole, query_only, two_stage, exhaustive = measure(
-            search, some, asked, lambda scene: str(tmp_path / scene.name)
+            search, Focus(), some, asked, lambda scene: str(tmp_path / scene.name)
         )
         counts = {"whole": [], "focused": []}
         for query in asked:
@@ -101,3 +101,12 @@ def test_the_page_shows_every_query(encoder: Encoder, tmp_path: Path, make_image
     assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert "http" not in page.replace("https://arxiv.org", "")
     assert len(list((tmp_path / "out").glob("query-*.png"))) == 6
+
+
+def test_the_bundled_model_is_served_like_any_checkpoint() -> None:
+    """Loading runs the self-check; the file is what git has, or `make demo` fails in a fresh clone."""
+    from phs_server import checkpoint
+
+    loaded = checkpoint.load(str(BUNDLED_MODEL))
+    assert (loaded.backbone.heads, loaded.preprocessing.image_size) == (12, 224)
+    assert sum(path.stat().st_size for path in BUNDLED_MODEL.iterdir()) < 12_000_000

@@ -148,7 +148,7 @@ def _tiles(hits: Sequence[Hit], right: frozenset[str] | None) -> list[Tile]:
 def _sheet_of(section: Section) -> Image.Image:
     """The section as one picture: query and heads, whole-image hits, focused hits."""
     title_of = {"whole": "whole image", "focused": "focused"}
-    rows = rows_of([section.query, *section.heads], _HITS)
+    rows = rows_of([section.query, *section.heads], _HITS + 1)
     for name, title in title_of.items():
         tiles = getattr(section, name)
         rows.append([Tile(tile.picture, f"{title} {tile.title}", tile.note, tile.frame) for tile in tiles])
