@@ -107,14 +107,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     from phs_milvus.evaluation.experiments import PRESETS
     from phs_milvus.evaluation.report import Report, as_text
 
-    preset, started = PRESETS[options.preset], time.perf_counter()
-    report = Report(preset.title, {})
-    for study in _studies(options):
-        sections = preset.run(study)
-        report.sections += sections
-        report.facts.update(_facts(study, options))
+    def show(sections: list[Any]) -> None:
         for section in sections:
             print(f"\n{section.heading}\n{section.note}\n\n{as_text(section.rows)}", flush=True)
+
+    preset, started = PRESETS[options.preset], time.perf_counter()
+    report, parts = Report(preset.title, {}), []
+    for study in _studies(options):
+        parts.append(preset.run(study))
+        report.facts.update(_facts(study, options))
+        show(parts[-1])
+    if preset.compare is not None and len(parts) > 1:
+        parts.append(preset.compare(parts))
+        show(parts[-1])
+    report.sections = [section for part in parts for section in part]
     report.facts["seconds in all"] = f"{time.perf_counter() - started:.0f}"
     file = report.write(options.out or Path(f"eval-{options.preset}"))
     print(f"\nwritten to {file}", file=sys.stderr)

@@ -241,5 +241,18 @@ def test_several_models_share_one_report(labels: Path, vit_encoder: Encoder, enc
     both = ("--encoder", vit_encoder.address, "--encoder", encoder.address, "--cache", tmp_path / "cache")
     assert run("eval", labels, "--preset", "small-models", "--limit", 12, "--out", tmp_path / "r", *both) == 0
     results = json.loads((tmp_path / "r/results.json").read_text())
-    assert len(results["sections"]) == 6
-    assert len({section["heading"] for section in results["sections"]}) == 6
+    assert len({section["heading"] for section in results["sections"]}) == len(results["sections"]) == 7
+    together = results["sections"][-1]["rows"]
+    by_heads = sorted((2, 5), key=lambda index: results["sections"][index - 2]["rows"][0]["heads"])
+    for row, gains in zip(together, by_heads, strict=True):
+        of_one = results["sections"][gains]["rows"]
+        assert row["heads"] == len(of_one)
+        assert row["gain at h_on"] == of_one[row["h_on"] - 1]["difference"]
+        assert row["its gain"] == max(one["difference"] for one in of_one)
+    assert (tmp_path / "r/all-models-head-count-against-gain.png").is_file()
+    assert run("eval", labels, "--preset", "overhead", "--limit", 12, "--out", tmp_path / "o", *both) == 0
+    results = json.loads((tmp_path / "o/results.json").read_text())
+    first, second, together = (results["sections"][i]["rows"] for i in (1, 3, 5))
+    for row, one, other in zip(together, first, second, strict=True):
+        assert list(row.values()) == [one["method"], one["bytes per image"], other["bytes per image"]]
+    assert len(list((tmp_path / "o").glob("*.png"))) == 6
