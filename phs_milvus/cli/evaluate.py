@@ -137,7 +137,7 @@ def _tune(options: argparse.Namespace) -> int:
         print(as_text(choice.rows))
         print(f"\ncross-validated {study.metric} of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
         print(f"difference to whole image: {choice.gain}\n\n{as_text(choice.candidate_rows)}")
-        print(f"\nrecommended: {choice.focus}, {choice.candidates} candidates")
+        print(f"\nrecommended: {choice.focus}, {choice.candidates or 'the default number of'} candidates")
         print(f"written to {options.out}: phs-milvus search IMAGE --settings {options.out}", file=sys.stderr)
     return 0
 

@@ -143,7 +143,15 @@ def test_tune(study: Study) -> None:
     assert [row["recommended"] for row in choice.rows].count("yes") == 1
     qualities = [row["mAP"] for row in choice.rows]
     assert qualities == sorted(qualities, reverse=True) and choice.quality <= qualities[0] + 1e-9
-    assert choice.candidates in [row["candidates K"] for row in choice.candidate_rows]
+    # All 50 images are enough, but fewer than search takes by itself.
+    assert choice.candidates is None and [row["candidates K"] for row in choice.candidate_rows] == [50]
+    assert choice.settings(study).candidates is None
+
+
+def test_candidates_at_the_default_or_above_are_kept(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phs_milvus.evaluation.tune._FEWEST_CANDIDATES", 50)
+    choice = tune(study, [Focus(4), Focus(1)])
+    assert choice.candidates == choice.settings(study).candidates == 50
 
 
 # --- settings and commands --------------------------------------------------------------------------------------------
@@ -218,7 +226,7 @@ def test_tune_then_search_with_its_settings(
     assert run("tune", labels, "--out", settings, "--cache", tmp_path / "cache", "--limit", 20, *server) == 0
     assert "recommended: Focus(" in capsys.readouterr().out
     chosen = read_settings(settings)
-    assert chosen.fingerprint == vit_encoder.info.fingerprint and chosen.candidates
+    assert chosen.fingerprint == vit_encoder.info.fingerprint and chosen.candidates is None
     milvus = ("--milvus", tmp_path / "m.db", *server)
     assert run("ingest", labels.parent, *milvus) == 0
     capsys.readouterr()
@@ -226,7 +234,7 @@ def test_tune_then_search_with_its_settings(
     assert run(*search, "--settings", settings) == 0
     found = json.loads(capsys.readouterr().out)
     focus = chosen.focus
-    flags = ["--heads", focus.heads, "--roi", focus.roi, "--zoom", focus.zoom, "--candidates", chosen.candidates]
+    flags = ["--heads", focus.heads, "--roi", focus.roi, "--zoom", focus.zoom]
     assert run(*search, *flags) == 0
     assert json.loads(capsys.readouterr().out) == found
     assert run(*search, "--settings", settings, "--focus", "robust") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -269,3 +270,18 @@ def test_asking_for_few_scores_at_a_time_changes_none(
         monkeypatch.setattr("phs_milvus.evaluation.bench._PAIRS", pairs)
         assert np.allclose(bench.rerank(embeddings, weights), whole, atol=1e-5)
         assert np.allclose(bench.readout(bench.states, np.ones((COUNT, HEADS), np.float32)), readout, atol=1e-5)
+
+
+def test_the_example_of_the_package_runs(labels: Path, bench: Bench, tmp_path: Path, capsys) -> None:
+    import phs_milvus.evaluation as package
+
+    assert package.__doc__ is not None
+    example = textwrap.dedent("\n".join(line for line in package.__doc__.splitlines() if line[:4] == "    "))
+    for written, here in (("VOC2007", labels), ("127.0.0.1:50051", bench.encoder.address), (".phs-eval", tmp_path)):
+        assert f'"{written}"' in example
+        example = example.replace(f'"{written}"', repr(str(here)))
+    exec(example, {})
+    assert [line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "whole image",
+        "PHS h=1, Query-DB",
+    ]
