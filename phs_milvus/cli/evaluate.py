@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ _PRESETS = {
     "overhead": "latency, throughput and bytes per image",
     "recall": "how many candidates two-stage search through Milvus needs",
 }
+# Of images left out, those that are named.
+_NAMED = 5
 _FORMATS = """DATASET is one of
   a VOC folder           Annotations/*.xml and JPEGImages/ (2007 or 2012; SegmentationObject/ where there are masks)
   a COCO instances JSON  with --images, where the pictures are not in the usual place beside it
@@ -85,7 +88,13 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
         "--cache", default=".phs-eval", metavar="DIR", help="where encoded images are kept (default: %(default)s)"
     )
     parser.add_argument(
-        "--milvus", metavar="URI", help="Milvus for two-stage methods (default: Milvus Lite in a temporary folder)"
+        "--milvus",
+        metavar="URI",
+        help="Milvus for two-stage methods, in a collection that is dropped at the end (default: Milvus Lite in a "
+        "temporary folder)",
+    )
+    parser.add_argument(
+        "--token", default=os.environ.get("PHS_MILVUS_TOKEN", ""), help="of the Milvus server [PHS_MILVUS_TOKEN]"
     )
     group = parser.add_argument_group("models", "repeat a flag to compare several models")
     group.add_argument(
@@ -99,14 +108,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     from phs_milvus.evaluation.experiments import PRESETS
     from phs_milvus.evaluation.report import Report, as_text
 
-    preset, started = PRESETS[options.preset], time.perf_counter()
-    report = Report(preset.title, {})
-    for study in _studies(options):
-        sections = preset.run(study)
-        report.sections += sections
-        report.facts.update(_facts(study, options))
+    def show(sections: list[Any]) -> None:
         for section in sections:
             print(f"\n{section.heading}\n{section.note}\n\n{as_text(section.rows)}", flush=True)
+
+    preset, started = PRESETS[options.preset], time.perf_counter()
+    report, parts = Report(preset.title, {}), []
+    for study in _studies(options):
+        parts.append(preset.run(study))
+        report.facts.update(_facts(study, options))
+        show(parts[-1])
+    if preset.compare is not None and len(parts) > 1:
+        parts.append(preset.compare(parts))
+        show(parts[-1])
+    report.sections = [section for part in parts for section in part]
     report.facts["seconds in all"] = f"{time.perf_counter() - started:.0f}"
     file = report.write(options.out or Path(f"eval-{options.preset}"))
     print(f"\nwritten to {file}", file=sys.stderr)
@@ -127,7 +142,7 @@ def _tune(options: argparse.Namespace) -> int:
         print(as_text(choice.rows))
         print(f"\ncross-validated {study.metric} of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
         print(f"difference to whole image: {choice.gain}\n\n{as_text(choice.candidate_rows)}")
-        print(f"\nrecommended: {choice.focus}, {choice.candidates} candidates")
+        print(f"\nrecommended: {choice.focus}, {choice.candidates or 'the default number of'} candidates")
         print(f"written to {options.out}: phs-milvus search IMAGE --settings {options.out}", file=sys.stderr)
     return 0
 
@@ -135,9 +150,9 @@ def _tune(options: argparse.Namespace) -> int:
 def _studies(options: argparse.Namespace) -> Iterator[Any]:
     """One Study for each model, its server running while it is in use."""
     from phs_milvus.errors import InvalidInput
-    from phs_milvus.evaluation import Dataset, load, object_queries
+    from phs_milvus.evaluation import load
     from phs_milvus.evaluation.experiments import Study
-    from phs_milvus.evaluation.queries import PROMPTS
+    from phs_milvus.evaluation.queries import PROMPTS, object_queries
 
     prompts = tuple(options.prompt.split(","))
     if unknown := set(prompts) - set(PROMPTS):
@@ -146,27 +161,40 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
     if options.limit is not None:
         if options.limit < 1:
             raise InvalidInput(f"must be at least 1, got {options.limit}", "limit")
-        dataset = Dataset(dataset.name, dataset.images[: options.limit])
-    queries = object_queries(dataset)
-    if not queries:
-        raise InvalidInput("no image has objects of two classes, so there is no query", "dataset")
+        dataset = replace(dataset, images=dataset.images[: options.limit])
+    if dataset.missing:
+        print(f"left out: {_some(dataset.missing)}, annotated but without a file", file=sys.stderr)
     for place in _places(options):
         with ExitStack() as stack:
             encoder = stack.enter_context(open_encoder(place))
             bench = stack.enter_context(_bench(encoder, dataset, options))
+            queries = object_queries(bench.dataset)
+            if not queries:
+                raise InvalidInput("no image has objects of two classes, so there is no query", "dataset")
             yield Study(bench, queries, prompts, options.seed)
 
 
 @contextmanager
 def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[Any]:
     from phs_milvus.evaluation import Bench, Store
+    from phs_milvus.evaluation.readable import readable
 
     with Store(options.cache, encoder.info) as store:
-        bench = Bench(encoder, dataset, store, milvus=options.milvus)
+        started = time.perf_counter()
+        dataset = readable(dataset, encoder, store)
+        for problem in dataset.unreadable.values():
+            print(f"left out: {problem}", file=sys.stderr)
+        bench = Bench(encoder, dataset, store, milvus=options.milvus, token=options.token)
+        bench.seconds["encoding images"] += time.perf_counter() - started
         try:
             yield bench
         finally:
             bench.close()
+
+
+def _some(ids: Sequence[str]) -> str:
+    """How many, and the first of them."""
+    return f"{len(ids)} ({', '.join(ids[:_NAMED])}{', ...' if len(ids) > _NAMED else ''})"
 
 
 def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
@@ -178,6 +206,7 @@ def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
 
 def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
     info, bench = study.bench.info, study.bench
+    left_out = {"without a file": bench.dataset.missing, "not readable": tuple(bench.dataset.unreadable)}
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in sorted(bench.seconds.items()))
     return {
         "dataset": f"{bench.dataset.name}, {len(bench.dataset.images)} images, {len(study.queries)} queries from "
@@ -185,6 +214,7 @@ def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
         f"model {study.model}": f"{info.heads} heads, D={info.hidden_size}, {info.image_size} px, "
         f"{info.grid_height}x{info.grid_width} patches, {info.precision}, h_on {info.default_heads}, "
         f"fingerprint {info.fingerprint[:12]}",
+        "left out": "; ".join(f"{_some(ids)} {why}" for why, ids in left_out.items() if ids) or "no image",
         "prompts": ", ".join(study.prompts),
         "seed": str(options.seed),
         f"time, {study.model}": f"{spent} ({os.cpu_count()} cores, what was cached not counted)",

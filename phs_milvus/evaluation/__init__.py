@@ -1,13 +1,13 @@
 """Does pointing help, by how much, with which settings, and at what cost: measured on labelled images.
 
-    from phs_milvus import Encoder
+    from phs_milvus import Encoder, Focus
     from phs_milvus.evaluation import Bench, Focused, Store, WholeImage, evaluate, load, object_queries
 
     dataset = load("VOC2007")
     with Encoder("127.0.0.1:50051") as encoder, Store(".phs-eval", encoder.info) as store:
         bench = Bench(encoder, dataset, store)
         queries = bench.queries(object_queries(dataset), "box")
-        for method in (WholeImage(), Focused(heads=1)):
+        for method in (WholeImage(), Focused(Focus(heads=1))):
             print(method.name, evaluate(method, bench, queries).mean("MP@100"))
 
 A pure client of the embedding server. The protocol is that of DESIGN.md section 7.

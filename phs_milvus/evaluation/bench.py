@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ from phs_milvus.prompts import Prompt, to_runs
 from phs_milvus.types import Float16Array, Float32Array, Focus, MaskRuns
 
 BoolArray = npt.NDArray[np.bool_]
+
+# Scores asked for in one call: seconds of work and a megabyte of answer, so that neither grows with the dataset.
+_PAIRS = 1 << 18
+# Seconds for one such call on a server that others use too.
+_PATIENCE = 300.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +67,25 @@ class Bench:
     """A dataset and a model. What methods need is here: states, looks, readouts and reranking.
 
     Args:
-        milvus: where two-stage methods keep their collection; None: Milvus Lite in a temporary folder.
+        milvus: where two-stage methods make a collection of their own, which `close` drops; None: Milvus Lite in a
+            temporary folder.
+        token: of the Milvus server.
 
     Attributes:
         seconds: where the time went, by stage.
     """
 
-    def __init__(self, encoder: Encoder, dataset: Dataset, store: Store, *, milvus: str | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, dataset: Dataset, store: Store, *, milvus: str | None = None, token: str = ""
+    ) -> None:
         self.encoder = encoder
         self.info = encoder.info
         self.dataset = dataset
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._store = store
         self._milvus = milvus
+        self._token = token
+        self._to_drop: tuple[Any, str] | None = None
         self._shares: dict[tuple[int, int, bytes], Float32Array] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
@@ -141,8 +153,11 @@ class Bench:
         from phs_milvus.rows import Row
 
         self._temporary = tempfile.TemporaryDirectory()
-        client = connect(self._milvus or str(Path(self._temporary.name) / "eval.db"))
-        collection = FocusedCollection.create(client, "phs_eval", self.info, overwrite=True)
+        client = connect(self._milvus or str(Path(self._temporary.name) / "eval.db"), self._token)
+        # The server may be one in use: a name that no one else has.
+        name = f"phs_eval_{uuid.uuid4().hex}"
+        self._to_drop = client, name
+        collection = FocusedCollection.create(client, name, self.info)
         with self.timed("filling Milvus"):
             rows = [
                 Row(id=f"{index:08d}", embedding=embedding, state=state)
@@ -203,17 +218,35 @@ class Bench:
         axes = np.eye(self.info.embedding_size, dtype=np.float32)
         embeddings = np.empty((len(states), self.info.embedding_size), np.float32)
         distinct, group = np.unique(weights, axis=0, return_inverse=True)
+        block = max(1, _PAIRS // len(axes))
         with self.timed("scoring"):
             for index, shared in enumerate(distinct):
                 members = np.flatnonzero(group.reshape(-1) == index)
                 repeated = np.broadcast_to(shared, (len(axes), len(shared)))
-                embeddings[members] = self.encoder.rerank(axes, repeated, states[members]).T
+                for start in range(0, len(members), block):
+                    some = members[start : start + block]
+                    embeddings[some] = self.encoder.rerank(axes, repeated, states[some], timeout=_PATIENCE).T
         return embeddings
 
-    def rerank(self, embeddings: Float32Array, weights: Float32Array) -> Float32Array:
-        """float32 [Q, K]: exhaustive Query-DB scores, the database read out with each query's weights."""
+    def rerank(
+        self, embeddings: Float32Array, weights: Float32Array, states: Float16Array | None = None
+    ) -> Float32Array:
+        """float32 [Q, K]: Query-DB scores, `states` read out with each query's weights; None: the whole database's."""
+        states = self.states if states is None else states
+        scores = np.empty((len(embeddings), len(states)), np.float32)
+        # Queries with equal weights share the readout of a state, so they go together.
+        order = np.lexsort(weights.T)
+        rows = max(1, _PAIRS // len(states))
+        columns = _PAIRS // rows
         with self.timed("scoring"):
-            return self.encoder.rerank(embeddings, weights, self.states)
+            for start in range(0, len(order), rows):
+                some = order[start : start + rows]
+                for first in range(0, len(states), columns):
+                    part = states[first : first + columns]
+                    scores[some, first : first + len(part)] = self.encoder.rerank(
+                        embeddings[some], weights[some], part, timeout=_PATIENCE
+                    )
+        return scores
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -225,10 +258,17 @@ class Bench:
             self.seconds[stage] += time.perf_counter() - started
 
     def close(self) -> None:
-        """Gives back the collection, if one was made."""
-        if "collection" in self.__dict__:
-            from phs_milvus.milvus import close
+        """Drops the collection, if one was made, also where filling it failed."""
+        if self._to_drop is not None:
+            from phs_milvus.milvus import close, errors
 
-            close(self.collection.client)
+            client, name = self._to_drop
+            self._to_drop = None
+            try:
+                with errors(f"cannot drop collection {name!r}"):
+                    if client.has_collection(name):
+                        client.drop_collection(name)
+            finally:
+                close(client)
         if self._temporary is not None:
             self._temporary.cleanup()

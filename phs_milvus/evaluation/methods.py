@@ -20,7 +20,6 @@ from phs_milvus.types import ALL_HEADS, Float16Array, Float32Array, Focus
 _NOT_A_CANDIDATE = -4.0
 # Queries whose candidates, states included, are held at once.
 _SEARCHED_TOGETHER = 32
-_PICKED = {"top": "PHS", "bottom": "bottom heads", "random": "random heads", "all": "all heads damped to"}
 
 
 class Method(Protocol):
@@ -157,18 +156,17 @@ class TwoStage:
             block = stage_one[start : start + _SEARCHED_TOGETHER]
             with bench.timed("searching Milvus"):
                 found = bench.collection.search(block, min(self.candidates, len(bench.states)), with_states=True)
-            with bench.timed("scoring"):
-                # All candidates of the block in one call; each query takes the scores of its own.
-                packed = {name: text for row in found for name, text in zip(row.ids, row.states, strict=True)}
-                column = {name: number for number, name in enumerate(packed)}
-                states = state_codec.unpack(list(packed.values()), bench.info.hidden_size)
-                rows = slice(start, start + len(found))
-                parts = [bench.encoder.rerank(embeddings[rows], weights[rows], states) for embeddings, weights in looks]
-                reranked = np.mean(parts, axis=0)
-                for number, row in enumerate(found):
-                    scores[start + number, [int(name) for name in row.ids]] = reranked[
-                        number, [column[name] for name in row.ids]
-                    ]
+            # All candidates of the block together; each query takes the scores of its own.
+            packed = {name: text for row in found for name, text in zip(row.ids, row.states, strict=True)}
+            column = {name: number for number, name in enumerate(packed)}
+            states = state_codec.unpack(list(packed.values()), bench.info.hidden_size)
+            rows = slice(start, start + len(found))
+            parts = [bench.rerank(embeddings[rows], weights[rows], states) for embeddings, weights in looks]
+            reranked = np.mean(parts, axis=0)
+            for number, row in enumerate(found):
+                scores[start + number, [int(name) for name in row.ids]] = reranked[
+                    number, [column[name] for name in row.ids]
+                ]
         return scores
 
 

@@ -5,7 +5,7 @@ Q = queries, K = images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,16 +74,21 @@ def evaluate(
     Args:
         on_block: called with the number of queries done since the last call.
     """
-    blocks = []
-    for start in range(0, len(queries), _BLOCK):
-        block = queries.take(range(start, min(start + _BLOCK, len(queries))))
+    parts = []
+    for block in blocks(queries):
         scores = method.scores(bench, block)
         with bench.timed("metrics"):
-            blocks.append(rank_metrics(scores, bench.relevant(block), block.images, depths))
+            parts.append(rank_metrics(scores, bench.relevant(block), block.images, depths))
         if on_block:
             on_block(len(block))
-    values = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Outcome(method.name, values, queries.labels, queries.images)
+
+
+def blocks(queries: QuerySet) -> Iterator[QuerySet]:
+    """The queries in order, few enough at a time that their scores of a whole dataset fit in memory."""
+    for start in range(0, len(queries), _BLOCK):
+        yield queries.take(range(start, min(start + _BLOCK, len(queries))))
 
 
 def rank_metrics(

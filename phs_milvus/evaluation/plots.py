@@ -49,7 +49,8 @@ def draw(plot: Plot, path: Path) -> bool:
         values, errors = zip(*(plot.bars[name] for name in names), strict=True)
         axes.barh(names, values, xerr=errors, color="#4c78a8", ecolor="#555555", height=0.7)
         low = min(values)
-        axes.set_xlim(max(0.0, low - 0.3 * (max(values) - low) - 0.01) if low > 0 else None)
+        if low > 0 and not plot.log_x:
+            axes.set_xlim(max(0.0, low - 0.3 * (max(values) - low) - 0.01))
         if plot.level:
             axes.axvline(plot.level[0], color="#e45756", linestyle="--", label=plot.level[1])
             axes.legend(frameon=False, fontsize=8)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from phs_milvus.calls import Outputs
 from phs_milvus.client import Encoder
-from phs_milvus.errors import PhsError
+from phs_milvus.errors import ImageError, PhsError
 from phs_milvus.evaluation.edits import Edit
 from phs_milvus.images import decode_upright, load_image
 from phs_milvus.prompts import Mask, Prompt
@@ -90,14 +90,26 @@ class Store:
         Raises:
             PhsError: an image that cannot be encoded; what was encoded before it stays stored.
         """
+        keys = self._asked(looks, encoder, doing, None)
+        return [self._load(key) for key in keys]
+
+    def unusable(self, looks: Sequence[Look], encoder: Encoder, doing: str = "encoding") -> list[ImageError | None]:
+        """As `see`, but what is wrong with each image that cannot be encoded, and None for the others."""
+        failed: dict[bytes, ImageError] = {}
+        return [failed.get(key) for key in self._asked(looks, encoder, doing, failed)]
+
+    def _asked(
+        self, looks: Sequence[Look], encoder: Encoder, doing: str, failed: dict[bytes, ImageError] | None
+    ) -> list[bytes]:
+        """The looks' keys, stored if they were not; bad images are put into `failed`, or raised if that is None."""
         keys = [look.key for look in looks]
         missing = {key: look for key, look in zip(keys, looks, strict=True) if not self._has(key)}
         if missing:
             with tqdm(total=len(missing), desc=doing, unit="image", dynamic_ncols=True) as bar:
                 ordered = sorted(missing.items(), key=lambda item: _asked_together(item[1]))
                 for _, group in groupby(ordered, key=lambda item: _asked_together(item[1])):
-                    self._ask(list(group), encoder, bar)
-        return [self._load(key) for key in keys]
+                    self._ask(list(group), encoder, bar, failed)
+        return keys
 
     def close(self) -> None:
         """Closes the file."""
@@ -109,7 +121,9 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, items: list[tuple[bytes, Look]], encoder: Encoder, bar: Any) -> None:
+    def _ask(
+        self, items: list[tuple[bytes, Look]], encoder: Encoder, bar: Any, failed: dict[bytes, ImageError] | None
+    ) -> None:
         looks = [look for _, look in items]
         focus = Focus(roi=looks[0].focus.roi, zoom=looks[0].focus.zoom, fovea=looks[0].focus.fovea)
         results = encoder.encode_many(
@@ -121,6 +135,10 @@ class Store:
         rows: list[tuple[bytes, bytes, bytes, bytes | None]] = []
         try:
             for (key, look), result in zip(items, results, strict=True):
+                if isinstance(result, ImageError) and failed is not None:
+                    failed[key] = result
+                    bar.update()
+                    continue
                 if isinstance(result, PhsError):
                     raise type(result)(f"{look.path}: {result}") from result
                 rows.append(self._row(key, result))

@@ -26,6 +26,8 @@ from phs_milvus.types import Focus
 _ZOOMS: tuple[tuple[float, ...], ...] = ((0.0,), (1.25,), (2.0,), (0.0, 2.0), (0.0, 1.25, 2.0))
 _ROIS = (0.0, 0.5, 1.0)
 _CANDIDATES = (100, 200, 500, 1000)
+# What FocusedSearch never goes below by itself.
+_FEWEST_CANDIDATES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,10 @@ class Choice:
     """What tuning found.
 
     Attributes:
-        focus, candidates: recommended.
+        focus: recommended.
+        candidates: the smallest K that is enough on this sample; None, search's own default, where that is less than
+            what search takes by itself: a sample of a few hundred images says nothing for shallow K in a large
+            collection.
         quality, error: `Study.metric`, cross-validated, of choosing by quality alone; and its standard error.
         gain: its paired difference to whole-image search, as text.
         rows: the trade-off: every setting measured, best first.
@@ -41,7 +46,7 @@ class Choice:
     """
 
     focus: Focus
-    candidates: int
+    candidates: int | None
     quality: float
     error: float
     gain: str
@@ -123,8 +128,8 @@ def write(choice: Choice, study: Study, path: Path) -> None:
     path.write_text(json.dumps(asdict(choice.settings(study)), indent=2) + "\n")
 
 
-def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int]:
-    """Two-stage quality at each K, and the smallest K within one standard error of exhaustive Query-DB."""
+def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int | None]:
+    """Two-stage quality at each K, and the smallest K within one standard error of exhaustive Query-DB, or None."""
     exhaustive = study.measure([Focused(focus)])[0]
     depths = [k for k in _CANDIDATES if k < len(study.bench.states)] or [len(study.bench.states)]
     rows, enough = [], depths[-1]
@@ -133,7 +138,7 @@ def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int]:
         rows.append({"candidates K": depth, study.metric: outcome.mean(study.metric), "to exhaustive": str(difference)})
         if abs(difference.mean) <= difference.error or difference.mean > 0:
             enough = min(enough, depth)
-    return rows, enough
+    return rows, enough if enough >= _FEWEST_CANDIDATES else None
 
 
 def _cost(focus: Focus) -> tuple[float, ...]:

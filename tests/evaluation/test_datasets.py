@@ -59,7 +59,9 @@ def voc_folder(tmp_path: Path) -> Path:
 
 
 def test_voc(voc_folder: Path) -> None:
-    (image,) = load(voc_folder).images
+    dataset = load(voc_folder)
+    assert dataset.missing == ("b",)
+    (image,) = dataset.images
     assert (image.id, image.path.name) == ("a", "a.png")
     dog, cat, hard = image.instances
     # 1-based and inclusive becomes 0-based and exclusive; 2012 has fractions.
@@ -175,7 +177,9 @@ def test_visual_genome(tmp_path: Path) -> None:
     dog = {"object_id": 1, "names": ["Dog ", "animal"], "x": 3, "y": 4, "w": 5, "h": 0}
     objects = [{"image_id": n, "objects": [dog]} for n in (10, 2, 3)]
     write(tmp_path / "objects.json", objects)
-    two, ten = load(tmp_path).images
+    dataset = load(tmp_path)
+    assert dataset.missing == ("3",)
+    two, ten = dataset.images
     assert (two.id, ten.id, two.path.parent.name) == ("2", "10", "VG_100K_2")
     assert (ten.instances[0].label, ten.instances[0].box) == ("dog", (3, 4, 8, 5))
     for bad, complaint in (
@@ -230,6 +234,10 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
         load(write(tmp_path / "a.txt", ""))
     with pytest.raises(AnnotationError, match=r"line 1: line: is not JSON"):
         load(write(tmp_path / "a.jsonl", "{"))
+    picture(tmp_path / "caf.png")
+    (tmp_path / "a.jsonl").write_bytes(b'{"image": "caf.png"}\n{"image": "caf\xe9.png"}\n')
+    with pytest.raises(AnnotationError, match=r"a\.jsonl: line 2: line: is not UTF-8"):
+        load(tmp_path / "a.jsonl")
     (tmp_path / "Annotations").mkdir()
     with pytest.raises(InvalidInput, match="describes no image"):
         load(tmp_path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +143,15 @@ def test_tune(study: Study) -> None:
     assert [row["recommended"] for row in choice.rows].count("yes") == 1
     qualities = [row["mAP"] for row in choice.rows]
     assert qualities == sorted(qualities, reverse=True) and choice.quality <= qualities[0] + 1e-9
-    assert choice.candidates in [row["candidates K"] for row in choice.candidate_rows]
+    # All 50 images are enough, but fewer than search takes by itself.
+    assert choice.candidates is None and [row["candidates K"] for row in choice.candidate_rows] == [50]
+    assert choice.settings(study).candidates is None
+
+
+def test_candidates_at_the_default_or_above_are_kept(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phs_milvus.evaluation.tune._FEWEST_CANDIDATES", 50)
+    choice = tune(study, [Focus(4), Focus(1)])
+    assert choice.candidates == choice.settings(study).candidates == 50
 
 
 # --- settings and commands --------------------------------------------------------------------------------------------
@@ -190,6 +200,24 @@ def test_eval_command_writes_a_folder(labels: Path, vit_encoder: Encoder, tmp_pa
     assert run("eval", labels.parent / "none.csv", *place) == 1
 
 
+def test_bad_images_are_left_out_and_counted(labels: Path, vit_encoder: Encoder, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(labels.parent, folder)
+    # A header without pixels, and no image at all: the server finds the first, the client the second.
+    whole = (folder / "03.png").read_bytes()
+    (folder / "03.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "05.png").write_bytes(b"not an image")
+    place = ("--encoder", vit_encoder.address, "--cache", tmp_path / "cache", "--limit", 20)
+    for _ in range(2):
+        assert run("eval", folder / "labels.csv", "--preset", "heads", "--out", tmp_path / "report", *place) == 0
+        said = capsys.readouterr().err
+        assert "03.png" in said and "05.png" in said
+        text = (tmp_path / "report/README.md").read_text()
+        assert "18 images" in text and str(tmp_path) not in text
+        named = re.search(r"left out: 2 \((.*)\) not readable", text)
+        assert named and sorted(named[1].split(", ")) == ["03.png", "05.png"]
+
+
 def test_tune_then_search_with_its_settings(
     labels: Path, vit_encoder: Encoder, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +226,7 @@ def test_tune_then_search_with_its_settings(
     assert run("tune", labels, "--out", settings, "--cache", tmp_path / "cache", "--limit", 20, *server) == 0
     assert "recommended: Focus(" in capsys.readouterr().out
     chosen = read_settings(settings)
-    assert chosen.fingerprint == vit_encoder.info.fingerprint and chosen.candidates
+    assert chosen.fingerprint == vit_encoder.info.fingerprint and chosen.candidates is None
     milvus = ("--milvus", tmp_path / "m.db", *server)
     assert run("ingest", labels.parent, *milvus) == 0
     capsys.readouterr()
@@ -206,7 +234,7 @@ def test_tune_then_search_with_its_settings(
     assert run(*search, "--settings", settings) == 0
     found = json.loads(capsys.readouterr().out)
     focus = chosen.focus
-    flags = ["--heads", focus.heads, "--roi", focus.roi, "--zoom", focus.zoom, "--candidates", chosen.candidates]
+    flags = ["--heads", focus.heads, "--roi", focus.roi, "--zoom", focus.zoom]
     assert run(*search, *flags) == 0
     assert json.loads(capsys.readouterr().out) == found
     assert run(*search, "--settings", settings, "--focus", "robust") == 1
@@ -221,5 +249,18 @@ def test_several_models_share_one_report(labels: Path, vit_encoder: Encoder, enc
     both = ("--encoder", vit_encoder.address, "--encoder", encoder.address, "--cache", tmp_path / "cache")
     assert run("eval", labels, "--preset", "small-models", "--limit", 12, "--out", tmp_path / "r", *both) == 0
     results = json.loads((tmp_path / "r/results.json").read_text())
-    assert len(results["sections"]) == 6
-    assert len({section["heading"] for section in results["sections"]}) == 6
+    assert len({section["heading"] for section in results["sections"]}) == len(results["sections"]) == 7
+    together = results["sections"][-1]["rows"]
+    by_heads = sorted((2, 5), key=lambda index: results["sections"][index - 2]["rows"][0]["heads"])
+    for row, gains in zip(together, by_heads, strict=True):
+        of_one = results["sections"][gains]["rows"]
+        assert row["heads"] == len(of_one)
+        assert row["gain at h_on"] == of_one[row["h_on"] - 1]["difference"]
+        assert row["its gain"] == max(one["difference"] for one in of_one)
+    assert (tmp_path / "r/all-models-head-count-against-gain.png").is_file()
+    assert run("eval", labels, "--preset", "overhead", "--limit", 12, "--out", tmp_path / "o", *both) == 0
+    results = json.loads((tmp_path / "o/results.json").read_text())
+    first, second, together = (results["sections"][i]["rows"] for i in (1, 3, 5))
+    for row, one, other in zip(together, first, second, strict=True):
+        assert list(row.values()) == [one["method"], one["bytes per image"], other["bytes per image"]]
+    assert len(list((tmp_path / "o").glob("*.png"))) == 6

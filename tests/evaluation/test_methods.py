@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from phs_milvus.evaluation.heads import head_weights
 from phs_milvus.prompts import Mask
 from phs_milvus.search import FocusedSearch, Query
 from phs_milvus.types import Focus
+from tests.evaluation.conftest import COUNT
 from tests.naive_phs import last_attention, load_original, plain_vit
 
 HEADS, GRID, SIDE = 4, 4, 64
@@ -238,3 +240,48 @@ def test_two_stages_are_what_search_does(bench: Bench, queries: QuerySet) -> Non
         found = {int(str(hit.id)): hit.score for hit in result}
         assert len(found) == 12
         assert all(abs(scores[row, index] - score) < TOLERANCE for index, score in found.items())
+
+
+def test_collections_of_the_user_stay_and_ours_goes(bench: Bench, queries: QuerySet, tmp_path: Path) -> None:
+    from phs_milvus import milvus
+    from phs_milvus.collection import FocusedCollection
+
+    uri = str(tmp_path / "theirs.db")
+    client = milvus.connect(uri)
+    FocusedCollection.create(client, "phs_eval", bench.info)
+    milvus.close(client)
+    ours = Bench(bench.encoder, bench.dataset, bench._store, milvus=uri)
+    TwoStage(Focus(1), 10).scores(ours, queries.take(range(3)))
+    assert len(ours.collection.client.list_collections()) == 2
+    ours.close()
+    client = milvus.connect(uri)
+    assert client.list_collections() == ["phs_eval"]
+    milvus.close(client)
+
+
+def test_asking_for_few_scores_at_a_time_changes_none(
+    bench: Bench, queries: QuerySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = bench.embeddings[queries.images]
+    weights = head_weights(bench.head_scores(queries), 1)
+    whole, readout = bench.rerank(embeddings, weights), bench.readout(bench.states, np.ones((COUNT, HEADS), np.float32))
+    # Blocks of 7 divide neither the queries nor the database.
+    for pairs in (7, 7 * COUNT, 2 * bench.info.embedding_size):
+        monkeypatch.setattr("phs_milvus.evaluation.bench._PAIRS", pairs)
+        assert np.allclose(bench.rerank(embeddings, weights), whole, atol=1e-5)
+        assert np.allclose(bench.readout(bench.states, np.ones((COUNT, HEADS), np.float32)), readout, atol=1e-5)
+
+
+def test_the_example_of_the_package_runs(labels: Path, bench: Bench, tmp_path: Path, capsys) -> None:
+    import phs_milvus.evaluation as package
+
+    assert package.__doc__ is not None
+    example = textwrap.dedent("\n".join(line for line in package.__doc__.splitlines() if line[:4] == "    "))
+    for written, here in (("VOC2007", labels), ("127.0.0.1:50051", bench.encoder.address), (".phs-eval", tmp_path)):
+        assert f'"{written}"' in example
+        example = example.replace(f'"{written}"', repr(str(here)))
+    exec(example, {})
+    assert [line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "whole image",
+        "PHS h=1, Query-DB",
+    ]

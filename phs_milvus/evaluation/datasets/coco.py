@@ -16,6 +16,7 @@ from phs_milvus.evaluation.datasets.model import (
     corners,
     read_json,
     required,
+    there,
 )
 from phs_milvus.prompts import Mask, Polygon, Prompt
 
@@ -44,11 +45,11 @@ def read(path: Path, images: Path | None) -> Dataset:
             raise AnnotationError(path, where, "image_id", f"names no image of this file: {image}")
         instances[image].append(_instance(record, labels, path, where))
     folder = images or _folder(path, next(iter(files.values()), ""))
-    found = (
+    found = [
         LabelledImage(name, folder / name, tuple(instances[number]))
         for number, name in sorted(files.items(), key=lambda item: item[1])
-    )
-    return Dataset(path.stem, tuple(image for image in found if image.path.is_file()))
+    ]
+    return there(path.stem, found)
 
 
 def _instance(record: dict[str, Any], labels: dict[int, str], path: Path, where: str) -> Instance:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,33 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled set of images, in the order of their ids."""
+    """A labelled set of images, in the order of their ids.
+
+    Attributes:
+        missing: ids of annotated images whose file is not there; partial downloads are common.
+        unreadable: what is wrong with images that were left out because they cannot be used, by id.
+    """
 
     name: str
     images: tuple[LabelledImage, ...]
+    missing: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
         """Every class that occurs, sorted."""
         return sorted({instance.label for image in self.images for instance in image.instances})
+
+
+def there(name: str, images: Iterable[LabelledImage]) -> Dataset:
+    """The images whose file is there, and which are not."""
+    found, missing = [], []
+    for image in images:
+        if image.path.is_file():
+            found.append(image)
+        else:
+            missing.append(image.id)
+    return Dataset(name, tuple(found), tuple(missing))
 
 
 def read_json(file: Path) -> Any:

@@ -54,10 +54,13 @@ def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
+    # As bytes, so that text in another encoding is an error of the line it is in.
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    yield number, json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise AnnotationError(path, f"line {number}", "line", f"is not UTF-8: {error}") from error
                 except ValueError as error:
                     raise AnnotationError(path, f"line {number}", "line", f"is not JSON: {error}") from error

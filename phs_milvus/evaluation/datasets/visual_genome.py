@@ -12,6 +12,7 @@ from phs_milvus.evaluation.datasets.model import (
     corners,
     read_json,
     required,
+    there,
 )
 
 
@@ -26,14 +27,14 @@ def read(path: Path, images: Path | None) -> Dataset:
         number = required(record, "image_id", int, objects, f"record {index}")
         if number not in known:
             raise AnnotationError(objects, f"record {index}", "image_id", f"{number} is not in {data.name}")
-        path = next((place / f"{number}.jpg" for place in places if (place / f"{number}.jpg").is_file()), Path())
+        candidates = [place / f"{number}.jpg" for place in places]
+        file = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
         instances = [
             _instance(entry, objects, f"record {index}, object {position}")
             for position, entry in enumerate(required(record, "objects", list, objects, f"record {index}"))
         ]
-        if path.name:
-            found.append(LabelledImage(str(number), path, tuple(instances)))
-    return Dataset("visual-genome", tuple(sorted(found, key=lambda image: int(image.id))))
+        found.append(LabelledImage(str(number), file, tuple(instances)))
+    return there("visual-genome", sorted(found, key=lambda image: int(image.id)))
 
 
 def _instance(entry: dict, file: Path, where: str) -> Instance:

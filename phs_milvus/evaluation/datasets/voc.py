@@ -9,19 +9,15 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from phs_milvus.evaluation.datasets.model import AnnotationError, Dataset, Instance, LabelledImage, corners
+from phs_milvus.evaluation.datasets.model import AnnotationError, Dataset, Instance, LabelledImage, corners, there
 from phs_milvus.prompts import Mask
 
 
 def read(path: Path, images: Path | None) -> Dataset:
-    """Every annotated image whose file is there; partial downloads are common. Boxes become 0-based and exclusive."""
+    """Every annotated image whose file is there. Boxes become 0-based and exclusive."""
     folder = images or path / "JPEGImages"
-    found = []
-    for file in sorted((path / "Annotations").glob("*.xml")):
-        image = _image(file, folder, path / "SegmentationObject")
-        if image.path.is_file():
-            found.append(image)
-    return Dataset(path.name, tuple(found))
+    files = sorted((path / "Annotations").glob("*.xml"))
+    return there(path.name, (_image(file, folder, path / "SegmentationObject") for file in files))
 
 
 def _image(file: Path, folder: Path, masks: Path) -> LabelledImage:

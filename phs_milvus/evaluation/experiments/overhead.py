@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from phs_milvus.calls import Outputs
 from phs_milvus.evaluation.experiments.study import Study
-from phs_milvus.evaluation.report import Section
+from phs_milvus.evaluation.plots import Plot
+from phs_milvus.evaluation.report import Rows, Section
 from phs_milvus.prompts import Mask
 from phs_milvus.scales import encode_scales
 from phs_milvus.state import text_length
@@ -67,7 +68,7 @@ def _latency(study: Study) -> Section:
         f"Milliseconds over gRPC on this machine, {_REPEATS} repeats. Re-encoding is measured on {len(paths)} images "
         f"in bulk and multiplied; from states it is {encode * _CANDIDATES / rerank:,.0f} times faster."
     )
-    return Section(f"{study.model}, D={info.hidden_size}: latency", note, rows)
+    return Section(f"{study.model}, D={info.hidden_size}: latency", note, rows, _bars(rows, "median ms"))
 
 
 def _storage(study: Study) -> Section:
@@ -81,7 +82,32 @@ def _storage(study: Study) -> Section:
             "bytes per image": embedding * math.comb(study.heads, info.default_heads),
         },
     ]
-    return Section(f"{study.model}, D={info.hidden_size}: storage", "In a Milvus row, without index.", rows)
+    note = "In a Milvus row, without index."
+    return Section(f"{study.model}, D={info.hidden_size}: storage", note, rows, _bars(rows, "bytes per image"))
+
+
+def compare(parts: Sequence[Sequence[Section]]) -> list[Section]:
+    """Latency and storage of all models beside each other, from what `run` returned for each."""
+    return [
+        _beside("All models: latency", [latency for latency, _ in parts], "median ms"),
+        _beside("All models: storage", [storage for _, storage in parts], "bytes per image"),
+    ]
+
+
+def _beside(heading: str, sections: Sequence[Section], column: str) -> Section:
+    """One column for each model; methods are the same for all, in the same order."""
+    models = [section.heading.partition(": ")[0] for section in sections]
+    rows = [
+        {"method": same[0]["method"], **{model: row[column] for model, row in zip(models, same, strict=True)}}
+        for same in zip(*(section.rows for section in sections), strict=True)
+    ]
+    bars = [{"method": f"{row['method']} ({model})", column: row[model]} for row in rows for model in models]
+    return Section(heading, f"{column[0].upper()}{column[1:]}.", rows, _bars(bars, column))
+
+
+def _bars(rows: Rows, column: str) -> Plot:
+    """Of a logarithmic axis, since re-encoding and precomputing cost thousands of times as much as the rest."""
+    return Plot(column, "", bars={row["method"]: (float(row[column]), 0.0) for row in rows}, log_x=True)
 
 
 def _row(name: str, median: float, slow: float) -> dict[str, object]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from tqdm import tqdm
 
 from phs_milvus.evaluation.bench import QuerySet
 from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Focused, TwoStage
-from phs_milvus.evaluation.metrics import DEPTH, rank_metrics
+from phs_milvus.evaluation.metrics import DEPTH, blocks, rank_metrics
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.report import Section
 from phs_milvus.types import Float32Array, Focus
@@ -27,14 +29,8 @@ def run(study: Study) -> list[Section]:
     count = len(study.bench.states)
     depths = [depth for depth in _CANDIDATES if depth < count] or [count]
     for name, focus in focuses.items():
-        reference = Focused(focus).scores(study.bench, study.pointed)
-        exhaustive = _values(study, reference)
         points = []
-        for depth in tqdm(depths, desc=name, unit="depth", dynamic_ncols=True, leave=False):
-            scores = TwoStage(focus, depth).scores(study.bench, study.pointed)
-            values = _values(study, scores)
-            difference = values - exhaustive
-            recalls = overlap(study.pointed, scores, reference)
+        for depth, recalls, values, difference in _measure(study, focus, depths, name):
             points.append((float(depth), float(recalls.mean()), _error(recalls)))
             rows.append(
                 {
@@ -57,9 +53,26 @@ def run(study: Study) -> list[Section]:
     return [Section(f"{study.model}: candidates", note, rows, plot)]
 
 
-def _values(study: Study, scores: Float32Array) -> np.ndarray:
+def _measure(
+    study: Study, focus: Focus, depths: Sequence[int], name: str
+) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Each depth's overlap with exhaustive Query-DB, metric, and difference of the metric to it; float64 [Q] each."""
+    parts: dict[int, list[np.ndarray]] = {depth: [] for depth in depths}
+    with tqdm(total=len(study.pointed), desc=name, unit="query", dynamic_ncols=True, leave=False) as bar:
+        for block in blocks(study.pointed):
+            reference = Focused(focus).scores(study.bench, block)
+            exhaustive = _values(study, block, reference)
+            for depth in depths:
+                scores = TwoStage(focus, depth).scores(study.bench, block)
+                values = _values(study, block, scores)
+                parts[depth].append(np.stack([overlap(block, scores, reference), values, values - exhaustive]))
+            bar.update(len(block))
+    return [(depth, *np.concatenate(found, axis=1)) for depth, found in parts.items()]
+
+
+def _values(study: Study, queries: QuerySet, scores: Float32Array) -> np.ndarray:
     """float64 [Q]: the study's metric."""
-    return rank_metrics(scores, study.bench.relevant(study.pointed), study.pointed.images)[study.metric]
+    return rank_metrics(scores, study.bench.relevant(queries), queries.images)[study.metric]
 
 
 def _error(values: np.ndarray) -> float:

@@ -7,6 +7,7 @@ same places, so that no prompt can tell them apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -14,10 +15,13 @@ import numpy.typing as npt
 
 from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Focused
+from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.report import Section
 from phs_milvus.types import Float16Array, Float32Array, Focus
 
 FloatArray = npt.NDArray[np.float64]
+
+_GAIN = "{}, difference to whole image"
 
 
 def run(study: Study) -> list[Section]:
@@ -41,6 +45,7 @@ def run(study: Study) -> list[Section]:
         {
             "model": study.model,
             "heads": study.heads,
+            "h_on": bench.info.default_heads,
             "mean CKA": float(cka[upper].mean()) if len(upper[0]) else 1.0,
             "mean attention correlation": float(correlation[upper].mean()) if len(upper[0]) else 1.0,
             "attention on prompt, best head": float(scores[:, -1].mean()),
@@ -54,14 +59,47 @@ def run(study: Study) -> list[Section]:
             study.measure([Focused(Focus(count)) for count in range(1, study.heads + 1)]), start=1
         )
     ]
+    lines = {"PHS, Query-DB": [(float(row["heads"]), row["difference"], row["SE"]) for row in gains]}
+    plot = Plot("heads kept (h_on)", _GAIN.format(study.metric), lines=lines, level=(0.0, "whole image"))
     name = f"{study.model}, {study.heads} heads"
     return [
         Section(f"{name}: summary", "Means over pairs of heads and over queries.", summary),
         Section(f"{name}: pairs of heads", "Over all images of the dataset.", pairs),
         Section(
-            f"{name}: gain by head count", f"{study.metric} and its paired difference to whole-image search.", gains
+            f"{name}: gain by head count",
+            f"{study.metric} and its paired difference to whole-image search.",
+            gains,
+            plot,
         ),
     ]
+
+
+def compare(parts: Sequence[Sequence[Section]]) -> list[Section]:
+    """Head count against gain: one row and one line for each model, from what `run` returned for it."""
+    rows, lines = [], {}
+    axis = ""
+    for summary, _, gains in parts:
+        assert gains.plot is not None
+        axis, facts = gains.plot.y, summary.rows[0]
+        default = gains.rows[facts["h_on"] - 1]
+        best = max(gains.rows, key=lambda row: row["difference"])
+        rows.append(
+            {
+                **facts,
+                "gain at h_on": default["difference"],
+                "SE": default["SE"],
+                "best heads kept": best["heads"],
+                "its gain": best["difference"],
+                "its SE": best["SE"],
+            }
+        )
+        lines[f"{facts['model']}, {facts['heads']} heads"] = [
+            (row["heads"] / facts["heads"], row["difference"], row["SE"]) for row in gains.rows
+        ]
+    rows.sort(key=lambda row: row["heads"])
+    note = "PHS, Query-DB. The best number of heads to keep is picked with hindsight; the gain at h_on is not."
+    plot = Plot("share of the heads kept", axis, lines=lines, level=(0.0, "whole image"))
+    return [Section("All models: head count against gain", note, rows, plot)]
 
 
 def head_cka(states: Float16Array, heads: int) -> FloatArray:
