@@ -168,7 +168,7 @@ def test_settings_round_trip(tmp_path: Path) -> None:
         ("{", "is not a settings file"),
         ("[]", "is not a settings file"),
         ('{"focus": {"roi": 2}}', "roi must be 0 to 1"),
-        ('{"focus": {"heads": "two"}}', "is not a settings file"),
+        ('{"focus": {"heads": "two"}}', "heads must be a whole number"),
         ('{"candidates": "many"}', "candidates must be a whole number"),
         ('{"candidats": 3}', "is not a settings file"),
     ):
