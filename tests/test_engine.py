@@ -21,7 +21,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def images(engine: FocusEngine, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Arguments of encode: noise images with random masks; every other one without a prompt."""
     rng = np.random.default_rng(seed)
-    pixels, masks, heads = engine._blank(count)
+    pixels, masks, heads = engine._samples(count)
     pixels = rng.integers(0, 256, pixels.shape, np.uint8)
     masks[::2] = rng.random(masks[::2].shape)
     heads[::2] = 2
@@ -76,6 +76,15 @@ def test_bfloat16_agrees_with_float32_on_a_real_model(deit: Path) -> None:
     expected, actual = exact.encode(*batch), make(deit, precision="bfloat16").encode(*batch)
     assert cosine(actual.embeddings[1::2], expected.embeddings[1::2]) > 0.999
     assert cosine(actual.states, expected.states) > 0.999
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_engine_that_computes_something_else_is_not_served(deit: Path, precision: str) -> None:
+    engine = make(deit, precision=precision)
+    engine.warm_up(2)
+    engine._gain *= 1.5
+    with pytest.raises(ModelError, match=f"self-check failed: in {precision} on cpu"):
+        engine.warm_up(2)
 
 
 class OutOfMemoryAbove(torch.nn.Module):

@@ -571,7 +571,11 @@ def test_metrics_count_what_happened(tiny_model: Path) -> None:
         for stage in ("decode", "queue", "compute"):
             assert float(values[f"phs_{stage}_seconds_count"]) == 9
         assert float(values["phs_batch_images_sum"]) == 9
-        assert float(values["phs_ready"]) == 1 and float(values["phs_queue_depth"]) == 0
+        assert float(values["phs_ready"]) == 1
+        for queue in ("decode", "encode", "rerank"):
+            assert float(values[f'phs_queue_depth{{queue="{queue}"}}']) == 0
+        for room in ("bytes", "images"):
+            assert float(values[f'phs_bulk_waiting{{room="{room}"}}']) == 0
         assert float(values["phs_in_flight_bytes"]) == 0 and float(values["process_resident_memory_bytes"]) > 1e7
         with (
             pytest.raises(EncoderUnavailable, match=f"metrics on 127.0.0.1:{port}"),

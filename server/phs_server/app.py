@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -135,7 +136,11 @@ class Server:
         service, admission = self._service, self._service.admission
         gauge = self._metrics.gauge
         gauge("phs_ready", "Whether the model is loaded and its threads are alive", lambda: _ready(service))
-        gauge("phs_queue_depth", "Decoded images that wait for a batch", lambda: _queue_depth(service))
+        for queue in ("decode", "encode", "rerank"):
+            gauge("phs_queue_depth", "Items in a queue", partial(_queue_depth, service, queue), queue=queue)
+        waiting = {"bytes": lambda: admission.waiting, "images": lambda: _waiting_images(service)}
+        for kind, read in waiting.items():
+            gauge("phs_bulk_waiting", "Bulk items that wait for room, for what they lack", read, room=kind)
         gauge("phs_calls", "Unary calls in progress", lambda: admission.calls)
         gauge("phs_streams", "Bulk streams open", lambda: admission.streams)
         gauge("phs_in_flight_bytes", "Bytes of requests in progress", lambda: admission.bytes_held)
@@ -145,8 +150,12 @@ def _ready(service: FocusEncoderService) -> float:
     return service.pipeline is not None and service.pipeline.healthy
 
 
-def _queue_depth(service: FocusEncoderService) -> float:
-    return 0 if service.pipeline is None else service.pipeline.queue_depth
+def _queue_depth(service: FocusEncoderService, queue: str) -> float:
+    return 0 if service.pipeline is None else service.pipeline.queue_depths[queue]
+
+
+def _waiting_images(service: FocusEncoderService) -> float:
+    return 0 if service.pipeline is None else service.pipeline.waiting
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 
 Loading is transformers' own, safetensors only, never with remote code. Before a model is served, the cut model's
 readout with every head at weight 1 is compared with the model's own forward: if transformers changes under us, we
-refuse to serve rather than return other embeddings.
+refuse to serve rather than return other embeddings. The engine repeats it on its device (encoder.warm_up).
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from torch import nn
 
 from phs_milvus.errors import ModelError
+from phs_milvus.types import Float32Array
 from phs_server.backbone import FAMILIES, Backbone, Family, Model
 
 log = logging.getLogger(__name__)
@@ -62,16 +65,28 @@ class Preprocessing:
         """Patches along one side."""
         return self.image_size // self.patch_size
 
+    def normalised(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """uint8 [3, S, S] -> float32 [1, 3, S, S]."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return ((torch.from_numpy(pixels) / 255 - mean) / std).unsqueeze(0)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded, cut and checked model, in float32 on the CPU."""
+    """A loaded, cut and checked model, in float32 on the CPU.
+
+    Attributes:
+        sample: uint8 [3, S, S], RGB noise.
+        sample_embedding: float32 [E], of the sample by the model before it was cut, l2-normalised.
+    """
 
     model_id: str
     model_type: str
     fingerprint: str
     backbone: Backbone
     preprocessing: Preprocessing
+    sample: npt.NDArray[np.uint8]
+    sample_embedding: Float32Array
 
 
 def load(model_id: str, image_size: int | None = None) -> Checkpoint:
@@ -94,8 +109,10 @@ def load(model_id: str, image_size: int | None = None) -> Checkpoint:
     preprocessing = _load_preprocessing(model_id, model_type, config, image_size)
     model = _load_model(model_id, model_type, config)
     fingerprint = _fingerprint(model, model_type, preprocessing)
-    backbone = _cut_and_check(model, family, preprocessing)
-    return Checkpoint(model_id, model_type, fingerprint, backbone, preprocessing)
+    side = preprocessing.image_size
+    sample = np.random.default_rng(0).integers(0, 256, (3, side, side), np.uint8)
+    backbone, embedding = _cut_and_check(model, family, preprocessing.normalised(sample))
+    return Checkpoint(model_id, model_type, fingerprint, backbone, preprocessing, sample, embedding)
 
 
 def _load_config(model_id: str) -> tuple[transformers.PretrainedConfig, str]:
@@ -219,9 +236,8 @@ def _fingerprint(model: Model, model_type: str, preprocessing: Preprocessing) ->
 
 
 @torch.no_grad()
-def _cut_and_check(model: Model, family: Family, preprocessing: Preprocessing) -> Backbone:
-    side = preprocessing.image_size
-    pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+def _cut_and_check(model: Model, family: Family, pixels: torch.Tensor) -> tuple[Backbone, Float32Array]:
+    """The cut model, and the whole model's embedding float32 [E] of pixels float32 [1, 3, S, S]."""
     expected = nn.functional.normalize(family.embed(model, pixels).float(), dim=-1)
     backbone = family.cut(model, family.trunk)
     last = backbone(pixels)
@@ -233,4 +249,4 @@ def _cut_and_check(model: Model, family: Family, preprocessing: Preprocessing) -
             f"(allowed {_SELF_CHECK_TOLERANCE:g}) with transformers {transformers.__version__}; refusing to serve it"
         )
     log.info("self-check: readout equals the model's own embedding to %.1e", error)
-    return backbone
+    return backbone, expected[0].numpy()

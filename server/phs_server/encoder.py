@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _RERANK_ROWS = 2048
 # Distinct head weights among them.
 _RERANK_WEIGHTS = 32
+# With the model's own float32 embedding, for an engine that is to be served.
+_LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.999, "float16": 0.999}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class FocusEngine:
         self.backbone = checkpoint.backbone
         self.backbone.set_precision(getattr(torch, self.precision))
         self.backbone.to(self.device)
-        self._input_shape = (3, checkpoint.preprocessing.image_size, checkpoint.preprocessing.image_size)
+        self._sample, self._sample_embedding = checkpoint.sample, checkpoint.sample_embedding
         self._patches = checkpoint.preprocessing.grid**2
         mean, std = (torch.tensor(values) for values in (checkpoint.preprocessing.mean, checkpoint.preprocessing.std))
         # (x / 255 - mean) / std as one multiply-add.
@@ -87,10 +89,13 @@ class FocusEngine:
         """Runs the batch sizes to come once, so that the first request pays for no lazy set-up.
 
         On a GPU records the graphs. Sizes that do not fit into its memory are split from then on.
+
+        Raises:
+            ModelError: in this precision, with this device's kernels, the embedding is not the model's own.
         """
         sizes = {1, max_batch_size} if self._cuda is None else batch_buckets(max_batch_size)
         for size in sorted(sizes):
-            batch = self._blank(size)
+            batch = self._samples(size)
             if self._cuda is not None and self._gpu_mode != "eager":
                 try:
                     self._cuda.capture(*batch)
@@ -102,7 +107,7 @@ class FocusEngine:
                     log.warning("CUDA graphs are off, this model cannot be captured: %s", str(error).splitlines()[0])
                     self._cuda.forget()
                     self._gpu_mode = "eager"
-            self.encode(*batch)
+            self._check(self.encode(*batch).embeddings)
 
     @property
     def has_fovea(self) -> bool:
@@ -189,10 +194,21 @@ class FocusEngine:
         attention = last.attention if look is None else roi_attention(last.attention, masks, look.roi)
         return embeddings, states, scores, weights, attention
 
-    def _blank(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Arguments of `encode` for `size` black images without a prompt."""
+    def _check(self, embeddings: Float32Array) -> None:
+        """Raises ModelError where the embeddings [B, E] of the sample are not the one of the model as it was loaded."""
+        cosine = float((embeddings @ self._sample_embedding).min())
+        least = _LEAST_COSINE[self.precision]
+        if not cosine >= least:
+            raise ModelError(
+                f"self-check failed: in {self.precision} on {self.device} a batch of {len(embeddings)} has cosine "
+                f"{cosine:.6f} with the model's own float32 embedding (needed: {least:g}); refusing to serve it. Try "
+                "--precision float32 or --gpu-mode eager"
+            )
+
+    def _samples(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Arguments of `encode` for the checkpoint's sample, `size` times, without a prompt."""
         return (
-            np.zeros((size, *self._input_shape), np.uint8),
+            np.repeat(self._sample[None], size, axis=0),
             np.zeros((size, self._patches), np.float32),
             np.zeros(size, np.int64),
         )

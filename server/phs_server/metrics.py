@@ -19,6 +19,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        self._gauges: dict[str, Gauge] = {}
         self._images = Counter("phs_images_served", "Images encoded and answered", registry=registry)
         self._errors = Counter(
             "phs_errors",
@@ -37,9 +38,12 @@ class Metrics:
         }
         self._model = Gauge("phs_model_info", "Always 1", ["model_id", "fingerprint", "precision"], registry=registry)
 
-    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Adds a value that is read when asked for."""
-        Gauge(name, text, registry=self.registry).set_function(read)
+    def gauge(self, name: str, text: str, read: Callable[[], float], **labels: str) -> None:
+        """Adds a value that is read when asked for; once for each value of its labels."""
+        gauge = self._gauges.get(name)
+        if gauge is None:
+            gauge = self._gauges[name] = Gauge(name, text, list(labels), registry=self.registry)
+        (gauge.labels(**labels) if labels else gauge).set_function(read)
 
     def served(self, timings: Timings | None) -> None:
         """One image was answered."""

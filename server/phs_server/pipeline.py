@@ -173,9 +173,14 @@ class Pipeline:
         return self._decodes.alive and self._encodes.alive and self._reranks.alive
 
     @property
-    def queue_depth(self) -> int:
-        """Decoded images that wait for a batch."""
-        return self._encodes.depth
+    def queue_depths(self) -> dict[str, int]:
+        """Items that wait: images to be decoded, decoded images for a batch, reranks."""
+        return {"decode": self._decodes.depth, "encode": self._encodes.depth, "rerank": self._reranks.depth}
+
+    @property
+    def waiting(self) -> int:
+        """Bulk images that wait in front of the queues."""
+        return self._gate.waiting
 
     def close(self, timeout: float) -> None:
         """Finishes queued work for up to `timeout` seconds, then fails what is left."""
