@@ -57,7 +57,7 @@ def choose(study: Study, conditions: Mapping[str, QuerySet]) -> Section:
     chosen = {"focus": _HELD_OUT, **_columns(study, list(conditions), held_out), "folds that choose it": len(winners)}
     note = (
         f"{metric} over {', '.join(conditions)}; differences are paired, to whole-image search. The first row is "
-        "chosen on four folds and measured on the fifth; the others are measured on all the images they may be chosen on."
+        "chosen on four folds and measured on the fifth; the others are measured on all images."
     )
     return Section(f"{study.model}: which focus holds up", note, [chosen, *rows])
 
