@@ -50,7 +50,12 @@ def test_heads(study: Study) -> None:
 def test_robustness(study: Study) -> None:
     choice, *sections = PRESETS["robustness"].run(study)
     assert len(sections) == 4
-    assert sum(row["folds that choose it"] for row in choice.rows) == 5
+    held_out, *settings = choice.rows
+    assert held_out["focus"] == "chosen on the other folds"
+    assert sum(row["folds that choose it"] for row in settings) == held_out["folds that choose it"] == 5
+    # What is chosen without peeking is no better than the best that peeking finds.
+    assert held_out["mean"] <= settings[0]["mean"] + 1e-9
+    assert all(" ± " in row["clicks, difference ± SE"] for row in choice.rows)
     for section in sections:
         whole = [value for name, value in section.rows[0].items() if isinstance(value, float)]
         assert section.rows[0]["method"] == "whole image" and len(set(whole)) == 1

@@ -5,7 +5,7 @@ Each query's quality is the mean over the conditions; each fold is answered with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from phs_milvus.evaluation.metrics import Outcome, folds, paired
 from phs_milvus.evaluation.report import Section
 from phs_milvus.types import Focus
 
+_HELD_OUT = "chosen on the other folds"
 # With roi 1 throughout: the looks that the sweeps of this preset have in the cache.
 _ZOOMS: tuple[tuple[float, ...], ...] = (
     (0.0,),
@@ -36,35 +37,37 @@ def choose(study: Study, conditions: Mapping[str, QuerySet]) -> Section:
     methods = [Focused(focus) for focus in focuses]
     by_condition = {name: study.measure(methods, queries) for name, queries in conditions.items()}
     metric = study.metric
-    together = [
-        Outcome(
-            method.name,
-            {metric: np.mean([outcomes[index].values[metric] for outcomes in by_condition.values()], axis=0)},
-            study.base.labels,
-            study.base.images,
-        )
-        for index, method in enumerate(methods)
-    ]
-    values = np.stack([outcome.values[metric] for outcome in together])
+    # [conditions, settings, queries], and the mean over the conditions
+    every = np.array([[outcome.values[metric] for outcome in outcomes] for outcomes in by_condition.values()])
+    values = every.mean(axis=0)
     parts = folds(study.base.images, seed=study.seed)
     winners = {int(part): int(values[:, parts != part].mean(axis=1).argmax()) for part in np.unique(parts)}
-    held_out = np.empty(values.shape[1])
+    held_out = np.empty((len(conditions), values.shape[1]))
     for part, winner in winners.items():
-        held_out[parts == part] = values[winner, parts == part]
-    chosen = Outcome("chosen", {metric: held_out}, study.base.labels, study.base.images)
-    rows: list[dict[str, Any]] = [
+        held_out[:, parts == part] = every[:, winner, parts == part]
+    rows = [
         {
             "focus": describe(focus, None, "top", True),
-            **{name: outcomes[index].mean(metric) for name, outcomes in by_condition.items()},
-            "mean": together[index].mean(metric),
-            "mean, difference ± SE [95%]": str(paired(together[index], study.base, metric, seed=study.seed)),
+            **_columns(study, list(conditions), every[:, index]),
             "folds that choose it": list(winners.values()).count(index),
         }
         for index, focus in enumerate(focuses)
     ]
     rows.sort(key=lambda row: -row["mean"])
+    chosen = {"focus": _HELD_OUT, **_columns(study, list(conditions), held_out), "folds that choose it": len(winners)}
     note = (
-        f"{metric} over {', '.join(conditions)}. Choosing on four folds and measuring on the fifth gives "
-        f"{chosen.mean(metric):.3f}, {paired(chosen, study.base, metric, seed=study.seed)} to whole-image search."
+        f"{metric} over {', '.join(conditions)}; differences are paired, to whole-image search. The first row is "
+        "chosen on four folds and measured on the fifth; the others are measured on all images."
     )
-    return Section(f"{study.model}: which focus holds up", note, rows)
+    return Section(f"{study.model}: which focus holds up", note, [chosen, *rows])
+
+
+def _columns(study: Study, names: Sequence[str], values: np.ndarray) -> dict[str, Any]:
+    """Each condition's metric and difference, and those of their mean, of one setting's values [conditions, Q]."""
+    columns: dict[str, Any] = {}
+    for name, of_queries in zip([*names, "mean"], [*values, values.mean(axis=0)], strict=True):
+        outcome = Outcome(name, {study.metric: of_queries}, study.base.labels, study.base.images)
+        difference = paired(outcome, study.base, study.metric, seed=study.seed)
+        columns[name] = outcome.mean(study.metric)
+        columns[f"{name}, difference ± SE"] = f"{difference.mean:+.3f} ± {difference.error:.3f}"
+    return columns
