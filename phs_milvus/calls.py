@@ -223,7 +223,7 @@ def translate(error: grpc.RpcError, address: str) -> PhsError:
     if code is grpc.StatusCode.UNAVAILABLE:
         details = (
             f"no answer from the embedding server at {address} ({details}); "
-            "is it running? start one with: phs-server --model <id or directory>"
+            "is it running, and does it want TLS? start one with: phs-server --model <id or directory>"
         )
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         details = f"the embedding server at {address} did not answer in time ({details})"

@@ -106,7 +106,9 @@ class FocusedCollection:
         with errors(f"cannot open collection {name!r}"):
             if not client.has_collection(name):
                 there = ", ".join(sorted(client.list_collections())) or "none"
-                raise CollectionError(f"there is no collection {name!r}; there are: {there}")
+                raise CollectionError(
+                    f"there is no collection {name!r}; there are: {there}; phs-milvus ingest makes one"
+                )
             description = client.describe_collection(name)
             record = schema.remembered(description)
             if record and model:

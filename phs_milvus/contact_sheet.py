@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from phs_milvus.errors import PhsError
+from phs_milvus.errors import InvalidInput, PhsError
 from phs_milvus.images import ImageSource, decode_upright, load_image
 from phs_milvus.prompts import Prompt, to_array
 from phs_milvus.search import Hit
@@ -95,6 +96,19 @@ def heads_tiles(picture: Image.Image, explanation: Explanation) -> list[Tile]:
         seen = heat(picture.crop(explanation.region), attention)
         tiles.append(Tile(seen, title, note, ACCENT if selected else None))
     return tiles
+
+
+def save(picture: Image.Image, path: str) -> None:
+    """Writes a picture in the format that its name ends in, and says so on stderr.
+
+    Raises:
+        InvalidInput: a folder that is not there, or an ending that is no picture format.
+    """
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"cannot write {path}: {error}", "save") from None
+    print(f"saved {path}", file=sys.stderr)
 
 
 def load_picture(source: ImageSource) -> Image.Image:

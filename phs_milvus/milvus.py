@@ -21,6 +21,9 @@ for _name in ("pymilvus.decorators", "milvus_lite.server_manager"):
 
 __all__ = ["DataType", "MilvusClient", "close", "connect", "errors", "is_lite", "message_of"]
 
+# pymilvus pings every 10 s, and Milvus Lite's server takes that for abuse when a call runs long.
+_LITE_OPTIONS = {"grpc.keepalive_time_ms": 600_000}
+
 _FAILURES = (MilvusException, grpc.RpcError)
 _lite_paths: WeakKeyDictionary[MilvusClient, str] = WeakKeyDictionary()
 
@@ -51,7 +54,7 @@ def connect(uri: str, token: str = "", *, timeout: float = 10.0, **kwargs: Any) 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         set_aside_stored_logs(path)
-        client = MilvusClient(str(path), **kwargs)
+        client = MilvusClient(str(path), **{"grpc_options": _LITE_OPTIONS, **kwargs})
     except (OSError, *_FAILURES) as error:
         raise CollectionError(f"cannot open Milvus Lite at {path}: {_why_lite_fails(path, error)}") from error
     _lite_paths[client] = str(path)

@@ -152,3 +152,10 @@ def test_help_teaches(run: Run, command: tuple[str, ...]) -> None:
     assert "usage: phs-milvus" in done.stdout
     assert command != ("serve",) or "(default: text)" in done.stdout
     assert len(done.stdout) > 300
+
+
+def test_a_picture_that_cannot_be_written_is_explained(run: Run, photos: list[Path]) -> None:
+    for name in ("no-such-folder/heads.png", "heads.nonsense"):
+        done = run("explain", photos[0], "--save", name)
+        assert done.returncode == 1
+        assert f"save: cannot write {name}" in done.stderr and "Traceback" not in done.stderr

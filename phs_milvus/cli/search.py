@@ -78,17 +78,16 @@ def _search(options: argparse.Namespace) -> int:
             focus=focus_of(options, settings),
         )
         image = search.locate(StoredImage(options.image)) if options.stored else options.image
-    if options.save:
-        from phs_milvus.contact_sheet import search_sheet
-
-        search_sheet(image, prompt, result.hits, lambda hit: _file_of(hit, options.root)).save(options.save)
-        print(f"saved {options.save}", file=sys.stderr)
     if options.json:
         print(json.dumps(result.rows(), indent=2, default=str))
-        return 0
-    print(result)
-    times = f"encode {result.encode_ms:.0f} ms, Milvus {result.ann_ms:.0f} ms, rerank {result.rerank_ms:.0f} ms"
-    print(f"\n{times}", file=sys.stderr)
+    else:
+        print(result)
+        times = f"encode {result.encode_ms:.0f} ms, Milvus {result.ann_ms:.0f} ms, rerank {result.rerank_ms:.0f} ms"
+        print(f"\n{times}", file=sys.stderr)
+    if options.save:
+        from phs_milvus.contact_sheet import save, search_sheet
+
+        save(search_sheet(image, prompt, result.hits, lambda hit: _file_of(hit, options.root)), options.save)
     return 0
 
 
@@ -120,10 +119,9 @@ def _explain(options: argparse.Namespace) -> int:
                 print(title)
             _print_heads(explanation)
     if options.save:
-        from phs_milvus.contact_sheet import heads_sheet
+        from phs_milvus.contact_sheet import heads_sheet, save
 
-        heads_sheet(options.image, prompt, explanations).save(options.save)
-        print(f"saved {options.save}", file=sys.stderr)
+        save(heads_sheet(options.image, prompt, explanations), options.save)
     return 0
 
 
