@@ -68,7 +68,10 @@ class Settings:
     )
     max_streams: int = _setting(16, "bulk streams at once; more are answered RESOURCE_EXHAUSTED", minimum=1)
     max_connection_calls: int = _setting(
-        256, "calls and streams at once on one connection; more wait in the client", minimum=1
+        256,
+        "calls and streams at once on one connection; more wait in the client, or are UNAVAILABLE where those that it "
+        "cancelled are not yet cleared away",
+        minimum=1,
     )
     max_in_flight_bytes: int = _setting(
         2**30,
