@@ -63,7 +63,7 @@ def test_focus_is_checked_against_the_model() -> None:
     assert wire.focus_from_pb(pb.EncodeRequest(focus=pb.Focus(heads=12)), 12) == Focus(12)
     with pytest.raises(InvalidInput, match="heads is 13, but the model has 12"):
         wire.focus_from_pb(pb.EncodeRequest(focus=pb.Focus(heads=13)), 12)
-    with pytest.raises(InvalidInput, match="at least 1"):
+    with pytest.raises(InvalidInput, match="whole number from 1, or None, got 0"):
         Focus(heads=0)
 
 
