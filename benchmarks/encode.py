@@ -88,7 +88,7 @@ def utilisation(size: str, directory: Path, device: str, batch: int, ceiling: fl
     """One row: images per second and the share of the matrix-product ceiling, FLOP/s, that the model itself uses."""
     engine = FocusEngine(checkpoint.load(str(directory)), device, "bfloat16", "compile")
     engine.warm_up(batch)
-    arguments = engine._blank(batch)
+    arguments = engine.sample_batch(batch)
     seconds, _ = interleaved({"ours": lambda: engine.encode(*arguments)}, seconds=3)["ours"]
     config = engine.backbone.model.config
     tokens, width, layers = 257, config.hidden_size, config.num_hidden_layers

@@ -48,7 +48,7 @@ def main() -> None:
         model = dinov2(arguments.size, Path(folder))
         engine = FocusEngine(checkpoint.load(str(model)), resolve_devices("auto")[0], "auto")
         engine.warm_up(arguments.batch)
-        ready = engine._blank(arguments.batch)
+        ready = engine.sample_batch(arguments.batch)
         with server(model, *flags) as (address, process), Encoder(address, timeout=300) as encoder:
 
             def stream() -> None:

@@ -49,7 +49,7 @@ def compare(engine: FocusEngine, candidates: int, queries: int, seconds: float, 
     weights = np.zeros((queries, heads), np.float32)
     for row in weights:
         row[rng.choice(heads, 5, replace=False)] = heads / 5
-    batch = engine._blank(_BATCH)
+    batch = engine.sample_batch(_BATCH)
     result = interleaved(
         {
             "rerank": lambda: engine.rerank(embeddings, weights, states),

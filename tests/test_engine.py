@@ -21,7 +21,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def images(engine: FocusEngine, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Arguments of encode: noise images with random masks; every other one without a prompt."""
     rng = np.random.default_rng(seed)
-    pixels, masks, heads = engine._samples(count)
+    pixels, masks, heads = engine.sample_batch(count)
     pixels = rng.integers(0, 256, pixels.shape, np.uint8)
     masks[::2] = rng.random(masks[::2].shape)
     heads[::2] = 2

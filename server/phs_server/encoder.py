@@ -95,7 +95,7 @@ class FocusEngine:
         """
         sizes = {1, max_batch_size} if self._cuda is None else batch_buckets(max_batch_size)
         for size in sorted(sizes):
-            batch = self._samples(size)
+            batch = self.sample_batch(size)
             if self._cuda is not None and self._gpu_mode != "eager":
                 try:
                     self._cuda.capture(*batch)
@@ -205,7 +205,7 @@ class FocusEngine:
                 "--precision float32 or --gpu-mode eager"
             )
 
-    def _samples(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def sample_batch(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Arguments of `encode` for the checkpoint's sample, `size` times, without a prompt."""
         return (
             np.repeat(self._sample[None], size, axis=0),
