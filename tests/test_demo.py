@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from phs_milvus import Encoder, Focus, FocusedCollection, FocusedSearch, ingest_folder
-from phs_milvus.demo.measure import chance, measure
+from phs_milvus.demo.measure import Measured, chance, measure
+from phs_milvus.demo.page import write_page
 from phs_milvus.demo.run import BUNDLED_MODEL, BUNDLED_SCENES, run_demo
 from phs_milvus.demo.scenes import Scene, load_scenes, queries
 from phs_milvus.images import load_image
@@ -95,6 +96,7 @@ def test_the_page_shows_every_query(encoder: Encoder, tmp_path: Path, make_image
     finally:
         close(client)
     assert page.count("<section>") == 7
+    assert "middle of each picture" in page and "green frame" not in page.lower()
     sources = re.findall(r"<img src='([^']*)'", page)
     # Per query: itself, four heads, and six hits of each search.
     assert len(sources) == 6 * (1 + 4 + 6 + 6)
@@ -110,3 +112,14 @@ def test_the_bundled_model_is_served_like_any_checkpoint() -> None:
     loaded = checkpoint.load(str(BUNDLED_MODEL))
     assert (loaded.backbone.heads, loaded.preprocessing.image_size) == (12, 224)
     assert sum(path.stat().st_size for path in BUNDLED_MODEL.iterdir()) < 12_000_000
+
+
+def test_the_page_speaks_of_what_is_shown_whatever_the_model(encoder: Encoder, tmp_path: Path) -> None:
+    """Ground truth comes with the pictures, the warning with the model: either may be there without the other."""
+    measured = [Measured("whole image", 0.2, 0.0, 0.0)]
+    for figures, bundled in ((measured, False), ([], True)):
+        file = write_page(tmp_path / "p.html", encoder.info, Focus(heads=2), 9, [], figures, 9, 0.1, bundled=bundled)
+        page = file.read_text()
+        assert ("A green frame" in page) == bool(figures)
+        assert ("middle of each picture" in page) != bool(figures)
+        assert ("not for photos" in page) == bundled

@@ -10,13 +10,14 @@ from phs_milvus.cli.connections import add_encoder_flags, address_of, open_encod
 
 _AFTERWARDS = """
 Open {page} in a browser, or look at {sheet} and its neighbours.
-Each query was searched twice: with the whole picture, and with the part that is outlined. A green frame says the
-thing pointed at is in the picture. The bundled model is a small one for trying things out, not for photos.
+Each query was searched twice: with the whole picture, and with the part that is outlined.{truth}{model}
 
 On your own photos:
   phs-milvus ingest ~/Pictures --model facebook/dinov2-base
   phs-milvus search photo.jpg --box 40,60,180,220 --save hits.png --model facebook/dinov2-base
   phs-milvus explain photo.jpg --box 40,60,180,220 --save heads.png --model facebook/dinov2-base"""
+_TRUTH = "\nA green frame says the thing pointed at is in the picture."
+_BUNDLED = "\nThe bundled model is a small one for trying things out, not for photos."
 
 
 def add_commands(commands: Any) -> None:
@@ -43,5 +44,7 @@ def _demo(options: argparse.Namespace) -> int:
     options.milvus = str(output / "demo.db")
     with open_encoder(options) as encoder, open_milvus(options) as client:
         page = run_demo(encoder, client, output, Path(options.images) if options.images else None)
-    print(_AFTERWARDS.format(page=page, sheet=output / "query-1.png"))
+    truth = "" if options.images else _TRUTH
+    model = _BUNDLED if options.model == str(BUNDLED_MODEL) else ""
+    print(_AFTERWARDS.format(page=page, sheet=output / "query-1.png", truth=truth, model=model))
     return 0

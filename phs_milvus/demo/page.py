@@ -62,14 +62,16 @@ def _intro(info: ModelInfo, focus: Focus, pictures: int, truth: bool, bundled: b
         f"of the model's last layer that look there: {focus.heads} of {info.heads}. The candidates are then "
         "scored again with the same heads (Query-DB PHS), from two small vectors stored with each picture.</p>"
     )
-    if not bundled:
-        return (
-            text
-            + f"<p>Model: {model}. The prompts are the middle of each picture; point with care and it is better.</p>"
+    if truth:
+        text += (
+            "<p>A green frame: the thing pointed at is in the picture. The queries are taken at even steps through "
+            "the set, not chosen by their results.</p>"
         )
+    else:
+        text += "<p>The prompts are simply the middle of each picture; point with care and it is better.</p>"
+    if not bundled:
+        return text + f"<p>Model: <code>{model}</code>.</p>"
     return text + (
-        "<p>A green frame: the thing pointed at is in the picture. The queries are taken at even steps through the "
-        "set, not chosen by their results.</p>"
         "<p class=note>The bundled model is small and was trained on scenes like these. It is for trying "
         "things out, <b>not for photos</b>; for those use <code>facebook/dinov2-base</code>.</p>"
     )
