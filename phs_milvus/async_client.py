@@ -49,7 +49,7 @@ class AsyncEncoder:
     async def info(self) -> ModelInfo:
         """The server's model and limits. Binds this client to that model, see `Encoder.info`."""
         info = wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
-        self._expected = self._expected or info.fingerprint
+        self._expected = calls.bound_to(self._expected, info)
         self._limits = info.limits
         return info
 

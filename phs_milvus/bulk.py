@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from phs_milvus import wire
 from phs_milvus._pb import encoder_pb2 as pb
-from phs_milvus.errors import DeadlineExceeded, PhsError
+from phs_milvus.errors import DeadlineExceeded, InvalidInput, PhsError
 from phs_milvus.types import Encoding
 
 _FIRST_PAUSE = 0.1
@@ -28,6 +28,8 @@ class Window:
     """
 
     def __init__(self, size: int) -> None:
+        if size < 1:
+            raise InvalidInput(f"is at least 1, got {size}", "in_flight")
         self._size = size
         self._next = 0
         self._items: OrderedDict[int, pb.EncodeStreamRequest | Encoding | PhsError] = OrderedDict()

@@ -19,12 +19,13 @@ from phs_milvus.errors import (
     EncoderUnavailable,
     ImageError,
     InvalidInput,
+    ModelMismatch,
     PhsError,
     error_from_status,
 )
 from phs_milvus.images import ImageSource, load_image
 from phs_milvus.prompts import Prompt, to_runs
-from phs_milvus.types import Encoding, Float16Array, Float32Array, Focus, Limits
+from phs_milvus.types import Encoding, Float16Array, Float32Array, Focus, Limits, ModelInfo
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 30.0
@@ -120,6 +121,20 @@ def explain_request(
     source = load_image(image)
     runs = to_runs(prompt, source.width, source.height)
     return _sized(wire.explain_request(source.data, runs, focus, expected), limits)
+
+
+def bound_to(expected: str, info: ModelInfo) -> str:
+    """The fingerprint that a client which expects `expected`, or nothing yet, is bound to.
+
+    Raises:
+        ModelMismatch: the server runs another model.
+    """
+    if expected not in ("", info.fingerprint):
+        raise ModelMismatch(
+            f"expected the model with fingerprint {expected[:12]}, the server runs {info.model_id} with "
+            f"{info.fingerprint[:12]}"
+        )
+    return info.fingerprint
 
 
 def _sized(request: Request, limits: Limits) -> Request:

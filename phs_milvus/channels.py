@@ -45,7 +45,8 @@ class Tls:
     Attributes:
         ca: certificate authorities that sign servers; None: the system's.
         cert, key: this client's own certificate chain and key, for servers that ask for one (mutual TLS).
-        server_name: the name in the server's certificate, where it is not the one in the address.
+        server_name: the name in the server's certificate, where it is not the one in the address. With several
+            addresses every server's certificate must carry this name, or else the host name of the first address.
     """
 
     ca: str | os.PathLike[str] | None = None
@@ -73,8 +74,9 @@ def channel_credentials(tls: Tls | bool | None) -> grpc.ChannelCredentials | Non
 def channel_options(address: Address, tls: Tls | bool | None) -> list[tuple[str, int | str]]:
     """gRPC channel arguments."""
     options: list[tuple[str, int | str]] = [
-        ("grpc.max_send_message_length", Limits.message_bytes),
-        ("grpc.max_receive_message_length", Limits.message_bytes),
+        # phs_milvus.calls keeps messages within the server's own limit, which may be above the default.
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
         # gRPC does not retry a call whose message outgrew this buffer; the default is 256 KiB, less than many photos.
         ("grpc.per_rpc_retry_buffer_size", Limits.message_bytes),
         # A server that vanished without a word is noticed while calls wait for it. It must allow such pings.

@@ -84,7 +84,7 @@ class Encoder:
         server's limits fail before they are sent, if its limits are other than the defaults.
         """
         info = wire.info_from_pb(self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
-        self._expected = self._expected or info.fingerprint
+        self._expected = calls.bound_to(self._expected, info)
         self._limits = info.limits
         return info
 

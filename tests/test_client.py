@@ -145,6 +145,8 @@ def test_another_model_is_a_mismatch(address: str, encoder: Encoder, images: lis
             other.encode(images[0])
         (result,) = other.encode_many([images[0]])
         assert isinstance(result, ModelMismatch)
+        with pytest.raises(ModelMismatch, match="fingerprint"):
+            other.info  # noqa: B018
     with Encoder(address, expected_fingerprint=encoder.info.fingerprint) as same:
         assert same.encode(images[0]).width == 160
 
@@ -226,6 +228,8 @@ def test_addresses_that_cannot_be_used(address: list[str]) -> None:
 def test_bulk_keeps_order_around_bad_images(encoder: Encoder, images: list[Path], embeddings: np.ndarray) -> None:
     data = images[1].read_bytes()
     mixed = [images[0], "nowhere.jpg", images[1], data[:900], b"", images[2]]
+    with pytest.raises(InvalidInput, match="at least 1"):
+        next(encoder.encode_many(mixed, in_flight=0))
     results = list(encoder.encode_many(mixed, in_flight=2))
     kinds = [type(result) for result in results]
     assert kinds == [Encoding, ImageError, Encoding, ImageError, ImageError, Encoding]
