@@ -43,7 +43,9 @@ def ingest_folder(
 ) -> IngestReport:
     """Encodes every image below a folder into a collection; files that are there unchanged are skipped.
 
-    A row's id is the file's path relative to `root` with forward slashes. Its metadata are `path` (absolute),
+    A row's id is the file's path relative to `root` with forward slashes. Several folders may go into one collection as
+    long as no id is in two of them: a file whose id belongs to another file, still there under another root, is
+    reported as failed and the other's row is kept. A row's metadata are `path` (absolute),
     `width` and `height` (of the upright image) and what `metadata` returns. Files that cannot be read are reported
     and left out; everything else is stored. On any interruption, kill -9 included, what was stored stays whole.
 
@@ -78,6 +80,12 @@ def ingest_folder(
         collection.flush()
     run.report.seconds = time.monotonic() - started
     return run.report
+
+
+def _taken(stored: str) -> InvalidInput:
+    return InvalidInput(
+        f"that id belongs to {stored}; ingest a folder that holds both, or use another collection", "id"
+    )
 
 
 @dataclass
@@ -160,12 +168,19 @@ class _Run:
             moved = []
             # Only files that have a row are read here, and not kept: most of them are unchanged.
             for file, digest in ahead(pool, lambda file: "" if file.new else sha256_of(file.path), files):
-                if file.new or digest != rows[file.id].get(digest_field):
+                stored = "" if file.new else rows[file.id].get("path") or ""
+                elsewhere = stored not in ("", str(file.path)) and not is_gone(Path(stored))
+                changed = not file.new and digest != rows[file.id].get(digest_field)
+                if changed and elsewhere:
+                    self.fail(file.id, _taken(stored))
+                    bar.advance()
+                    continue
+                if file.new or changed:
                     yield file
                     continue
                 self.report.skipped_unchanged += 1
                 bar.advance()
-                if "path" in wanted and rows[file.id].get("path") != str(file.path):
+                if "path" in wanted and stored != str(file.path) and not elsewhere:
                     moved.append(file.id)
             self._move(moved)
 
@@ -213,25 +228,26 @@ class _Run:
             self._store()
 
     def _store(self) -> None:
-        # Taken out first: a write that is interrupted is not repeated, for a server would store its rows twice.
+        # New rows are upserted too: pymilvus resends a batch whose answer was lost, and a server that had stored an
+        # insert by then would have its rows twice.
         new, self._new = self._new, []
         changed, self._changed = self._changed, []
-        self.report.encoded += self._write(new, self._collection.insert)
-        replaced = self._write(changed, self._collection.upsert)
+        self.report.encoded += self._write(new)
+        replaced = self._write(changed)
         self.report.encoded += replaced
         self.report.changed += replaced
 
-    def _write(self, rows: list[Row], write: Callable[[list[Row]], None]) -> int:
+    def _write(self, rows: list[Row]) -> int:
         """Writes rows; returns how many."""
         try:
-            write(rows)
+            self._collection.upsert(rows)
             return len(rows)
         except InvalidInput as error:
             # Nothing was stored. One by one, the bad rows fail alone.
             if len(rows) == 1:
                 self.fail(str(rows[0].id), error)
                 return 0
-            return sum(self._write([row], write) for row in rows)
+            return sum(self._write([row]) for row in rows)
 
     def _move(self, names: list[str]) -> None:
         """Brings `path` up to date where the folder is now somewhere else; nothing is encoded again."""

@@ -197,6 +197,23 @@ def test_prune_leaves_what_is_not_its_own(
     assert collection.count() == 7
 
 
+def test_a_second_folder_does_not_take_the_ids_of_the_first(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    make_images(root, 3)
+    run(root, collection, encoder)
+    before = rows_of(collection)
+    second = root.with_name("second")
+    make_images(second, 4, seed=9)
+    shutil.copy(root / "image-0002.jpg", second)  # the same picture under the same name is no conflict
+    report = run(second, collection, encoder)
+    assert (report.encoded, report.skipped_unchanged, report.failed_count) == (1, 1, 2)
+    assert dict(report.failed).keys() == {"image-0000.jpg", "image-0001.jpg"}
+    assert all(str(root) in reason for _, reason in report.failed)
+    after = rows_of(collection)
+    assert {name: after[name] for name in before} == before
+
+
 def test_a_moved_folder_is_not_encoded_again(
     root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
 ) -> None:
