@@ -92,9 +92,11 @@ class SearchResult(Sequence[Hit]):
         return iter(self.hits)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat dict per hit: rank, id, the scores and ranks, and the output fields."""
+        """One flat dict per hit: the output fields, and rank, id, the scores and ranks, which come before a field of
+        the same name."""
         return [
             {
+                **hit.fields,
                 "rank": rank,
                 "id": hit.id,
                 "score": hit.score,
@@ -102,7 +104,6 @@ class SearchResult(Sequence[Hit]):
                 "ann_rank": hit.ann_rank,
                 "rerank_score": hit.rerank_score,
                 "rerank_rank": hit.rerank_rank,
-                **{name: value for name, value in hit.fields.items() if name != "id"},
             }
             for rank, hit in enumerate(self.hits, start=1)
         ]
@@ -243,11 +244,14 @@ class FocusedSearch:
         """
         if not isinstance(image, StoredImage):
             return image
-        if self._image_root is not None:
-            return self._image_root / str(image.id)
-        rows = self._collection.get([image.id], output_fields=["path"])
+        layout = self._collection.layout
+        has_path = self._image_root is None and (layout.dynamic or "path" in layout.others)
+        # Asked for under image_root too: an id that a stranger made up must not name a file outside it.
+        rows = self._collection.get([image.id], output_fields=["path"] if has_path else [])
         if not rows:
             raise InvalidInput(f"no row with id {image.id!r} in collection '{self._collection.name}'", "image")
+        if self._image_root is not None:
+            return self._image_root / str(image.id)
         path = rows[0].get("path")
         if not path:
             raise InvalidInput(
@@ -260,9 +264,9 @@ class FocusedSearch:
         if not hits:
             return []
         try:
-            states = state.unpack(candidates.states or [], self._encoder.info.hidden_size)
+            states = state.unpack(candidates.states or [], self._encoder.info.hidden_size, candidates.ids)
         except StateError as error:
-            raise StateError(f"collection '{self._collection.name}', candidate {error}") from None
+            raise StateError(f"collection '{self._collection.name}', {error}") from None
         ranking = self._reranker.rerank_states(query, states, top_k=limit)
         return [
             replace(hits[index], score=float(score), rerank_score=float(score), rerank_rank=rank)

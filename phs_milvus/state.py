@@ -47,25 +47,29 @@ def pack(state: npt.ArrayLike) -> str:
     return base64.b64encode(array.tobytes()).decode("ascii")
 
 
-def unpack(packed: Sequence[str], hidden_size: int) -> Float16Array:
+def unpack(packed: Sequence[str], hidden_size: int, names: Sequence[object] | None = None) -> Float16Array:
     """Decodes the states of K rows.
 
     Args:
         packed: K texts made by `pack`.
         hidden_size: D of the model in use.
+        names: what error messages call the rows; None: their positions.
 
     Returns:
         float16 [K, 2, D].
 
     Raises:
-        StateError: a row that is no state of this size; the message gives its position.
+        StateError: a row that is no state of this size; the message names it.
     """
     expected = text_length(hidden_size)
-    for row, text in enumerate(packed):
+    names = range(len(packed)) if names is None else names
+    for name, text in zip(names, packed, strict=True):
+        if not text:
+            raise StateError(f"row {name!r}: no state yet; store one, or leave such rows out by a filter")
         if not isinstance(text, str) or len(text) != expected:
             found = f"{len(text)} characters" if isinstance(text, str) else type(text).__name__
             raise StateError(
-                f"row {row}: expected {expected} characters for hidden size {hidden_size}, found {found}; "
+                f"row {name!r}: expected {expected} characters for hidden size {hidden_size}, found {found}; "
                 "was the row written with another model?"
             )
     # One decode of the joined text is several times faster than K small ones, and is the same bytes where no row
@@ -74,7 +78,7 @@ def unpack(packed: Sequence[str], hidden_size: int) -> Float16Array:
     states = np.frombuffer(data, dtype="<f2").reshape(len(packed), 2, hidden_size)
     if not np.isfinite(states).all():
         row = int(np.flatnonzero(~np.isfinite(states).all(axis=(1, 2)))[0])
-        raise StateError(f"row {row}: the state holds NaN or infinity; insert the image again")
+        raise StateError(f"row {names[row]!r}: the state holds NaN or infinity; insert the image again")
     return states.astype(np.float16, copy=False)
 
 

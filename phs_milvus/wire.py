@@ -143,6 +143,8 @@ def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> tuple[Float32Ar
         InvalidInput: a tensor that does not fit the model, or more scores than one message may hold.
     """
     embeddings = tensor_from_pb(request.embeddings, "embeddings", np.float32, [None, info.embedding_size])
+    if not len(embeddings):
+        raise InvalidInput("no query", "embeddings")
     weights = tensor_from_pb(request.head_weights, "head_weights", np.float32, [len(embeddings), info.heads])
     states = tensor_from_pb(request.states, "states", np.float16, [None, 2, info.hidden_size])
     scores = (info.limits.message_bytes - _SCORES_OVERHEAD) // np.dtype(np.float32).itemsize

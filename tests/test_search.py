@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,9 @@ def test_the_image_itself_comes_first_and_result_converts(search: FocusedSearch,
     assert [row["rank"] for row in rows] == [1, 2, 3]
     assert {"id", "score", "ann_score", "ann_rank", "rerank_score", "rerank_rank"} <= set(rows[0])
     assert images[0].name in str(result) and "ANN rank" in str(result)
+    fields = {"score": 4.5, "rank": 99, "id": "SKU", "size": "XL"}
+    row = replace(result, hits=[replace(result[0], fields=fields)]).rows()[0]
+    assert (row["rank"], row["score"], row["id"], row["size"]) == (1, result[0].score, result[0].id, "XL")
 
 
 def test_many_queries_are_each_as_alone(search: FocusedSearch, images: list[Path]) -> None:
@@ -122,6 +126,8 @@ def test_stored_images_need_a_row_and_a_file(
     moved = FocusedSearch(collection, encoder, image_root=tmp_path)
     with pytest.raises(ImageError, match="not found"):
         moved.search(StoredImage(images[5].name))
+    with pytest.raises(InvalidInput, match="no row with id '/etc/passwd'"):
+        moved.search(StoredImage("/etc/passwd"))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +188,10 @@ def test_a_row_whose_state_is_broken_is_named(client: object, encoder: Encoder, 
     fill(broken, encoder, images[:3])
     embedding = encoder.encode(images[9]).embedding
     client.insert("broken", [{"id": "bad.jpg", "embedding": embedding, "phs_state": "AAAA", "digest": ""}])
-    with pytest.raises(StateError, match=r"'broken', candidate row \d"):
+    with pytest.raises(StateError, match=r"'broken', row 'bad.jpg': expected \d+ characters"):
+        FocusedSearch(broken, encoder).search(images[0], PROMPT)
+    client.insert("broken", [{"id": "bad.jpg", "embedding": embedding, "phs_state": "", "digest": ""}])
+    with pytest.raises(StateError, match=r"row 'bad.jpg': no state yet"):
         FocusedSearch(broken, encoder).search(images[0], PROMPT)
 
 
