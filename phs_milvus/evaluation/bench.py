@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phs_milvus.client import Encoder
+from phs_milvus.errors import PromptError
 from phs_milvus.evaluation.datasets import Dataset
 from phs_milvus.evaluation.edits import Edit
 from phs_milvus.evaluation.grid import shares_on_grid
@@ -103,7 +104,11 @@ class Bench:
                 if isinstance(prompt, str)
                 else prompt(query, width, height)
             )
-            runs = to_runs(made, width, height)
+            try:
+                runs = to_runs(made, width, height)
+            except PromptError as error:
+                path, label = self.dataset.images[query.image].path, query.instance.label
+                raise PromptError(f"{path}, {label}: {error}", error.field) from None
             assert runs is not None
             masks.append(runs)
         images = np.array([query.image for query in queries], np.int64)

@@ -127,7 +127,7 @@ class Store:
         looks = [look for _, look in items]
         focus = Focus(roi=looks[0].focus.roi, zoom=looks[0].focus.zoom, fovea=looks[0].focus.fovea)
         results = encoder.encode_many(
-            (_image(look) for look in looks),
+            (_image(look, encoder.info.limits.image_bytes) for look in looks),
             (_prompt(look) for look in looks),
             focus=focus,
             outputs=Outputs(state=True, heads=True, attention=looks[0].mask is None),
@@ -179,13 +179,16 @@ def _asked_together(look: Look) -> tuple[Any, ...]:
     return look.mask is None, look.edit is not None, look.focus.roi, look.focus.zoom, look.focus.fovea
 
 
-def _image(look: Look) -> Path | bytes:
+def _image(look: Look, limit: int) -> Path | bytes:
+    """What to send for a look, in `limit` bytes where that can be."""
     if look.edit is None or look.mask is None:
         return look.path
     pixels = np.asarray(decode_upright(load_image(look.path).data))
-    # Lossless as PNG, and many times faster to write and read.
+    edited = Image.fromarray(look.edit.apply(pixels, look.mask.to_array()))
+    # Lossless both; BMP is many times faster to write and read, and too large for photos of over 11 megapixels.
+    fits = 3 * edited.width * edited.height < limit - 64 * 1024
     buffer = io.BytesIO()
-    Image.fromarray(look.edit.apply(pixels, look.mask.to_array())).save(buffer, "BMP")
+    edited.save(buffer, "BMP" if fits else "PNG")
     return buffer.getvalue()
 
 

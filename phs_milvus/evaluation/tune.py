@@ -129,16 +129,20 @@ def write(choice: Choice, study: Study, path: Path) -> None:
 
 
 def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int | None]:
-    """Two-stage quality at each K, and the smallest K within one standard error of exhaustive Query-DB, or None."""
+    """Two-stage quality at each K, and the smallest K from which on it is within one standard error of
+    exhaustive Query-DB, or None."""
     exhaustive = study.measure([Focused(focus)])[0]
     depths = [k for k in _CANDIDATES if k < len(study.bench.states)] or [len(study.bench.states)]
-    rows, enough = [], depths[-1]
+    rows: list[dict[str, Any]] = []
+    enough = None
     for depth, outcome in zip(depths, study.measure([TwoStage(focus, depth) for depth in depths]), strict=True):
         difference = paired(outcome, exhaustive, study.metric, seed=study.seed)
         rows.append({"candidates K": depth, study.metric: outcome.mean(study.metric), "to exhaustive": str(difference)})
-        if abs(difference.mean) <= difference.error or difference.mean > 0:
-            enough = min(enough, depth)
-    return rows, enough if enough >= _FEWEST_CANDIDATES else None
+        if difference.mean < -difference.error:
+            enough = None
+        elif enough is None:
+            enough = depth
+    return rows, enough if enough is not None and enough >= _FEWEST_CANDIDATES else None
 
 
 def _cost(focus: Focus) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def read(path: Path, images: Path | None) -> Dataset:
         if image not in files:
             raise AnnotationError(path, where, "image_id", f"names no image of this file: {image}")
         instances[image].append(_instance(record, labels, path, where))
-    folder = images or _folder(path, next(iter(files.values()), ""))
+    folder = images or _folder(path, list(files.values()))
     found = [
         LabelledImage(name, folder / name, tuple(instances[number]))
         for number, name in sorted(files.items(), key=lambda item: item[1])
@@ -81,12 +82,16 @@ def _segment(segmentation: Any, path: Path, where: str) -> Prompt:
         raise AnnotationError(path, where, "segmentation", str(error)) from error
 
 
-def _folder(path: Path, first: str) -> Path:
+def _folder(path: Path, names: Sequence[str]) -> Path:
+    """The folder that holds any of the images: downloads are often partial."""
     split = path.stem.rpartition("_")[2]
     places = [path.parent, path.parent / "images", path.parent.parent / split, path.parent.parent / "images"]
     for place in (*places, path.parent.parent / "images" / split):
-        if (place / first).is_file():
+        if any((place / name).is_file() for name in names):
             return place
     raise AnnotationError(
-        path, "image 0", "file_name", f"{first} is in none of the usual places; give the images' folder"
+        path,
+        "image 0",
+        "file_name",
+        f"{names[0] if names else 'nothing'} is in none of the usual places; give the images' folder",
     )
