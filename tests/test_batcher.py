@@ -216,8 +216,9 @@ def test_workers_share_one_queue() -> None:
     gates = Gate(), Gate()
     batcher = make(*gates, size=1)
     futures = [batcher.submit(1), batcher.submit(2)]
-    for gate in gates:
+    for gate in gates:  # all before any is opened: a free worker would take the other's item
         assert gate.entered.wait(WAIT)
+    for gate in gates:
         gate.open.set()
     assert sorted(future.result(WAIT).result for future in futures) == [10, 20]
     assert batcher.depth == 0

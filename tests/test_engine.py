@@ -70,6 +70,11 @@ def test_plain_attention_is_sdpa(family: str, tmp_path: Path) -> None:
     assert (actual.heads - expected.heads).abs().max() < 1e-4 * float(expected.heads.abs().max())
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_is_served_in_bfloat16(family: str, tmp_path: Path) -> None:
+    make(save_checkpoint(family, tmp_path), precision="bfloat16").warm_up(2)  # raises unless the self-check passes
+
+
 def test_bfloat16_agrees_with_float32_on_a_real_model(deit: Path) -> None:
     exact = make(deit)
     batch = images(exact, 4)

@@ -8,6 +8,7 @@ import ctypes
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -534,6 +535,13 @@ def test_a_taken_port_is_an_error_that_names_it(address: str, tiny_model: Path) 
         pass
 
 
+@pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
+def test_ipv6_hosts(tiny_model: Path) -> None:
+    with ServerThread(settings(tiny_model, host="::1")) as server, open_channel(server.address) as channel:
+        assert server.address.startswith("[::1]:")
+        assert pb_grpc.FocusEncoderStub(channel).GetModelInfo(pb.GetModelInfoRequest(), timeout=10).heads == HEADS
+
+
 def test_unknown_model_says_what_was_tried_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load the model in directory"), ServerThread(settings(tmp_path)):
         pass
@@ -611,6 +619,7 @@ def test_a_bad_variable_is_no_error_of_other_commands(monkeypatch: pytest.Monkey
     ("flags", "variables", "said"),
     [
         (["--port", "-1"], {}, "-1 is below 0"),
+        (["--port", "70000"], {}, "70000 is above 65535"),
         (["--max-batch-size", "many"], {}, "'many' is not a number"),
         ([], {"PHS_MAX_CALLS": "0"}, "0 is below 1"),
         ([], {"PHS_PRECISION": "int4"}, "PHS_PRECISION: 'int4' is not one of"),

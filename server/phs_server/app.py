@@ -99,6 +99,8 @@ class Server:
 
     def _listen(self) -> str:
         host, port = self.settings.host, self.settings.port
+        if ":" in host and not host.startswith("["):
+            host = f"[{host}]"  # IPv6
         try:
             if self._credentials is None:
                 bound = self._server.add_insecure_port(f"{host}:{port}")
@@ -106,7 +108,7 @@ class Server:
                 bound = self._server.add_secure_port(f"{host}:{port}", self._credentials)
         except RuntimeError as error:
             raise EncoderUnavailable(f"cannot listen on {host}:{port}: is the port taken? ({error})") from error
-        if self._credentials is None and host not in ("127.0.0.1", "localhost", "::1", "[::1]"):
+        if self._credentials is None and host not in ("127.0.0.1", "localhost", "[::1]"):
             log.warning("listening on %s without TLS; see --tls-cert", host)
         return f"{host}:{bound}"
 

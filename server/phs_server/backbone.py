@@ -136,7 +136,9 @@ def _cut_clip(model: Model, trunk: Trunk) -> Backbone:
     """CLIP: the post-norm is applied to [CLS] only, so the vision model already returns un-normed tokens."""
     vision = model.vision_model
     layers = _pick(vision, "encoder.layers")
-    return _cut_last_layer(vision, trunk, layers, vision.post_layernorm, model.visual_projection, 1)
+    backbone = _cut_last_layer(vision, trunk, layers, vision.post_layernorm, model.visual_projection, 1)
+    vision.post_layernorm = nn.Identity()  # the readout's now, and not to be cast with the trunk
+    return backbone
 
 
 def _cut_last_layer(

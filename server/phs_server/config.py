@@ -26,7 +26,7 @@ class Settings:
         "Hugging Face model id, or a directory with a checkpoint in transformers format",
     )
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every interface")
-    port: int = _setting(50051, "TCP port; 0 picks a free one", minimum=0)
+    port: int = _setting(50051, "TCP port; 0 picks a free one", minimum=0, maximum=65535)
     image_size: int = _setting(
         0,
         "side of the model's square input in pixels, a multiple of its patch size; 0: the checkpoint's own",
@@ -89,7 +89,7 @@ class Settings:
     token_file: str = _setting(
         "", "file of bearer tokens, one per line, read again when it changes; empty: no token is asked for"
     )
-    metrics_port: int = _setting(0, "TCP port of Prometheus metrics, at /metrics; 0: none", minimum=0)
+    metrics_port: int = _setting(0, "TCP port of Prometheus metrics, at /metrics; 0: none", minimum=0, maximum=65535)
     metrics_host: str = _setting("127.0.0.1", "address the metrics port listens on")
     log_level: str = _setting("info", "how much to log", choices=("debug", "info", "warning", "error"))
     log_format: str = _setting("text", "log lines for people, or JSON objects", choices=("text", "json"))
@@ -130,7 +130,7 @@ def add_flags(parser: argparse.ArgumentParser, environment: Mapping[str, str] = 
     for item in dataclasses.fields(Settings):
         variable = f"PHS_{item.name.upper()}"
         default = item.default
-        kind = _typed(types[item.name], item.metadata.get("minimum"))
+        kind = _typed(types[item.name], item.metadata.get("minimum"), item.metadata.get("maximum"))
         if variable in environment:
             # argparse applies `type` and reports errors for string defaults too; `choices` it does not check for them.
             default = environment[variable]
@@ -158,7 +158,7 @@ def from_namespace(namespace: argparse.Namespace) -> Settings:
     return Settings(**values)
 
 
-def _typed(kind: type, minimum: float | None) -> Any:
+def _typed(kind: type, minimum: float | None, maximum: float | None) -> Any:
     """An argparse type that names what is allowed."""
     if minimum is None:
         return kind
@@ -170,6 +170,8 @@ def _typed(kind: type, minimum: float | None) -> Any:
             raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
         if not value >= minimum:
             raise argparse.ArgumentTypeError(f"{text} is below {minimum}, the least allowed")
+        if maximum is not None and value > maximum:
+            raise argparse.ArgumentTypeError(f"{text} is above {maximum}, the most allowed")
         return value
 
     return convert

@@ -63,12 +63,6 @@ class CudaRunner:
                     outputs = self._forward(*inputs)
             self._graphs[len(arrays[0])] = _Graph(graph, inputs, outputs)
 
-    def forget(self) -> None:
-        """Drops all graphs and what they hold; batches are run kernel by kernel from then on."""
-        with self._lock:
-            self._graphs.clear()
-            torch.cuda.empty_cache()
-
     @torch.inference_mode()
     def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Runs one batch: arrays [B, ...] to arrays [B, ...]."""

@@ -100,12 +100,14 @@ class FocusEngine:
                 try:
                     self._cuda.capture(*batch)
                 except torch.OutOfMemoryError:
+                    if size == 1:
+                        raise ModelError(f"not one image fits into the memory of {self.device}") from None
                     self._largest = max(1, size // 2)
                     log.warning("a batch of %d does not fit into the memory of %s", size, self.device)
                     return
                 except RuntimeError as error:
                     log.warning("CUDA graphs are off, this model cannot be captured: %s", str(error).splitlines()[0])
-                    self._cuda.forget()
+                    self._cuda = CudaRunner(self._forward, self.device, self._lock)  # not compiled either
                     self._gpu_mode = "eager"
             self._check(self.encode(*batch).embeddings)
 
@@ -225,7 +227,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        # From Ampere on; torch.cuda.is_bf16_supported() counts emulation, which is slower than float32.
+        native = torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+        return "bfloat16" if native else "float32"
     if device.type == "cpu" and _cpu_has_bfloat16():
         return "bfloat16"
     return "float32"
