@@ -109,7 +109,7 @@ def test_starts_its_own_server(run: Run, photos: list[Path], tiny_model: Path) -
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("search", "nowhere.jpg"), "no collection 'images'"),
+        (("search", "nowhere.jpg"), "no Milvus Lite database at ./phs_milvus.db"),
         (("ingest", "no-such-folder"), "no-such-folder"),
         (("search", "x.jpg", "--box", "1,2,3"), "x0,y0,x1,y1"),
         (("search", "x.jpg", "--milvus", "somewhere"), "somewhere"),
@@ -123,6 +123,20 @@ def test_mistakes_are_explained_in_a_line(run: Run, arguments: tuple[str, ...], 
     assert done.returncode == 1
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_first_ingest_that_fails_does_not_bind_the_collection(run: Run, photos: list[Path], tmp_path: Path) -> None:
+    assert run("ingest", "no-such-folder").returncode == 1
+    assert not (tmp_path / "phs_milvus.db").exists()
+    (tmp_path / "empty").mkdir()
+    assert run("ingest", "empty", "--milvus", "phs_milvus.db/").returncode == 0
+    assert json.loads(run("info").stdout)["collection"]["rows"] == 0
+
+
+def test_a_mistyped_database_is_not_made(run: Run, tmp_path: Path) -> None:
+    assert run("search", "x.jpg", "--milvus", "typo.db").returncode == 1
+    assert json.loads(run("info", "--milvus", "typo.db").stdout)["milvus"]["collections"] == []
+    assert not (tmp_path / "typo.db").exists()
 
 
 @pytest.mark.parametrize(("value", "tls"), [("0", False), ("false", False), ("", False), ("1", True)])

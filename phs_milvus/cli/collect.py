@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
-from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, address_of, open_encoder, open_milvus
+from phs_milvus.cli.connections import (
+    add_encoder_flags,
+    add_milvus_flags,
+    address_of,
+    is_missing,
+    open_encoder,
+    open_milvus,
+)
+from phs_milvus.errors import InvalidInput
 
 
 def add_commands(commands: Any) -> None:
@@ -38,13 +47,19 @@ def add_commands(commands: Any) -> None:
 def _ingest(options: argparse.Namespace) -> int:
     from phs_milvus.collection import FocusedCollection
     from phs_milvus.ingest import ingest_folder
+    from phs_milvus.milvus import errors
 
-    with open_encoder(options) as encoder, open_milvus(options) as client:
+    if not Path(options.directory).is_dir():  # before a model is loaded and a collection made
+        raise InvalidInput(f"{options.directory} is not a folder", "DIR")
+    with open_encoder(options) as encoder, open_milvus(options, create=True) as client:
         name = options.collection
-        if client.has_collection(name):
+        with errors("cannot list the collections"):
+            exists = client.has_collection(name)
+        if exists:
             collection = FocusedCollection.open(client, name)
-        else:
-            collection = FocusedCollection.create(client, name, encoder.info)
+        # An empty one is what an ingest leaves that was interrupted at once; its model need not be this one.
+        if not exists or (not collection.count() and collection.model.fingerprint != encoder.info.fingerprint):
+            collection = FocusedCollection.create(client, name, encoder.info, overwrite=True)
         report = ingest_folder(
             options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size
         )
@@ -54,15 +69,18 @@ def _ingest(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     from phs_milvus.collection import FocusedCollection
+    from phs_milvus.milvus import errors
 
     facts: dict[str, Any] = {}
     if options.model or address_of(options):
         with open_encoder(options) as encoder:
             facts["encoder"] = {**vars(encoder.info), "limits": vars(encoder.info.limits)}
-    with open_milvus(options) as client:
-        names = client.list_collections()
-        facts["milvus"] = {"uri": options.milvus, "collections": names}
-        if options.collection in names:
-            facts["collection"] = FocusedCollection.open(client, options.collection).describe()
+    facts["milvus"] = {"uri": options.milvus, "collections": []}
+    if not is_missing(options.milvus):
+        with open_milvus(options) as client:
+            with errors("cannot list the collections"):
+                facts["milvus"]["collections"] = names = client.list_collections()
+            if options.collection in names:
+                facts["collection"] = FocusedCollection.open(client, options.collection).describe()
     print(json.dumps(facts, indent=2))
     return 0

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.errors import InvalidInput, PhsError
+from phs_milvus.errors import CollectionError, InvalidInput, PhsError
 
 DEFAULT_MILVUS = "./phs_milvus.db"
 DEFAULT_COLLECTION = "images"
@@ -99,14 +99,18 @@ def _tls() -> Any:
 
 
 def _token() -> str | None:
-    """The bearer token in the file that PHS_ENCODER_TOKEN_FILE names."""
+    """The first bearer token in the file that PHS_ENCODER_TOKEN_FILE names."""
     path = os.environ.get("PHS_ENCODER_TOKEN_FILE")
     if not path:
         return None
     try:
-        return Path(path).read_text().strip()
+        lines = map(str.strip, Path(path).read_text().splitlines())
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror}", "PHS_ENCODER_TOKEN_FILE") from None
+    # The server's own file will do: it may hold several tokens, and comments.
+    if token := next((line for line in lines if line and not line.startswith("#")), None):
+        return token
+    raise InvalidInput(f"{path} holds no token", "PHS_ENCODER_TOKEN_FILE")
 
 
 def server_package() -> Any:
@@ -121,10 +125,26 @@ def server_package() -> Any:
     return app
 
 
+def is_missing(uri: str) -> bool:
+    """Whether it names a Milvus Lite database that nobody has made yet."""
+    return uri.endswith(".db") and "://" not in uri and not Path(uri).expanduser().exists()
+
+
 @contextlib.contextmanager
-def open_milvus(options: argparse.Namespace) -> Iterator[Any]:
+def open_milvus(options: argparse.Namespace, *, create: bool = False) -> Iterator[Any]:
+    """The Milvus of --milvus.
+
+    Args:
+        create: make a Milvus Lite database that is not there; commands that only read take it for a mistyped path.
+
+    Raises:
+        CollectionError: nothing there, or it cannot be opened.
+    """
     from phs_milvus.milvus import close, connect
 
+    options.milvus = options.milvus.rstrip("/")  # a Lite database is a folder, and shells complete it so
+    if not create and is_missing(options.milvus):
+        raise CollectionError(f"no Milvus Lite database at {options.milvus}; ingest makes one, or check --milvus")
     client = connect(options.milvus, options.token)
     try:
         yield client

@@ -10,7 +10,8 @@ from phs_milvus.prompts import Mask, Prompt, parse_box, parse_point, parse_polyg
 from phs_milvus.settings import SearchSettings, read_settings
 from phs_milvus.types import Focus
 
-_PROMPT_HELP = "pixels of the upright image, origin top-left; repeat or combine prompts for their union"
+_PROMPT_HELP = """pixels of the upright image, origin top-left; repeat or combine prompts for their union;
+write --box=-4,10,50,60 where the first number is negative"""
 
 
 def add_prompt_flags(command: argparse.ArgumentParser) -> None:

@@ -141,6 +141,9 @@ def _print_heads(explanation: Explanation) -> None:
     for head, weight in enumerate(explanation.head_weights):
         share = "" if scores is None else f"{scores[head]:7.2%} on the prompt  "
         print(f"head {head:>2}  {share}weight {weight:.2f}")
+    if scores is not None:
+        heads, selected = len(scores), len(explanation.selected_heads)
+        print(f"{selected} of {heads} heads selected: each weighs {heads}/{selected}, the others 0")
 
 
 def _output_fields(options: argparse.Namespace) -> list[str]:
