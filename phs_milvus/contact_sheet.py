@@ -19,11 +19,15 @@ from phs_milvus.types import Explanation
 _TILE = 200
 _GAP = 12
 _CAPTION = 44
+_HEADING = 34
 _INK = (32, 33, 36)
 _PALE = (110, 114, 120)
 _PAPER = (255, 255, 255)
 ACCENT = (234, 88, 12)
 GOOD = (22, 163, 74)
+# Above heads and above reranked hits, on sheets and on the demo's page.
+HEADS_HEADING = "What each attention head looks at; the selected ones are framed"
+SCORES_HEADING = "score after reranking, then ANN: score and rank before it"
 # Dark to bright, for attention laid over a picture.
 _HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32)
 
@@ -36,6 +40,14 @@ class Tile:
     title: str
     note: str = ""
     frame: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tiles that belong together, wrapped where they are too many for one line; `heading` stands above them."""
+
+    tiles: Sequence[Tile]
+    heading: str = ""
 
 
 def search_sheet(
@@ -51,7 +63,10 @@ def search_sheet(
         locate: where a hit's picture is; None, or an image that cannot be read, leaves an empty tile.
     """
     query = Tile(draw_prompt(load_picture(image), prompt), "your query", "the outlined part" if prompt else "all of it")
-    return sheet([[query], *rows_of([hit_tile(rank, hit, locate) for rank, hit in enumerate(hits, 1)], columns)])
+    tiles = [hit_tile(rank, hit, locate) for rank, hit in enumerate(hits, 1)]
+    reranked = any(hit.rerank_rank is not None for hit in hits)
+    heading = f"Hits: {SCORES_HEADING}" if reranked else "Hits"
+    return sheet([Row([query]), Row(tiles, heading)], columns)
 
 
 def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -> Tile:
@@ -70,7 +85,7 @@ def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -
 def heads_sheet(
     image: ImageSource, prompt: Prompt | None, explanations: Mapping[str, Explanation], columns: int = 4
 ) -> Image.Image:
-    """Rows for each scale: the query, then each head's attention over it; heads that the prompt selects are framed.
+    """A row for each scale: the query, then each head's attention over it; heads that the prompt selects are framed.
 
     Args:
         explanations: by title, for example "zoom 1.25".
@@ -82,8 +97,8 @@ def heads_sheet(
         x0, y0, x1, y1 = explanation.region
         size = f"{x1 - x0} x {y1 - y0} of {picture.width} x {picture.height} pixels"
         query = Tile(shown, f"your query, {title}", size)
-        rows += rows_of([query, *heads_tiles(picture, explanation)], columns)
-    return sheet(rows)
+        rows.append(Row([query, *heads_tiles(picture, explanation)], HEADS_HEADING))
+    return sheet(rows, columns)
 
 
 def heads_tiles(picture: Image.Image, explanation: Explanation) -> list[Tile]:
@@ -128,7 +143,7 @@ def draw_prompt(picture: Image.Image, prompt: Prompt | None) -> Image.Image:
     # Drawn at the size it is shown at, so that the outline is as thick on a photo as on a thumbnail.
     shown = picture.copy()
     shown.thumbnail((2 * _TILE, 2 * _TILE))
-    mask = mask.resize(shown.size, Image.Resampling.BOX).point(lambda share: 255 if share >= 128 else 0)
+    mask = mask.resize(shown.size, Image.Resampling.BOX).point(lambda share: 255 if share else 0)
     dimmed = Image.blend(shown, Image.new("RGB", shown.size, _PAPER), 0.45)
     result = Image.composite(shown, dimmed, mask)
     outline = Image.fromarray(
@@ -139,13 +154,15 @@ def draw_prompt(picture: Image.Image, prompt: Prompt | None) -> Image.Image:
 
 
 def heat(picture: Image.Image, attention: npt.NDArray[np.float32]) -> Image.Image:
-    """Attention [grid_height, grid_width] laid over the picture, each map scaled to its own maximum."""
-    values = attention / max(float(attention.max()), 1e-12)
+    """Attention [grid_height, grid_width] laid over the picture: the square root of each map's share of its maximum, so
+    that one bright patch does not hide the rest."""
+    values = np.sqrt(attention / max(float(attention.max()), 1e-12))
     stops = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(values, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)
     overlay = Image.fromarray(colours.astype(np.uint8)).resize(picture.size, Image.Resampling.BILINEAR)
+    strength = Image.fromarray((255 * (0.45 + 0.4 * values)).astype(np.uint8))
     grey = picture.convert("L").convert("RGB")
-    return Image.blend(grey, overlay, 0.6)
+    return Image.composite(overlay, grey, strength.resize(picture.size, Image.Resampling.BILINEAR))
 
 
 def blank(text: str) -> Image.Image:
@@ -155,19 +172,23 @@ def blank(text: str) -> Image.Image:
     return tile
 
 
-def rows_of(tiles: Sequence[Tile], columns: int) -> list[list[Tile]]:
-    """Splits tiles into rows of `columns`."""
-    return [list(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
-
-
-def sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
-    """Lays tiles out on white paper."""
-    columns = max(len(row) for row in rows)
+def sheet(rows: Sequence[Row], columns: int) -> Image.Image:
+    """Lays tiles out on white paper, `columns` to a line."""
+    columns = min(columns, max(len(row.tiles) for row in rows))
     step_x, step_y = _TILE + _GAP, _TILE + _CAPTION + _GAP
-    paper = Image.new("RGB", (columns * step_x + _GAP, len(rows) * step_y + _GAP), _PAPER)
-    for row, tiles in enumerate(rows):
-        for column, tile in enumerate(tiles):
-            _place(paper, tile, _GAP + column * step_x, _GAP + row * step_y)
+    headings = sum(_HEADING for row in rows if row.heading)
+    lines = sum(-(-len(row.tiles) // columns) for row in rows)
+    paper = Image.new("RGB", (columns * step_x + _GAP, lines * step_y + headings + _GAP), _PAPER)
+    top = _GAP
+    for row in rows:
+        if row.heading:
+            text = _fitted(row.heading, _font(18), paper.width - 2 * _GAP)
+            ImageDraw.Draw(paper).text((_GAP, top + 2), text, fill=_INK, font=_font(18))
+            top += _HEADING
+        for number, tile in enumerate(row.tiles):
+            line, column = divmod(number, columns)
+            _place(paper, tile, _GAP + column * step_x, top + line * step_y)
+        top += -(-len(row.tiles) // columns) * step_y
     return paper
 
 
@@ -183,15 +204,15 @@ def _place(paper: Image.Image, tile: Tile, x: int, y: int) -> None:
     draw = ImageDraw.Draw(paper)
     if tile.frame is not None:
         draw.rectangle((left - 3, top - 3, left + size[0] + 2, top + size[1] + 2), outline=tile.frame, width=4)
-    draw.text((x, y + _TILE + 6), _fitted(tile.title, _font(15)), fill=_INK, font=_font(15))
-    draw.text((x, y + _TILE + 24), _fitted(tile.note, _font(13)), fill=_PALE, font=_font(13))
+    draw.text((x, y + _TILE + 6), _fitted(tile.title, _font(15), _TILE), fill=_INK, font=_font(15))
+    draw.text((x, y + _TILE + 24), _fitted(tile.note, _font(13), _TILE), fill=_PALE, font=_font(13))
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, its end cut where it is wider than a tile."""
-    if font.getlength(text) <= _TILE:
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, its end cut where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > _TILE:
+    while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
 

@@ -98,8 +98,8 @@ def test_the_page_shows_every_query(encoder: Encoder, tmp_path: Path, make_image
     assert page.count("<section>") == 7
     assert "middle of each picture" in page and "green frame" not in page.lower()
     sources = re.findall(r"<img src='([^']*)'", page)
-    # Per query: itself, four heads, and six hits of each search.
-    assert len(sources) == 6 * (1 + 4 + 6 + 6)
+    # Per query: itself, four heads, and seven hits of each search.
+    assert len(sources) == 6 * (1 + 4 + 7 + 7)
     assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert "http" not in page.replace("https://arxiv.org", "")
     assert len(list((tmp_path / "out").glob("query-*.png"))) == 6

@@ -13,9 +13,7 @@ Open {page} in a browser, or look at {sheet} and its neighbours.
 Each query was searched twice: with the whole picture, and with the part that is outlined.{truth}{model}
 
 On your own photos:
-  phs-milvus ingest ~/Pictures --model facebook/dinov2-base
-  phs-milvus search photo.jpg --box 40,60,180,220 --save hits.png --model facebook/dinov2-base
-  phs-milvus explain photo.jpg --box 40,60,180,220 --save heads.png --model facebook/dinov2-base"""
+{commands}"""
 _TRUTH = "\nA green frame says the thing pointed at is in the picture."
 _BUNDLED = "\nThe bundled model is a small one for trying things out, not for photos."
 
@@ -36,15 +34,17 @@ def add_commands(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from phs_milvus.demo.page import next_commands
     from phs_milvus.demo.run import BUNDLED_MODEL, PHOTO_MODEL, run_demo
 
     if not address_of(options):
         options.model = options.model or (PHOTO_MODEL if options.images else str(BUNDLED_MODEL))
     output = Path(options.output)
     options.milvus = str(output / "demo.db")
-    with open_encoder(options) as encoder, open_milvus(options) as client:
+    with open_encoder(options) as encoder, open_milvus(options, create=True) as client:
         page = run_demo(encoder, client, output, Path(options.images) if options.images else None)
     truth = "" if options.images else _TRUTH
     model = _BUNDLED if options.model == str(BUNDLED_MODEL) else ""
-    print(_AFTERWARDS.format(page=page, sheet=output / "query-1.png", truth=truth, model=model))
+    commands = "\n".join(f"  {command}" for command in next_commands())
+    print(_AFTERWARDS.format(page=page, sheet=output / "query-1.png", truth=truth, model=model, commands=commands))
     return 0

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import html
 import io
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from phs_milvus.contact_sheet import ACCENT, GOOD, Tile
+from phs_milvus.contact_sheet import ACCENT, GOOD, HEADS_HEADING, Tile
 from phs_milvus.demo.measure import Measured
 from phs_milvus.types import Focus, ModelInfo
 
@@ -20,13 +23,31 @@ _PICTURE = 220  # pixels, the longer side of an embedded picture
 
 @dataclass(frozen=True)
 class Section:
-    """One query: itself, what each head looks at, and the hits of both searches."""
+    """One query: itself, what each head looks at, and the hits of both searches.
+
+    Attributes:
+        truth: whether it is known which hits are right; those are framed.
+    """
 
     title: str
     query: Tile
     heads: list[Tile]
     whole: list[Tile]
     focused: list[Tile]
+    truth: bool
+
+    @property
+    def whole_heading(self) -> str:
+        """Above the hits of the whole image."""
+        return "Whole image" + self._right(self.whole)
+
+    @property
+    def focused_heading(self) -> str:
+        """Above the hits of what was pointed at."""
+        return "Focused" + self._right(self.focused)
+
+    def _right(self, tiles: Sequence[Tile]) -> str:
+        return f": {sum(tile.frame == GOOD for tile in tiles)} of {len(tiles)} right" if self.truth else ""
 
 
 def write_page(
@@ -42,16 +63,28 @@ def write_page(
     bundled: bool,
 ) -> Path:
     """Writes the page and returns its path."""
+    commands = html.escape("\n".join(next_commands()))
     parts = [
         _HEAD,
         _intro(info, focus, pictures, bool(figures), bundled),
         _table(figures, query_count, chance) if figures else "",
         *map(_section, sections),
-        _NEXT,
+        f"<section><h2>Your own photos</h2>\n<pre>{commands}</pre></section>",
         "</main></html>\n",
     ]
     path.write_text("\n".join(parts), encoding="utf-8")
     return path
+
+
+def next_commands() -> list[str]:
+    """What to run on photos of one's own, by the name this program was called by where it is not on the PATH."""
+    program = "phs-milvus" if shutil.which("phs-milvus") else shlex.quote(sys.argv[0])
+    model = "--model facebook/dinov2-base"
+    return [
+        f"{program} ingest ~/Pictures {model}",
+        f"{program} search photo.jpg --box 40,60,180,220 --save hits.png {model}",
+        f"{program} explain photo.jpg --box 40,60,180,220 --save heads.png {model}",
+    ]
 
 
 def _intro(info: ModelInfo, focus: Focus, pictures: int, truth: bool, bundled: bool) -> str:
@@ -95,10 +128,10 @@ def _section(section: Section) -> str:
     return (
         f"<section><h2>{html.escape(section.title)}</h2>"
         f"<div class=row>{_figure(section.query)}</div>"
-        f"<details open><summary>What each head looks at; the selected ones are framed</summary>"
+        f"<details open><summary>{HEADS_HEADING}</summary>"
         f"<div class='row heads'>{''.join(map(_figure, section.heads))}</div></details>"
-        f"<h3>Whole image</h3><div class=row>{''.join(map(_figure, section.whole))}</div>"
-        f"<h3>Focused</h3><div class=row>{''.join(map(_figure, section.focused))}</div></section>"
+        f"<h3>{section.whole_heading}</h3><div class=row>{''.join(map(_figure, section.whole))}</div>"
+        f"<h3>{section.focused_heading}</h3><div class=row>{''.join(map(_figure, section.focused))}</div></section>"
     )
 
 
@@ -141,8 +174,3 @@ td { border-top: 1px solid #e4e4e7; } code, pre { background: #f4f4f5; border-ra
 pre { padding: .8rem; overflow-x: auto; }
 </style>
 <main><h1>Search a picture collection by the thing you point at</h1>"""
-
-_NEXT = """<section><h2>Your own photos</h2>
-<pre>phs-milvus ingest ~/Pictures --model facebook/dinov2-base
-phs-milvus search photo.jpg --box 40,60,180,220 --save hits.png --model facebook/dinov2-base
-phs-milvus explain photo.jpg --box 40,60,180,220 --save heads.png --model facebook/dinov2-base</pre></section>"""

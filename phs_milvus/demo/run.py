@@ -13,7 +13,18 @@ from PIL import Image
 
 from phs_milvus.client import Encoder
 from phs_milvus.collection import FocusedCollection
-from phs_milvus.contact_sheet import GOOD, Tile, draw_prompt, heads_tiles, hit_tile, load_picture, rows_of, sheet
+from phs_milvus.contact_sheet import (
+    GOOD,
+    HEADS_HEADING,
+    SCORES_HEADING,
+    Row,
+    Tile,
+    draw_prompt,
+    heads_tiles,
+    hit_tile,
+    load_picture,
+    sheet,
+)
 from phs_milvus.demo.measure import Measured, chance, measure, others
 from phs_milvus.demo.page import Section, write_page
 from phs_milvus.demo.scenes import DemoQuery, Scene, load_scenes, queries
@@ -32,7 +43,7 @@ PHOTO_MODEL = "facebook/dinov2-base"
 BUNDLED_FOCUS = Focus(heads=3)
 
 _SHOWN = 6
-_HITS = 6
+_HITS = 7
 _MEASURED = 300
 
 
@@ -131,6 +142,7 @@ def _section(search: FocusedSearch, encoder: Encoder, focus: Focus, output: Path
         heads=heads_tiles(picture, encoder.explain(query.path, query.prompt, focus=focus)),
         whole=_tiles(others(whole.hits, query.query_id, _HITS), query.right),
         focused=_tiles(others(focused.hits, query.query_id, _HITS), query.right),
+        truth=query.right is not None,
     )
     _sheet_of(section).save(output / f"query-{number}.png")
     return section
@@ -147,12 +159,12 @@ def _tiles(hits: Sequence[Hit], right: frozenset[str] | None) -> list[Tile]:
 
 def _sheet_of(section: Section) -> Image.Image:
     """The section as one picture: query and heads, whole-image hits, focused hits."""
-    title_of = {"whole": "whole image", "focused": "focused"}
-    rows = rows_of([section.query, *section.heads], _HITS + 1)
-    for name, title in title_of.items():
-        tiles = getattr(section, name)
-        rows.append([Tile(tile.picture, f"{title} {tile.title}", tile.note, tile.frame) for tile in tiles])
-    return sheet(rows)
+    rows = [
+        Row([section.query, *section.heads], HEADS_HEADING),
+        Row(section.whole, section.whole_heading),
+        Row(section.focused, f"{section.focused_heading}; {SCORES_HEADING}"),
+    ]
+    return sheet(rows, _HITS)
 
 
 def _measured(
