@@ -25,7 +25,7 @@ def matmul_attention(module, query, key, value, mask, scaling=None, dropout=0.0,
 ALL_ATTENTION_FUNCTIONS["demo_matmul"] = matmul_attention
 
 
-def new_model(pixels: int) -> ViTModel:
+def new_model(pixels: int, attention: str = "sdpa") -> ViTModel:
     """The architecture at one input size; no pooler."""
     config = ViTConfig(
         hidden_size=240,
@@ -37,8 +37,27 @@ def new_model(pixels: int) -> ViTModel:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    config._attn_implementation = "demo_matmul"
+    config._attn_implementation = attention
     return ViTModel(config, add_pooling_layer=False)
+
+
+def cls_embedding(model: ViTModel, images: torch.Tensor) -> torch.Tensor:
+    """The final [CLS] embedding [B, D] of images [B, 3, P, P], as `model(images)` gives it.
+
+    The last layer computes the [CLS] row alone, which is all the loss reads: an eighth less work.
+    """
+    tokens = model.embeddings(images)
+    *layers, last = model.layers
+    for layer in layers:
+        tokens = layer(tokens)
+    normed, attention = last.layernorm_before(tokens), last.attention
+    query, key, value = (
+        linear(x).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+        for linear, x in ((attention.q_proj, normed[:, :1]), (attention.k_proj, normed), (attention.v_proj, normed))
+    )
+    heads = F.scaled_dot_product_attention(query, key, value)[:, :, 0].flatten(1)
+    y = tokens[:, 0] + attention.o_proj(heads)
+    return model.layernorm(y + last.mlp(last.layernorm_after(y)))
 
 
 def at_size(state: dict[str, torch.Tensor], pixels: int) -> dict[str, torch.Tensor]:

@@ -26,6 +26,8 @@ def main() -> None:
     seen = 0
     for number, stage in enumerate(STAGES):
         points = [(seen + n * BATCH, loss) for s, n, loss in rows if s == number]
+        if not points:  # left out by --from
+            continue
         kind = "one object" if stage.single else "3-6 objects"
         label = f"{stage.pixels} px, {kind}"
         axes.plot(*zip(*points, strict=True), linewidth=1, label=label)

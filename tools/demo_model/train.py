@@ -1,6 +1,7 @@
 """Trains the demo ViT: multi-label classification of scenes from the [CLS] embedding, no more.
 
-    nice -n 19 python -m tools.demo_model.train runs/a        train, or go on after a kill
+    python -m tools.demo_model.train runs/a                   train, or go on after a kill
+    python -m tools.demo_model.train runs/a --from model      begin with the weights of an exported model
     python -m tools.demo_model.train runs/a --export model    write the checkpoint as it is now
 
 No head is supervised and nothing knows where an object is: the loss is binary cross-entropy of the
@@ -24,15 +25,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import ViTModel
 
-from tools.demo_model.architecture import at_size, new_model
+from tools.demo_model.architecture import at_size, cls_embedding, new_model
 from tools.demo_model.categories import NAMES
+from tools.demo_model.muon import Muon
 from tools.demo_model.shards import SHARD, Shards, visit_order
 
 SEED = 0
-BATCH = 64
+BATCH = 128
 PART = 16  # scenes a thread takes at a time
-WARMUP = 200  # steps
+WARMUP = 100  # steps at the very start
 CHECKPOINT_SECONDS = 150
 MEAN = STD = 0.5
 SHIPPED_PIXELS = 224  # input size at export; the position grid is interpolated to it
@@ -57,9 +60,10 @@ class Stage:
 # From scratch, scenes of 3-6 objects taught nothing for the first 60,000: the loss stayed at that
 # of the category frequencies. A short first stage of single objects gets it going.
 STAGES = (
-    Stage(96, 2400, 8, (8e-4, 8e-4), single=True),
-    Stage(128, 1975, 5, (8e-4, 6.1e-4)),
-    Stage(160, 420, 5, (6e-4, 0.0)),
+    Stage(96, 1200, 8, (1.5e-3, 1.5e-3), single=True),
+    Stage(96, 1300, 6, (1.5e-3, 1.2e-3)),
+    Stage(128, 1050, 5, (1.2e-3, 5e-4)),
+    Stage(160, 240, 4, (5e-4, 0.0)),
 )
 
 
@@ -78,63 +82,68 @@ def augment(images: np.ndarray, pixels: int, rng: np.random.Generator) -> torch.
 
 
 def learning_rate(stage: int, step: int) -> float:
-    """Linear warm-up in the first stage, then half a cosine from first to last rate."""
+    """Half a cosine from the stage's first to its last rate."""
     plan = STAGES[stage]
-    warm = min(1.0, (step + 1) / WARMUP) if stage == 0 else 1.0
     cosine = 0.5 * (1 + math.cos(math.pi * step / plan.batches))
-    return warm * (plan.rate[1] + (plan.rate[0] - plan.rate[1]) * cosine)
+    return plan.rate[1] + (plan.rate[0] - plan.rate[1]) * cosine
 
 
 class Trainer:
-    """Model, thrown-away classifier, optimiser and position in the schedule."""
+    """Model, thrown-away classifier, optimisers and position in the schedule."""
 
-    def __init__(self, folder: Path, threads: int):
+    def __init__(self, folder: Path, threads: int, bfloat16: bool, source: Path | None):
         self.folder = folder
         self.threads = threads
+        self.attention = "demo_matmul" if bfloat16 else "sdpa"
+        self.bfloat16 = bfloat16
         # One thread per model copy, each taking the next part of the batch when it is free. Two
         # threads inside every operation would wait for each other hundreds of times a step, which
         # on a machine shared with others is most of the time.
         torch.set_num_threads(1)
         self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        self.stage = self.step = 0
+        self.stage = self.step = self.total = 0
         self.seconds = 0.0
         torch.manual_seed(SEED)
-        self.model = new_model(STAGES[0].pixels)
+        self.model = new_model(STAGES[0].pixels, self.attention)
         self.classifier = nn.Linear(self.model.config.hidden_size, len(NAMES))
         nn.init.constant_(self.classifier.bias, -4.0)  # about log(1/59), as in the first stage
-        saved = None
         if (folder / "checkpoint.pt").exists():
-            saved = torch.load(folder / "checkpoint.pt", weights_only=True)
-            self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
-            self.model = new_model(STAGES[self.stage].pixels)
-            self.model.load_state_dict(saved["model"])
-            self.classifier.load_state_dict(saved["classifier"])
+            self._resume(torch.load(folder / "checkpoint.pt", weights_only=True))
+            return
+        if source:  # knows single objects already
+            self.stage = 1
+            weights = ViTModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False).state_dict()
+            self.model.load_state_dict(at_size(weights, STAGES[0].pixels))
         self._prepare()
-        if saved:
-            self.optimiser.load_state_dict(saved["optimiser"])
+
+    def _resume(self, saved: dict) -> None:
+        self.stage, self.step, self.total = saved["stage"], saved["step"], saved["total"]
+        self.seconds = saved["seconds"]
+        self.model = new_model(STAGES[self.stage].pixels, self.attention)
+        self.model.load_state_dict(saved["model"])
+        self.classifier.load_state_dict(saved["classifier"])
+        self._prepare()
+        for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
 
     def _prepare(self) -> None:
-        """Model copies for the threads, and an optimiser, for the present resolution."""
+        """Model copies for the threads, and the optimisers, for the present resolution."""
         main = nn.ModuleList([self.model, self.classifier])
         self.copies = [main, *(copy.deepcopy(main) for _ in range(self.threads - 1))]
         self.free: queue.SimpleQueue = queue.SimpleQueue()
         for pair in self.copies:
             self.free.put(pair)
-        self.optimiser = self._optimiser()
-
-    def _optimiser(self) -> torch.optim.AdamW:
-        named = [*self.model.named_parameters(), *self.classifier.named_parameters()]
-        matrices = [p for n, p in named if p.ndim > 1 and "embeddings.p" not in n]
-        rest = [p for n, p in named if p.ndim <= 1 or "embeddings.p" in n]
-        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
+        matrices = [p for p in self.model.parameters() if p.ndim == 2]
+        rest = [p for p in self.model.parameters() if p.ndim != 2]  # biases, norms, tables, patch filter
+        adam = torch.optim.AdamW([*rest, *self.classifier.parameters()], betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimisers = (Muon(matrices, self.pool), adam)
 
     def next_stage(self) -> None:
-        """Enters the next resolution; the optimiser starts afresh as one table changes shape."""
+        """Enters the next resolution; the optimisers start afresh as one table changes shape."""
         self.stage, self.step = self.stage + 1, 0
         pixels = STAGES[self.stage].pixels
         state = at_size(self.model.state_dict(), pixels)
-        self.model = new_model(pixels)
+        self.model = new_model(pixels, self.attention)
         self.model.load_state_dict(state)
         self._prepare()
 
@@ -144,10 +153,11 @@ class Trainer:
         state = {
             "stage": self.stage,
             "step": self.step,
+            "total": self.total,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "classifier": self.classifier.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
         torch.save(state, part)
         part.replace(self.folder / "checkpoint.pt")
@@ -156,8 +166,8 @@ class Trainer:
         """Adds the gradient of one part of the batch to a free copy; returns its share of loss."""
         pair = self.free.get()
         model, classifier = pair
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = classifier(model(images).last_hidden_state[:, 0])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            logits = classifier(cls_embedding(model, images))
         loss = F.binary_cross_entropy_with_logits(logits.float(), labels) * len(images) / BATCH
         loss.backward()
         self.free.put(pair)
@@ -165,9 +175,10 @@ class Trainer:
 
     def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         """One update; returns the loss in nats per scene and category."""
-        rate = learning_rate(self.stage, self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        rate = learning_rate(self.stage, self.step) * min(1.0, (self.total + 1) / WARMUP)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
         for pair in self.copies:
             pair.zero_grad()
         losses = self.pool.map(self._backward, images.split(PART), labels.split(PART))
@@ -178,21 +189,27 @@ class Trainer:
                 found = [p.grad for p in parameters if p.grad is not None]
                 parameters[0].grad = sum(found[1:], found[0])
             nn.utils.clip_grad_norm_(main, 1.0)
-            self.optimiser.step()
+            for optimiser in self.optimisers:
+                optimiser.step()
             for parameters in zip(main, *others, strict=True):
                 for other in parameters[1:]:
                     other.copy_(parameters[0])
-        self.step += 1
+        self.step, self.total = self.step + 1, self.total + 1
         return loss
 
 
-def train(folder: Path, threads: int) -> None:
+def train(folder: Path, threads: int, bfloat16: bool, source: Path | None) -> None:
     """Runs the schedule to its end, from the checkpoint if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(folder, threads)
+    trainer = Trainer(folder, threads, bfloat16, source)
     per_shard = SHARD // BATCH
     orders = [visit_order(i, s.visits, -(-s.batches // per_shard)) for i, s in enumerate(STAGES)]
-    jobs = [(i, k, s.side, s.single) for i, s in enumerate(STAGES) for k in range(max(orders[i]) + 1)]
+    jobs = [
+        (i, k, s.side, s.single)
+        for i, s in enumerate(STAGES)
+        for k in range(max(orders[i]) + 1)
+        if i >= trainer.stage  # stages that are over are not rendered again
+    ]
     needed = max(orders[trainer.stage][: trainer.step // per_shard + 1])
     shards = Shards(folder / "shards", jobs, (trainer.stage, needed))
     losses: list[float] = []
@@ -214,7 +231,7 @@ def train(folder: Path, threads: int) -> None:
         losses.append(trainer.train_step(batch, torch.from_numpy(labels[rows]).float()))
         now = time.monotonic()
         trainer.seconds = before + now - began
-        if trainer.step % 50 == 0:
+        if trainer.step % 20 == 0:
             row = (trainer.stage, trainer.step, round(trainer.seconds), np.mean(losses))
             with (folder / "loss.csv").open("a", newline="") as file:
                 csv.writer(file).writerow((*row[:3], f"{row[3]:.5f}"))
@@ -254,12 +271,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="checkpoint, loss curve and rendered shards")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write the model, do not train")
     parser.add_argument("--pixels", type=int, default=SHIPPED_PIXELS, help="exported input size")
+    parser.add_argument("--from", type=Path, dest="source", metavar="DIR", help="first weights; skips stage 0")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bfloat16", action="store_true", help="faster on CPUs with AVX512-BF16, far slower on others")
     args = parser.parse_args()
     if args.export:
         export(args.folder, args.export, args.pixels)
     else:
-        train(args.folder, args.threads)
+        train(args.folder, args.threads, args.bfloat16, args.source)
 
 
 if __name__ == "__main__":
