@@ -175,18 +175,15 @@ class Batcher(Generic[Item, Result]):
     def _work(self, run: Callable[[Sequence[Item]], Sequence[Result]]) -> None:
         while batch := self._next_batch():
             started = time.monotonic()
-            try:
-                results = run([entry.item for entry in batch])
-                if len(results) != len(batch):
-                    raise RuntimeError(f"{len(results)} results for {len(batch)} items")
-            except BaseException as error:
-                for entry in batch:
-                    entry.future.set_exception(error)
-                continue
+            outcome = _attempt(run, [entry.item for entry in batch])
             compute_ms = (time.monotonic() - started) * 1000
-            for entry, result in zip(batch, results, strict=True):
-                queue_ms = (started - entry.submitted) * 1000
-                entry.future.set_result(Completed(result, queue_ms, compute_ms, len(batch)))
+            for index, entry in enumerate(batch):
+                if isinstance(outcome, BaseException):
+                    entry.future.set_exception(outcome)
+                else:
+                    queue_ms = (started - entry.submitted) * 1000
+                    entry.future.set_result(Completed(outcome[index], queue_ms, compute_ms, len(batch)))
+            del batch, entry, outcome  # or this thread would hold them until there is more to do
 
     def _next_batch(self) -> list[_Entry[Item, Result]]:
         """Waits for items; an empty list means closed and drained."""
@@ -227,6 +224,20 @@ class Batcher(Generic[Item, Result]):
         for priority, entries in passed.items():
             self._waiting[priority].extendleft(reversed(entries))
         return taken
+
+
+def _attempt(
+    run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
+) -> Sequence[Result] | BaseException:
+    """The results, or what was raised: by no frame that knows the futures which will hold it, for such a circle would
+    keep the items until Python collects its oldest generation."""
+    try:
+        results = run(items)
+        if len(results) != len(items):
+            raise RuntimeError(f"{len(results)} results for {len(items)} items")
+    except BaseException as error:
+        return error
+    return results
 
 
 def _unwanted(entry: _Entry) -> bool:

@@ -285,8 +285,9 @@ def _deadline(timeout: float | None) -> float | None:
 
 async def _answered(submit: Callable[[], Future[Result]]) -> Result:
     """Submits to a batcher and awaits the answer, with the batcher's errors as ours."""
+    answer: Awaitable[Result] | None = None
     try:
-        answer: Awaitable[Result] = asyncio.wrap_future(submit())
+        answer = asyncio.wrap_future(submit())
         return await answer
     except QueueFull as error:
         raise EncoderBusy(str(error)) from None
@@ -294,3 +295,7 @@ async def _answered(submit: Callable[[], Future[Result]]) -> Result:
         raise DeadlineExceeded(str(error)) from None
     except Closed as error:
         raise EncoderUnavailable(str(error)) from None
+    finally:
+        # It holds its exception, whose traceback holds this frame: a circle that would keep the request's bytes until
+        # Python collects its oldest generation, hundreds of MiB later.
+        del answer

@@ -39,6 +39,8 @@ _MAX_RUNS = 2**22
 
 _BROKEN = "the thread that runs the model has died; restart the server"
 
+# gRPC's iterator of a call's messages, which is left alone: it and its generator hold each other, and the last message,
+# until Python collects its oldest generation, hundreds of MiB later. `context.read` gives the messages without it.
 Messages = AsyncIterator[Any]
 
 
@@ -109,9 +111,9 @@ class FocusEncoderService:
     def _unary(
         self, name: str, answer: Callable[[Any, float | None], Awaitable[Message]]
     ) -> Callable[[Messages, grpc.aio.ServicerContext], Awaitable[Message | None]]:
-        async def call(requests: Messages, context: grpc.aio.ServicerContext) -> Message | None:
+        async def call(_: Messages, context: grpc.aio.ServicerContext) -> Message | None:
             try:
-                return await self._admitted(requests, context, answer)
+                return await self._admitted(context, answer)
             except asyncio.CancelledError:  # by the client, or its deadline passed
                 self._metrics.failed(name, grpc.StatusCode.CANCELLED.name)
                 raise
@@ -123,23 +125,21 @@ class FocusEncoderService:
         return call
 
     async def _admitted(
-        self,
-        requests: Messages,
-        context: grpc.aio.ServicerContext,
-        answer: Callable[[Any, float | None], Awaitable[Message]],
+        self, context: grpc.aio.ServicerContext, answer: Callable[[Any, float | None], Awaitable[Message]]
     ) -> Message:
         with self.admission.call():
-            request = await self._receive(requests)
+            request = await self._receive(context)
             with self.admission.holding(context.peer(), request.ByteSize()), self._work():
                 return await answer(request, context.time_remaining())
 
-    async def _receive(self, requests: Messages) -> Any:
+    async def _receive(self, context: grpc.aio.ServicerContext) -> Any:
         try:
-            return await asyncio.wait_for(anext(requests), self._receive_seconds)
-        except StopAsyncIteration:
-            raise InvalidInput("the call carries no message", "request") from None
+            request = await asyncio.wait_for(context.read(), self._receive_seconds)
         except asyncio.TimeoutError:
             raise DeadlineExceeded(f"the message did not arrive within {self._receive_seconds:g} s") from None
+        if request is grpc.aio.EOF:
+            raise InvalidInput("the call carries no message", "request")
+        return request
 
     async def _encode(self, request: pb.EncodeRequest, timeout: float | None, wait: bool = False) -> pb.EncodeResponse:
         pipeline = self._ready(request.expected_fingerprint)
@@ -173,12 +173,12 @@ class FocusEncoderService:
     # --- bulk ---------------------------------------------------------------------------------------------------------
 
     async def _encode_stream(
-        self, requests: Messages, context: grpc.aio.ServicerContext
+        self, _: Messages, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.EncodeStreamResponse]:
         try:
             # Closed with the call: otherwise a cancelled stream's items go on until Python collects the generator.
             with self.admission.stream():
-                async with aclosing(self._answers(requests, context.peer())) as answers:
+                async with aclosing(self._answers(context)) as answers:
                     async for response in answers:
                         yield response
             return
@@ -186,13 +186,14 @@ class FocusEncoderService:
             status = _status(error)
         self._fail("EncodeStream", context, *status)
 
-    async def _answers(self, requests: Messages, peer: str) -> AsyncGenerator[pb.EncodeStreamResponse, None]:
+    async def _answers(self, context: grpc.aio.ServicerContext) -> AsyncGenerator[pb.EncodeStreamResponse, None]:
         """Answers as they come.
 
         Raises:
             EncoderUnavailable: the server is draining, and what was read is answered.
         """
         self._ready("")
+        peer = context.peer()
         window = asyncio.Semaphore(self._stream_window)
         finished: asyncio.Queue[pb.EncodeStreamResponse | None] = asyncio.Queue()
         tasks: set[asyncio.Task[None]] = set()
@@ -206,7 +207,7 @@ class FocusEncoderService:
             self.admission.release(peer, size)
 
         async def read() -> None:
-            async for item in requests:
+            while (item := await context.read()) is not grpc.aio.EOF:
                 await window.acquire()
                 size = item.ByteSize()
                 await self.admission.wait(peer, size)
