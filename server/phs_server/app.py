@@ -204,9 +204,10 @@ class ServerThread:
         self.address = ""
         self._settings = settings
         self._started: Future[str] = Future()
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name="phs-server", daemon=True)
+        # asyncio.run and not a loop of our own: it lets what gRPC leaves behind on a stop come to its end.
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="phs-server", daemon=True)
 
     def __enter__(self) -> ServerThread:
         self._thread.start()
@@ -214,15 +215,12 @@ class ServerThread:
         return self
 
     def __exit__(self, *_: object) -> None:
+        assert self._loop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
-        self._loop.close()
-
     async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         server = None
         try:
             server = Server(self._settings)
