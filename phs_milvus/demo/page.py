@@ -14,11 +14,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from phs_milvus.contact_sheet import ACCENT, GOOD, HEADS_HEADING, Tile
+from phs_milvus.contact_sheet import ACCENT, GOOD, HEADS_HEADING, SCORES_HEADING, Tile
 from phs_milvus.demo.measure import Measured
 from phs_milvus.types import Focus, ModelInfo
 
-_PICTURE = 220  # pixels, the longer side of an embedded picture
+_PICTURE = 260  # pixels, the longer side of an embedded picture
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,12 @@ def _table(figures: Sequence[Measured], query_count: int, chance: float) -> str:
 def _section(section: Section) -> str:
     return (
         f"<section><h2>{html.escape(section.title)}</h2>"
-        f"<div class=row>{_figure(section.query)}</div>"
+        f"<div class=asked>{_figure(section.query)}"
         f"<details open><summary>{HEADS_HEADING}</summary>"
-        f"<div class='row heads'>{''.join(map(_figure, section.heads))}</div></details>"
+        f"<div class='row heads'>{''.join(map(_figure, section.heads))}</div></details></div>"
         f"<h3>{section.whole_heading}</h3><div class=row>{''.join(map(_figure, section.whole))}</div>"
-        f"<h3>{section.focused_heading}</h3><div class=row>{''.join(map(_figure, section.focused))}</div></section>"
+        f"<h3>{section.focused_heading} <small>{SCORES_HEADING}</small></h3>"
+        f"<div class=row>{''.join(map(_figure, section.focused))}</div></section>"
     )
 
 
@@ -163,14 +164,17 @@ main { max-width: 1100px; margin: 0 auto; padding: 24px 16px 64px; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { margin-top: 2.2rem; } h3 { margin: 1.2rem 0 .4rem; }
 p { max-width: 46rem; } .note { background: #fff7ed; border-left: 4px solid #ea580c; padding: .6rem .9rem; }
 .row { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 12px; }
-.heads { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); margin-top: 8px; }
+.heads { grid-template-columns: repeat(auto-fill, minmax(min(112px, 30%), 1fr)); margin-top: 8px; }
+.asked { display: grid; grid-template-columns: 260px 1fr; gap: 20px; }
+@media (max-width: 700px) { .asked { grid-template-columns: 1fr; } .asked > figure { max-width: 260px; } }
 figure { margin: 0; } img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; box-sizing: border-box;
   background: #f4f4f5; border: 4px solid transparent; border-radius: 8px; }
 .good img { border-color: #16a34a; } .chosen img { border-color: #ea580c; }
-figcaption { font-size: .8rem; overflow-wrap: anywhere; } small { display: block; color: #5f6368; }
+figcaption { font-size: .8rem; overflow-wrap: anywhere; } small { display: block; color: #5f6368; font-weight: normal; }
 summary { cursor: pointer; color: #5f6368; } section { border-top: 1px solid #e4e4e7; margin-top: 2rem; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: .3rem 1.2rem .3rem 0; }
-td { border-top: 1px solid #e4e4e7; } code, pre { background: #f4f4f5; border-radius: 4px; padding: .1em .3em; }
+td { border-top: 1px solid #e4e4e7; } td + td { white-space: nowrap; }
+code, pre { background: #f4f4f5; border-radius: 4px; padding: .1em .3em; }
 pre { padding: .8rem; overflow-x: auto; }
 </style>
 <main><h1>Search a picture collection by the thing you point at</h1>"""
