@@ -83,6 +83,22 @@ def is_gone(path: Path) -> bool:
         return False
 
 
+def is_another(stored: str, path: Path) -> bool:
+    """Whether `stored` names another file than `path`, and one that is still there."""
+    if stored in ("", str(path)):
+        return False
+    try:
+        return not Path(stored).samefile(path)  # not so through a link, say from where a folder was before
+    except (OSError, ValueError):
+        return not is_gone(Path(stored))
+
+
+def below(root: Path, name: str) -> Path | None:
+    """`root`/`name`; None where `name` leads out of `root`, being absolute or by way of "..": links may lead out."""
+    path = Path(os.path.normpath(root / name))
+    return path if path.is_relative_to(os.path.normpath(root)) else None
+
+
 def ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
     """(item, function(item)) in order, computed a few items ahead by threads."""
     waiting: deque[tuple[T, Future[R]]] = deque()

@@ -18,7 +18,7 @@ from phs_milvus import state as state_codec
 from phs_milvus.client import Encoder, Outputs
 from phs_milvus.collection import FocusedCollection, Row
 from phs_milvus.errors import CollectionError, EncoderError, ImageError, InvalidInput, ModelMismatch, PhsError
-from phs_milvus.files import IMAGE_EXTENSIONS, ahead, chunks, is_gone, sha256_of, walk
+from phs_milvus.files import IMAGE_EXTENSIONS, ahead, chunks, is_another, is_gone, sha256_of, walk
 from phs_milvus.images import EncodedImage, load_image
 from phs_milvus.progress import FAILURES_KEPT, IngestReport, Progress, ProgressBar
 from phs_milvus.rows import check_text
@@ -83,9 +83,7 @@ def ingest_folder(
 
 
 def _taken(stored: str) -> InvalidInput:
-    return InvalidInput(
-        f"that id belongs to {stored}; ingest a folder that holds both, or use another collection", "id"
-    )
+    return InvalidInput(f"that id belongs to {stored}; ingest this folder into another collection", "id")
 
 
 @dataclass
@@ -168,8 +166,8 @@ class _Run:
             moved = []
             # Only files that have a row are read here, and not kept: most of them are unchanged.
             for file, digest in ahead(pool, lambda file: "" if file.new else sha256_of(file.path), files):
-                stored = "" if file.new else rows[file.id].get("path") or ""
-                elsewhere = stored not in ("", str(file.path)) and not is_gone(Path(stored))
+                stored = "" if file.new else str(rows[file.id].get("path") or "")
+                elsewhere = is_another(stored, file.path)
                 changed = not file.new and digest != rows[file.id].get(digest_field)
                 if changed and elsewhere:
                     self.fail(file.id, _taken(stored))

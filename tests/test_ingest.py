@@ -214,6 +214,22 @@ def test_a_second_folder_does_not_take_the_ids_of_the_first(
     assert {name: after[name] for name in before} == before
 
 
+def test_a_folder_moved_behind_a_link_is_still_itself(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    make_images(root, 2)
+    run(root, collection, encoder)
+    moved = root.rename(root.with_name("moved"))
+    root.symlink_to(moved)
+    make_images(moved, 1, seed=9)
+    report = run(root, collection, encoder)
+    assert (report.changed, report.skipped_unchanged, report.failed_count) == (1, 1, 0)
+    assert {row["path"] for row in collection.get(["image-0000.jpg", "image-0001.jpg"], ["path"])} == {
+        str(moved / "image-0000.jpg"),
+        str(moved / "image-0001.jpg"),
+    }
+
+
 def test_a_moved_folder_is_not_encoded_again(
     root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
 ) -> None:

@@ -57,9 +57,8 @@ def _ingest(options: argparse.Namespace) -> int:
             exists = client.has_collection(name)
         if exists:
             collection = FocusedCollection.open(client, name)
-        # An empty one is what an ingest leaves that was interrupted at once; its model need not be this one.
-        if not exists or (not collection.count() and collection.model.fingerprint != encoder.info.fingerprint):
-            collection = FocusedCollection.create(client, name, encoder.info, overwrite=True)
+        else:
+            collection = FocusedCollection.create(client, name, encoder.info)
         report = ingest_folder(
             options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size
         )

@@ -42,6 +42,7 @@ def add_milvus_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--milvus",
         metavar="URI",
+        type=lambda uri: uri.rstrip("/"),  # a Lite database is a folder, and shells complete it so
         default=os.environ.get("PHS_MILVUS", DEFAULT_MILVUS),
         help="a Milvus Lite path ending in .db, or http://host:19530 (default: %(default)s) [PHS_MILVUS]",
     )
@@ -142,7 +143,6 @@ def open_milvus(options: argparse.Namespace, *, create: bool = False) -> Iterato
     """
     from phs_milvus.milvus import close, connect
 
-    options.milvus = options.milvus.rstrip("/")  # a Lite database is a folder, and shells complete it so
     if not create and is_missing(options.milvus):
         raise CollectionError(f"no Milvus Lite database at {options.milvus}; ingest makes one, or check --milvus")
     client = connect(options.milvus, options.token)
