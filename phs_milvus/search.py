@@ -8,7 +8,7 @@ print(result)
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from phs_milvus import state
 from phs_milvus.client import Encoder
 from phs_milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
 from phs_milvus.errors import InvalidInput, PhsError, StateError
+from phs_milvus.files import below
 from phs_milvus.images import ImageSource
 from phs_milvus.prompts import Prompt
 from phs_milvus.rerank import Reranker
+from phs_milvus.rows import Id
 from phs_milvus.scales import encode_scales_many
 from phs_milvus.types import Encoding, Focus
 
@@ -36,7 +38,7 @@ MIN_CANDIDATES = 200
 class StoredImage:
     """A query that is a row of the collection, by its id; its file must be reachable from here."""
 
-    id: str | int
+    id: Id
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ class FocusedSearch:
         ]
 
     def _encode(self, queries: Sequence[Query], focus: Focus) -> list[Encoding]:
-        images = [self.locate(query.image) for query in queries]
+        images = self._located([query.image for query in queries])
         prompts = [query.prompt for query in queries]
         results = encode_scales_many(self._encoder, images, prompts, focus)
         for position, result in enumerate(results):
@@ -240,22 +242,32 @@ class FocusedSearch:
         """Where the file of a StoredImage is; any other image is returned as it is.
 
         Raises:
-            InvalidInput: no such row, or neither it nor `image_root` says where the file is.
+            InvalidInput: no such row, its id leads out of `image_root`, or neither it nor `image_root` says where the
+                file is.
         """
-        if not isinstance(image, StoredImage):
-            return image
+        return self._located([image])[0]
+
+    def _located(self, images: Sequence[ImageSource | StoredImage]) -> list[ImageSource]:
+        """`locate` for many with one lookup."""
         layout = self._collection.layout
+        ids = list(dict.fromkeys(image.id for image in images if isinstance(image, StoredImage)))
         has_path = self._image_root is None and (layout.dynamic or "path" in layout.others)
-        # Asked for under image_root too: an id that a stranger made up must not name a file outside it.
-        rows = self._collection.get([image.id], output_fields=["path"] if has_path else [])
-        if not rows:
-            raise InvalidInput(f"no row with id {image.id!r} in collection '{self._collection.name}'", "image")
+        # Asked for under image_root too: an id that a stranger made up is an error like any other that is not there.
+        rows = self._collection.get(ids, output_fields=["path"] if has_path else []) if ids else []
+        found = {row[layout.id]: row for row in rows}
+        return [self._file_of(image.id, found) if isinstance(image, StoredImage) else image for image in images]
+
+    def _file_of(self, row_id: Id, rows: Mapping[Id, dict[str, Any]]) -> ImageSource:
+        if row_id not in rows:
+            raise InvalidInput(f"no row with id {row_id!r} in collection '{self._collection.name}'", "image")
         if self._image_root is not None:
-            return self._image_root / str(image.id)
-        path = rows[0].get("path")
+            if (file := below(self._image_root, str(row_id))) is None:
+                raise InvalidInput(f"row {row_id!r} leads out of image_root, {self._image_root}", "image")
+            return file
+        path = rows[row_id].get("path")
         if not path:
             raise InvalidInput(
-                f"row {image.id!r} does not say where its file is; pass image_root to FocusedSearch", "image"
+                f"row {row_id!r} does not say where its file is; pass image_root to FocusedSearch", "image"
             )
         return path
 

@@ -8,7 +8,6 @@ row holds it as base64 text in a VARCHAR field: `text_length(D)` characters, for
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,7 +73,10 @@ def unpack(packed: Sequence[str], hidden_size: int, names: Sequence[object] | No
             )
     # One decode of the joined text is several times faster than K small ones, and is the same bytes where no row
     # ends in padding: 4 * D divisible by 3.
-    data = _decode("".join(packed)) if hidden_size % 3 == 0 else b"".join(map(_decode, packed))
+    try:
+        data = _decode("".join(packed)) if hidden_size % 3 == 0 else b"".join(map(_decode, packed))
+    except ValueError:
+        raise _not_base64(packed, names) from None
     states = np.frombuffer(data, dtype="<f2").reshape(len(packed), 2, hidden_size)
     if not np.isfinite(states).all():
         row = int(np.flatnonzero(~np.isfinite(states).all(axis=(1, 2)))[0])
@@ -83,7 +85,14 @@ def unpack(packed: Sequence[str], hidden_size: int, names: Sequence[object] | No
 
 
 def _decode(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise StateError(f"not base64: {error}") from None
+    return base64.b64decode(text, validate=True)
+
+
+def _not_base64(packed: Sequence[str], names: Sequence[object]) -> StateError:
+    """The error of the first row that cannot be decoded."""
+    for name, text in zip(names, packed, strict=True):
+        try:
+            _decode(text)
+        except ValueError as error:  # binascii.Error is one
+            return StateError(f"row {name!r}: not base64: {error}")
+    return StateError("not base64")

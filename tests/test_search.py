@@ -130,6 +130,22 @@ def test_stored_images_need_a_row_and_a_file(
         moved.search(StoredImage("/etc/passwd"))
 
 
+@pytest.mark.parametrize("name", ["../outside.jpg", "/etc/passwd", "a/../../outside.jpg"])
+def test_an_id_does_not_lead_out_of_image_root(
+    client: object, encoder: Encoder, images: list[Path], tmp_path: Path, name: str
+) -> None:
+    """Whoever writes to a collection names its rows."""
+    collection = FocusedCollection.create(client, "strange", encoder.info, overwrite=True)
+    encoding = encoder.encode(images[9], outputs=Outputs(state=True))
+    collection.insert(
+        [Row(name, encoding.embedding, encoding.state), Row("..a/b.jpg", encoding.embedding, encoding.state)]
+    )
+    search = FocusedSearch(collection, encoder, image_root=tmp_path)
+    with pytest.raises(InvalidInput, match="leads out of image_root"):
+        search.locate(StoredImage(name))
+    assert search.locate(StoredImage("..a/b.jpg")) == tmp_path / "..a/b.jpg"
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [

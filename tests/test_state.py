@@ -43,8 +43,8 @@ def test_pack_refuses(wrong: object) -> None:
 def test_unpack_refuses(hidden: int) -> None:
     good = state.pack(np.zeros((2, hidden)))
     for wrong in (good[:-4], "", None, 7, "*" * len(good), "é" * len(good)):
-        with pytest.raises(StateError):
-            state.unpack([good, wrong], hidden)  # type: ignore[list-item]
+        with pytest.raises(StateError, match="row 'wrong': "):
+            state.unpack([good, wrong, good], hidden, ["good", "wrong", "good"])  # type: ignore[list-item]
     with pytest.raises(StateError, match="row 1: .*another model"):
         state.unpack([good, state.pack(np.zeros((2, hidden + 3)))], hidden)
 

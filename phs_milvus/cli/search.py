@@ -10,6 +10,7 @@ from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
 from phs_milvus.cli.pointing import add_prompt_flags, focus_of, prompt_of, settings_of
+from phs_milvus.files import below
 from phs_milvus.settings import SearchSettings
 from phs_milvus.types import Explanation
 
@@ -155,4 +156,4 @@ def _output_fields(options: argparse.Namespace) -> list[str]:
 
 def _file_of(hit: Any, root: str | None) -> str | Path | None:
     """Where a hit's picture is: below --root, else where ingest found it."""
-    return Path(root) / str(hit.id) if root else hit.fields.get("path")
+    return below(Path(root), str(hit.id)) if root else hit.fields.get("path")
