@@ -188,7 +188,7 @@ def _image(look: Look, limit: int) -> Path | bytes:
     # Lossless both; BMP is many times faster to write and read, and too large for photos of over 11 megapixels.
     fits = 3 * edited.width * edited.height < limit - 64 * 1024
     buffer = io.BytesIO()
-    edited.save(buffer, "BMP" if fits else "PNG")
+    edited.save(buffer, "BMP") if fits else edited.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -36,9 +36,9 @@ class Choice:
 
     Attributes:
         focus: recommended.
-        candidates: the smallest K that is enough on this sample; None, search's own default, where that is less than
-            what search takes by itself: a sample of a few hundred images says nothing for shallow K in a large
-            collection.
+        candidates: the smallest K that is enough on this sample, or the largest tried where none is; None, search's own
+            default, where that is less than what search takes by itself: a sample of a few hundred images says
+            nothing for shallow K in a large collection.
         quality, error: `Study.metric`, cross-validated, of choosing by quality alone; and its standard error.
         gain: its paired difference to whole-image search, as text.
         rows: the trade-off: every setting measured, best first.
@@ -129,8 +129,8 @@ def write(choice: Choice, study: Study, path: Path) -> None:
 
 
 def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int | None]:
-    """Two-stage quality at each K, and the smallest K from which on it is within one standard error of
-    exhaustive Query-DB, or None."""
+    """Two-stage quality at each K, and the smallest K from which on it is within one standard error of exhaustive
+    Query-DB, or else the largest; None where that is less than search takes by itself."""
     exhaustive = study.measure([Focused(focus)])[0]
     depths = [k for k in _CANDIDATES if k < len(study.bench.states)] or [len(study.bench.states)]
     rows: list[dict[str, Any]] = []
@@ -142,7 +142,8 @@ def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int |
             enough = None
         elif enough is None:
             enough = depth
-    return rows, enough if enough is not None and enough >= _FEWEST_CANDIDATES else None
+    enough = enough or depths[-1]
+    return rows, enough if enough >= _FEWEST_CANDIDATES else None
 
 
 def _cost(focus: Focus) -> tuple[float, ...]:

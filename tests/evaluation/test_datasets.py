@@ -139,6 +139,8 @@ def test_coco(coco_folder: Path) -> None:
     assert to_array(everything.segment(), WIDTH, HEIGHT).all()
     assert [instance.segment for instance in two.instances] == [None]
     assert load(path, images=coco_folder / "val2017").images == (one, two)
+    picture(path.parent / "one.png")  # a stray copy beside the annotations is not where the images are
+    assert load(path).images == (one, two)
 
 
 @pytest.mark.parametrize(

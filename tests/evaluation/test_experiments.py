@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from phs_milvus.evaluation import Bench, Outcome, object_queries
 from phs_milvus.evaluation.controls import best_fixed_heads
 from phs_milvus.evaluation.experiments import PRESETS, Study
 from phs_milvus.evaluation.experiments.small_models import attention_correlation, head_cka
-from phs_milvus.evaluation.tune import cross_validated, recommend, tune
+from phs_milvus.evaluation.tune import _candidates, cross_validated, recommend, tune
 from phs_milvus.settings import SearchSettings, read_settings
 from phs_milvus.types import Focus
 
@@ -157,6 +158,26 @@ def test_candidates_at_the_default_or_above_are_kept(study: Study, monkeypatch: 
     monkeypatch.setattr("phs_milvus.evaluation.tune._FEWEST_CANDIDATES", 50)
     choice = tune(study, [Focus(4), Focus(1)])
     assert choice.candidates == choice.settings(study).candidates == 50
+
+
+@pytest.mark.parametrize(
+    ("qualities", "candidates"),
+    [
+        ((0.80, 0.85, 0.90, 0.95), 1000),  # none is enough: the deepest
+        ((0.80, 0.85, 1.00, 1.00), 500),
+        ((1.00, 0.85, 1.00, 1.00), 500),  # enough from there on, not by luck
+        ((1.00, 1.00, 1.00, 1.00), None),  # fewer than search takes by itself
+    ],
+)
+def test_candidates_are_as_few_as_are_enough(qualities: tuple[float, ...], candidates: int | None) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.01, 200).tolist()
+
+    def measure(methods: list[object]) -> list[Outcome]:
+        return outcomes(*([quality + one for one in noise] for quality in ([1.0] if len(methods) == 1 else qualities)))
+
+    study = SimpleNamespace(measure=measure, bench=SimpleNamespace(states=range(5000)), metric="MP@100", seed=0)
+    rows, enough = _candidates(study, Focus(1))
+    assert [row["candidates K"] for row in rows] == [100, 200, 500, 1000] and enough == candidates
 
 
 # --- settings and commands --------------------------------------------------------------------------------------------

@@ -83,12 +83,13 @@ def _segment(segmentation: Any, path: Path, where: str) -> Prompt:
 
 
 def _folder(path: Path, names: Sequence[str]) -> Path:
-    """The folder that holds any of the images: downloads are often partial."""
+    """The usual place that holds most of the images: downloads are often partial."""
     split = path.stem.rpartition("_")[2]
     places = [path.parent, path.parent / "images", path.parent.parent / split, path.parent.parent / "images"]
-    for place in (*places, path.parent.parent / "images" / split):
-        if any((place / name).is_file() for name in names):
-            return place
+    places.append(path.parent.parent / "images" / split)
+    counts = [sum((place / name).is_file() for name in names) for place in places]
+    if any(counts):
+        return places[counts.index(max(counts))]
     raise AnnotationError(
         path,
         "image 0",
