@@ -214,6 +214,7 @@ class FocusEncoderService:
                 task = asyncio.create_task(answer(item))
                 tasks.add(task)
                 task.add_done_callback(partial(answered, size))
+                del item, task  # or a stream that falls silent would hold them
 
         async def finish() -> None:
             await asyncio.wait([reader])
