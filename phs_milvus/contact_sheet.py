@@ -178,12 +178,13 @@ def sheet(rows: Sequence[Row], columns: int) -> Image.Image:
     step_x, step_y = _TILE + _GAP, _TILE + _CAPTION + _GAP
     headings = sum(_HEADING for row in rows if row.heading)
     lines = sum(-(-len(row.tiles) // columns) for row in rows)
-    paper = Image.new("RGB", (columns * step_x + _GAP, lines * step_y + headings + _GAP), _PAPER)
+    widest = max((round(_font(18).getlength(row.heading)) for row in rows), default=0)
+    width = max(columns * step_x, widest + _GAP) + _GAP
+    paper = Image.new("RGB", (width, lines * step_y + headings + _GAP), _PAPER)
     top = _GAP
     for row in rows:
         if row.heading:
-            text = _fitted(row.heading, _font(18), paper.width - 2 * _GAP)
-            ImageDraw.Draw(paper).text((_GAP, top + 2), text, fill=_INK, font=_font(18))
+            ImageDraw.Draw(paper).text((_GAP, top + 2), row.heading, fill=_INK, font=_font(18))
             top += _HEADING
         for number, tile in enumerate(row.tiles):
             line, column = divmod(number, columns)
@@ -204,15 +205,15 @@ def _place(paper: Image.Image, tile: Tile, x: int, y: int) -> None:
     draw = ImageDraw.Draw(paper)
     if tile.frame is not None:
         draw.rectangle((left - 3, top - 3, left + size[0] + 2, top + size[1] + 2), outline=tile.frame, width=4)
-    draw.text((x, y + _TILE + 6), _fitted(tile.title, _font(15), _TILE), fill=_INK, font=_font(15))
-    draw.text((x, y + _TILE + 24), _fitted(tile.note, _font(13), _TILE), fill=_PALE, font=_font(13))
+    draw.text((x, y + _TILE + 6), _fitted(tile.title, _font(15)), fill=_INK, font=_font(15))
+    draw.text((x, y + _TILE + 24), _fitted(tile.note, _font(13)), fill=_PALE, font=_font(13))
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, its end cut where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, its end cut where it is wider than a tile."""
+    if font.getlength(text) <= _TILE:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and font.getlength(text + "…") > _TILE:
         text = text[:-1]
     return text + "…"
 
