@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, address_of, open_encoder, open_milvus
+from phs_milvus.errors import InvalidInput
 
 _AFTERWARDS = """
 Open {page} in a browser, or look at {sheet} and its neighbours.
@@ -37,6 +38,8 @@ def _demo(options: argparse.Namespace) -> int:
     from phs_milvus.demo.page import next_commands
     from phs_milvus.demo.run import BUNDLED_MODEL, PHOTO_MODEL, run_demo
 
+    if options.images and not Path(options.images).is_dir():  # before a model is loaded
+        raise InvalidInput(f"{options.images} is not a folder", "--images")
     if not address_of(options):
         options.model = options.model or (PHOTO_MODEL if options.images else str(BUNDLED_MODEL))
     output = Path(options.output)

@@ -78,6 +78,8 @@ def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -
     # Replaced each time: it holds nothing but the demo, and another model may have filled it.
     collection = FocusedCollection.create(client, "demo", encoder.info, overwrite=True)
     report = ingest_folder(folder, collection, encoder)
+    if report.failed_count:
+        print(report, file=sys.stderr)
     if not collection.count():
         raise PhsError(f"no picture in {folder} could be ingested")
     ingested = time.perf_counter()
@@ -101,7 +103,7 @@ def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -
     )
     done = time.perf_counter()
     print(
-        f"\n{report.found} pictures ingested in {ingested - started:.1f} s, "
+        f"\n{report.encoded} pictures ingested in {ingested - started:.1f} s, "
         f"searched, measured and drawn in {done - ingested:.1f} s",
         file=sys.stderr,
     )
