@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from phs_milvus.cli.connections import _token
+from phs_milvus.errors import InvalidInput
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -143,6 +146,17 @@ def test_a_mistyped_database_is_not_made(run: Run, tmp_path: Path) -> None:
 def test_the_environment_can_say_no_to_tls(run: Run, value: str, tls: bool) -> None:
     done = run("info", PHS_ENCODER_TLS=value)
     assert (done.returncode != 0) is tls, done.stderr
+
+
+def test_the_token_file_of_the_server_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    monkeypatch.setenv("PHS_ENCODER_TOKEN_FILE", str(file))
+    for text, token in (("secret\n", "secret"), ("# ours\n\n  first \nsecond\n", "first")):
+        file.write_text(text)
+        assert _token() == token
+    file.write_text("# none yet\n")
+    with pytest.raises(InvalidInput, match="holds no token"):
+        _token()
 
 
 def test_no_encoder_there(run: Run) -> None:

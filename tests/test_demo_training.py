@@ -33,6 +33,7 @@ def test_orthogonal_keeps_directions_and_evens_out_sizes(shape: tuple[int, int])
     assert ((result.diagonal() > 0.65) & (result.diagonal() < 1.25))[s > 0.05 * s.max()].all()
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon to compare with")
 def test_muon_agrees_with_torch() -> None:
     torch.manual_seed(0)
     start = torch.randn(24, 96)

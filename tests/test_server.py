@@ -185,6 +185,7 @@ def test_invalid_argument_names_the_field(
 @pytest.mark.parametrize(
     ("field", "tensor"),
     [
+        ("embeddings", np.ones((0, HIDDEN), np.float32)),
         ("embeddings", np.ones((1, HIDDEN + 1), np.float32)),
         ("embeddings", np.full((1, HIDDEN), np.nan, np.float32)),
         ("head_weights", np.ones((2, HEADS), np.float32)),

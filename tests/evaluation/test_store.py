@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from phs_milvus.client import Encoder
 from phs_milvus.errors import ImageError, PhsError
 from phs_milvus.evaluation import Bench, QuerySet, Store, WholeImage, evaluate, load, object_queries
 from phs_milvus.evaluation.edits import CROP, MASK_BLACK
-from phs_milvus.evaluation.store import BATCH, Look
+from phs_milvus.evaluation.store import BATCH, Look, _image
 from phs_milvus.types import Focus, MaskRuns
 
 SCRIPT = """
@@ -39,6 +42,23 @@ def rows(store: Path) -> int:
     import sqlite3
 
     return sqlite3.connect(store).execute("SELECT count(*) FROM seen").fetchone()[0]
+
+
+def test_edited_photos_are_sent_as_they_are_in_a_format_that_fits(
+    make_images: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    (path,) = make_images(tmp_path / "photo", 1)
+    mask = MaskRuns(160, 120, np.array([0, 160 * 120], np.uint32))
+    look = Look(path, "digest", mask=mask, edit=MASK_BLACK)
+    formats = {}
+    for limit in (2**25, 100_000):
+        sent = _image(look, limit)
+        assert isinstance(sent, bytes)
+        with Image.open(io.BytesIO(sent)) as image, Image.open(path) as photo:
+            formats[limit] = image.format
+            # All of it is inside the mask, so nothing is blackened.
+            assert np.array_equal(np.asarray(image), np.asarray(photo.convert("RGB")))
+    assert formats == {2**25: "BMP", 100_000: "PNG"}
 
 
 def test_a_second_run_asks_the_server_nothing(labels: Path, vit_encoder: Encoder, tmp_path: Path) -> None:
