@@ -88,12 +88,20 @@ class Shards:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._number = {job[:2]: number for number, job in enumerate(jobs)}
+        self._forget_what_is_over()
         self._cache: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
         context = multiprocessing.get_context("spawn")
         self._reached = context.Value("q", self._number[start])
         arguments = (folder, jobs, self._reached, os.getpid())
         self._worker = context.Process(target=_work, args=arguments, daemon=True)
         self._worker.start()
+
+    def _forget_what_is_over(self) -> None:
+        """Deletes the shards of stages before the first job's, which the worker knows nothing of."""
+        wanted = {_path(self._folder, *key) for key in self._number}
+        for path in self._folder.glob("stage*.npz"):
+            if path not in wanted:
+                path.unlink()
 
     def get(self, stage: int, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [SHARD, S, S, 3] and labels uint8 [SHARD, C]; waits for the worker."""

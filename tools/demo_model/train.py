@@ -1,7 +1,8 @@
 """Trains the demo ViT: multi-label classification of scenes from the [CLS] embedding, no more.
 
     python -m tools.demo_model.train runs/a                   train, or go on after a kill
-    python -m tools.demo_model.train runs/a --from model      begin with the weights of an exported model
+    python -m tools.demo_model.train runs/a --from model --stage 1
+                                                              begin there with the weights of an exported model
     python -m tools.demo_model.train runs/a --export model    write the checkpoint as it is now
 
 No head is supervised and nothing knows where an object is: the loss is binary cross-entropy of the
@@ -64,6 +65,9 @@ STAGES = (
     Stage(96, 1300, 6, (1.5e-3, 1.2e-3)),
     Stage(128, 1050, 5, (1.2e-3, 5e-4)),
     Stage(160, 240, 4, (5e-4, 0.0)),
+    Stage(128, 1400, 3, (1e-3, 5e-4)),
+    Stage(160, 400, 3, (5e-4, 2e-4)),
+    Stage(224, 600, 3, (2e-4, 0.0)),
 )
 
 
@@ -91,7 +95,7 @@ def learning_rate(stage: int, step: int) -> float:
 class Trainer:
     """Model, thrown-away classifier, optimisers and position in the schedule."""
 
-    def __init__(self, folder: Path, threads: int, bfloat16: bool, source: Path | None):
+    def __init__(self, folder: Path, threads: int, bfloat16: bool, source: Path | None, stage: int):
         self.folder = folder
         self.threads = threads
         self.attention = "demo_matmul" if bfloat16 else "sdpa"
@@ -101,19 +105,18 @@ class Trainer:
         # on a machine shared with others is most of the time.
         torch.set_num_threads(1)
         self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        self.stage = self.step = self.total = 0
+        self.stage, self.step, self.total = stage, 0, 0
         self.seconds = 0.0
         torch.manual_seed(SEED)
-        self.model = new_model(STAGES[0].pixels, self.attention)
+        self.model = new_model(STAGES[stage].pixels, self.attention)
         self.classifier = nn.Linear(self.model.config.hidden_size, len(NAMES))
         nn.init.constant_(self.classifier.bias, -4.0)  # about log(1/59), as in the first stage
         if (folder / "checkpoint.pt").exists():
             self._resume(torch.load(folder / "checkpoint.pt", weights_only=True))
             return
-        if source:  # knows single objects already
-            self.stage = 1
+        if source:
             weights = ViTModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False).state_dict()
-            self.model.load_state_dict(at_size(weights, STAGES[0].pixels))
+            self.model.load_state_dict(at_size(weights, STAGES[stage].pixels))
         self._prepare()
 
     def _resume(self, saved: dict) -> None:
@@ -198,10 +201,10 @@ class Trainer:
         return loss
 
 
-def train(folder: Path, threads: int, bfloat16: bool, source: Path | None) -> None:
+def train(folder: Path, threads: int, bfloat16: bool, source: Path | None, stage: int) -> None:
     """Runs the schedule to its end, from the checkpoint if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(folder, threads, bfloat16, source)
+    trainer = Trainer(folder, threads, bfloat16, source, stage)
     per_shard = SHARD // BATCH
     orders = [visit_order(i, s.visits, -(-s.batches // per_shard)) for i, s in enumerate(STAGES)]
     jobs = [
@@ -271,14 +274,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="checkpoint, loss curve and rendered shards")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write the model, do not train")
     parser.add_argument("--pixels", type=int, default=SHIPPED_PIXELS, help="exported input size")
-    parser.add_argument("--from", type=Path, dest="source", metavar="DIR", help="first weights; skips stage 0")
+    parser.add_argument("--from", type=Path, dest="source", metavar="DIR", help="first weights")
+    parser.add_argument("--stage", type=int, default=0, help="where to begin; with --from, as single objects are known")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bfloat16", action="store_true", help="faster on CPUs with AVX512-BF16, far slower on others")
     args = parser.parse_args()
     if args.export:
         export(args.folder, args.export, args.pixels)
     else:
-        train(args.folder, args.threads, args.bfloat16, args.source)
+        train(args.folder, args.threads, args.bfloat16, args.source, args.stage)
 
 
 if __name__ == "__main__":
