@@ -60,6 +60,8 @@ def unpack(packed: Sequence[str], hidden_size: int, names: Sequence[object] | No
     Raises:
         StateError: a row that is no state of this size; the message names it.
     """
+    if isinstance(packed, str):
+        raise StateError("expected a list of packed states, got one text: pass [text]")
     expected = text_length(hidden_size)
     names = range(len(packed)) if names is None else names
     for name, text in zip(names, packed, strict=True):

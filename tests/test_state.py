@@ -49,6 +49,11 @@ def test_unpack_refuses(hidden: int) -> None:
         state.unpack([good, state.pack(np.zeros((2, hidden + 3)))], hidden)
 
 
+def test_one_text_is_no_list_of_them() -> None:
+    with pytest.raises(StateError, match="a list of packed states"):
+        state.unpack(state.pack(np.zeros((2, 48))), 48)
+
+
 def test_unpack_names_the_row_that_holds_nan() -> None:
     bad = np.zeros((2, 48), np.float16)
     bad[1, 7] = np.nan

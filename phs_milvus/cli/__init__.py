@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"phs-milvus: {field + ': ' if field else ''}{error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\nphs-milvus: interrupted; run the same command again to continue", file=sys.stderr)
+        again = "to start over" if options.run.__module__.endswith(".demo") else "to continue"
+        print(f"\nphs-milvus: interrupted; run the same command again {again}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does.

@@ -22,7 +22,12 @@ here for this command [PHS_ENCODER]. TLS: PHS_ENCODER_TLS=1 or PHS_ENCODER_CA, P
 PEM files. Token: PHS_ENCODER_TOKEN_FILE"""
 
 
-def add_encoder_flags(command: argparse.ArgumentParser) -> None:
+def add_encoder_flags(command: argparse.ArgumentParser, default: str = "facebook/dinov2-base") -> None:
+    """--encoder and --model.
+
+    Args:
+        default: what the help says is served without either.
+    """
     group = command.add_argument_group("embedding server")
     group.add_argument(
         "--encoder",
@@ -32,8 +37,7 @@ def add_encoder_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         metavar="ID",
-        help="model for a server started here: a Hugging Face id or a directory (default: facebook/dinov2-base) "
-        "[PHS_MODEL]",
+        help=f"model for a server started here: a Hugging Face id or a directory (default: {default}) [PHS_MODEL]",
     )
 
 

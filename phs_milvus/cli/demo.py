@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
     )
     demo.add_argument("--output", default="demo-output", metavar="DIR", help="where to write (default: %(default)s)")
     demo.add_argument("--images", metavar="DIR", help="your own pictures instead of the bundled scenes")
-    add_encoder_flags(demo)
+    add_encoder_flags(demo, "the bundled one; with --images facebook/dinov2-base")
     demo.set_defaults(run=_demo, token="")
 
 

@@ -105,7 +105,7 @@ def _intro(info: ModelInfo, focus: Focus, pictures: int, truth: bool, bundled: b
     if not bundled:
         return text + f"<p>Model: <code>{model}</code>.</p>"
     return text + (
-        "<p class=note>The bundled model is small and was trained on scenes like these. It is for trying "
+        "<p class=note>The bundled model is small and was trained on rendered scenes. It is for trying "
         "things out, <b>not for photos</b>; for those use <code>facebook/dinov2-base</code>.</p>"
     )
 
@@ -119,7 +119,8 @@ def _table(figures: Sequence[Measured], query_count: int, chance: float) -> str:
     return (
         f"<h2>Over {query_count} queries</h2><p>MP@10: the share of the first ten pictures that contain the thing, "
         f"averaged over {query_count} box queries; the query itself is left out, and a random order gives "
-        f"{chance:.3f}. Gains are paired, with their standard error.</p>"
+        f"{chance:.3f}. Gains are paired, with their standard error. Query-DB misses pictures in which the selected "
+        "heads look at something else.</p>"
         f"<table><tr><th>method<th>MP@10<th>gain{rows}</table>"
     )
 

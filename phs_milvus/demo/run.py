@@ -73,6 +73,8 @@ def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -
         PhsError: the folder holds no picture, or anything the parts raise.
     """
     output.mkdir(parents=True, exist_ok=True)
+    for old in output.glob("query-*.png"):  # of a demo with more queries
+        old.unlink()
     started = time.perf_counter()
     folder = images or BUNDLED_SCENES
     # Replaced each time: it holds nothing but the demo, and another model may have filled it.
@@ -104,7 +106,7 @@ def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -
     done = time.perf_counter()
     print(
         f"\n{report.encoded} pictures ingested in {ingested - started:.1f} s, "
-        f"searched, measured and drawn in {done - ingested:.1f} s",
+        f"searched{', measured' if scenes else ''} and drawn in {done - ingested:.1f} s",
         file=sys.stderr,
     )
     return page

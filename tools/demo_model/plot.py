@@ -28,8 +28,7 @@ def main() -> None:
         points = [(seen + n * BATCH, loss) for s, n, loss in rows if s == number]
         if not points:  # left out by --from
             continue
-        kind = "one object" if stage.single else "3-6 objects"
-        label = f"{stage.pixels} px, {kind}"
+        label = f"stage {number}, {stage.pixels} px"
         axes.plot(*zip(*points, strict=True), linewidth=1, label=label)
         seen += stage.batches * BATCH
     axes.set(xlabel="scenes shown", ylabel="binary cross-entropy (nats)", ylim=(0, None))
