@@ -57,8 +57,10 @@ def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[i
     if found != np.dtype(dtype):
         name = pb.DType.Name(tensor.dtype) if tensor.dtype in pb.DType.values() else tensor.dtype
         raise InvalidInput(f"expected {np.dtype(dtype).name}, got dtype {name}", field)
-    actual = list(tensor.shape)
     wanted = ", ".join("any" if size is None else str(size) for size in shape)
+    if len(tensor.shape) > len(shape):  # not listed: a message can hold millions of sizes
+        raise InvalidInput(f"expected shape [{wanted}], got {len(tensor.shape)} dimensions", field)
+    actual = list(tensor.shape)
     if len(actual) != len(shape) or any(w is not None and w != a for w, a in zip(shape, actual, strict=True)):
         raise InvalidInput(f"expected shape [{wanted}], got {actual}", field)
     size = found.itemsize
