@@ -14,7 +14,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
@@ -285,17 +285,13 @@ def _deadline(timeout: float | None) -> float | None:
 
 async def _answered(submit: Callable[[], Future[Result]]) -> Result:
     """Submits to a batcher and awaits the answer, with the batcher's errors as ours."""
-    answer: Awaitable[Result] | None = None
     try:
-        answer = asyncio.wrap_future(submit())
-        return await answer
+        # The future in no variable: it holds its exception, whose traceback holds this frame, a circle that would keep
+        # the request's bytes until Python collects its oldest generation, hundreds of MiB later.
+        return await asyncio.wrap_future(submit())
     except QueueFull as error:
         raise EncoderBusy(str(error)) from None
     except Expired as error:
         raise DeadlineExceeded(str(error)) from None
     except Closed as error:
         raise EncoderUnavailable(str(error)) from None
-    finally:
-        # It holds its exception, whose traceback holds this frame: a circle that would keep the request's bytes until
-        # Python collects its oldest generation, hundreds of MiB later.
-        del answer
