@@ -177,19 +177,19 @@ def sheet(rows: Sequence[Row], columns: int) -> Image.Image:
     columns = min(columns, max(len(row.tiles) for row in rows))
     step_x, step_y = _TILE + _GAP, _TILE + _CAPTION + _GAP
     headings = sum(_HEADING for row in rows if row.heading)
-    lines = sum(-(-len(row.tiles) // columns) for row in rows)
+    lines = [-(-len(row.tiles) // columns) for row in rows]
     widest = max((round(_font(18).getlength(row.heading)) for row in rows), default=0)
     width = max(columns * step_x, widest + _GAP) + _GAP
-    paper = Image.new("RGB", (width, lines * step_y + headings + _GAP), _PAPER)
+    paper = Image.new("RGB", (width, sum(lines) * step_y + headings + _GAP), _PAPER)
     top = _GAP
-    for row in rows:
+    for row, count in zip(rows, lines, strict=True):
         if row.heading:
             ImageDraw.Draw(paper).text((_GAP, top + 2), row.heading, fill=_INK, font=_font(18))
             top += _HEADING
         for number, tile in enumerate(row.tiles):
             line, column = divmod(number, columns)
             _place(paper, tile, _GAP + column * step_x, top + line * step_y)
-        top += -(-len(row.tiles) // columns) * step_y
+        top += count * step_y
     return paper
 
 
