@@ -23,8 +23,8 @@ format: $(VENV)/.dev
 
 # Stubs are committed; tests/test_architecture.py fails when they differ from what this makes.
 proto: $(VENV)/.dev
-	$(BIN)/python -m grpc_tools.protoc -I phs_milvus/_pb=proto/phs/v1 \
-		--python_out=. --grpc_python_out=. --pyi_out=. phs_milvus/_pb/encoder.proto
+	$(BIN)/python -m grpc_tools.protoc -I phs_milvus/contract/_pb=proto/phs/v1 \
+		--python_out=. --grpc_python_out=. --pyi_out=. phs_milvus/contract/_pb/encoder.proto
 
 # One stamp per set of extras; a changed pyproject or constraints file installs again.
 $(VENV)/.demo: extras = server,lite

@@ -21,9 +21,9 @@ import transformers
 from torch import Tensor
 
 from benchmarks.common import Clock, add_clock_flags, clock_name, dinov2, interleaved, print_table, set_clock
-from phs_server import checkpoint
-from phs_server.encoder import FocusEngine, resolve_devices
-from phs_server.head_selection import roi_scores, select_heads
+from phs_server.model import checkpoint
+from phs_server.model.engine import FocusEngine, resolve_devices
+from phs_server.model.head_selection import roi_scores, select_heads
 
 
 def compare(directory: Path, device: str, precision: str, batch: int, seconds: float, clock: Clock) -> list[object]:

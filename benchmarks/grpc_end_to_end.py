@@ -25,11 +25,11 @@ from benchmarks.common import (
     server,
     set_clock,
 )
-from phs_milvus.calls import Outputs
-from phs_milvus.client import Encoder
-from phs_milvus.errors import PhsError
-from phs_server import checkpoint
-from phs_server.encoder import FocusEngine, resolve_devices
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.client.requests import Outputs
+from phs_milvus.contract.errors import PhsError
+from phs_server.model import checkpoint
+from phs_server.model.engine import FocusEngine, resolve_devices
 
 
 def main() -> None:

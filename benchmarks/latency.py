@@ -20,8 +20,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from benchmarks.common import dinov2, photos, print_table, server
-from phs_milvus.calls import Outputs
-from phs_milvus.client import Encoder
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.client.requests import Outputs
 
 
 @contextmanager

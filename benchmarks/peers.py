@@ -26,9 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.common import clip_b32, free_port, interleaved, photos, print_table, server
-from phs_milvus.calls import Outputs
-from phs_milvus.client import Encoder
-from phs_milvus.errors import PhsError
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.client.requests import Outputs
+from phs_milvus.contract.errors import PhsError
 
 _REQUEST = 16
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.common import Clock, add_clock_flags, clock_name, dinov2, interleaved, print_table, set_clock
-from phs_server import checkpoint
-from phs_server.encoder import FocusEngine, resolve_devices
+from phs_server.model import checkpoint
+from phs_server.model.engine import FocusEngine, resolve_devices
 
 _BATCH = 4
 

@@ -28,10 +28,10 @@ import grpc
 import numpy as np
 from PIL import Image
 
-from phs_milvus._pb import encoder_pb2 as pb
-from phs_milvus._pb import encoder_pb2_grpc as pb_grpc
-from phs_milvus.client import Encoder
-from phs_milvus.errors import PhsError
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.contract._pb import encoder_pb2 as pb
+from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
+from phs_milvus.contract.errors import PhsError
 from tests.checkpoints import save_checkpoint
 from tests.hostile.make import ACCEPTED, EITHER, Case, make
 from tests.servers import ServerProcess

@@ -15,12 +15,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from phs_milvus.async_client import AsyncEncoder
-    from phs_milvus.calls import Outputs
-    from phs_milvus.channels import Tls
-    from phs_milvus.client import Encoder
-    from phs_milvus.collection import FocusedCollection
-    from phs_milvus.errors import (
+    from phs_milvus.client.aio import AsyncEncoder
+    from phs_milvus.client.channels import Tls
+    from phs_milvus.client.encoder import Encoder
+    from phs_milvus.client.requests import Outputs
+    from phs_milvus.contract.errors import (
         CollectionError,
         DeadlineExceeded,
         EncoderBusy,
@@ -35,21 +34,22 @@ if TYPE_CHECKING:
         PromptError,
         StateError,
     )
-    from phs_milvus.ingest import IngestReport, ingest_folder
-    from phs_milvus.milvus import connect
-    from phs_milvus.prompts import Box, Mask, Point, Polygon
-    from phs_milvus.rerank import Ranking, Reranker
-    from phs_milvus.rows import Row
-    from phs_milvus.search import FocusedSearch, Hit, Query, SearchResult, StoredImage
-    from phs_milvus.types import Encoding, Explanation, Focus, ModelInfo
+    from phs_milvus.contract.types import Encoding, Explanation, Focus, ModelInfo
+    from phs_milvus.ingest.folder import IngestReport, ingest_folder
+    from phs_milvus.milvus.collection import FocusedCollection
+    from phs_milvus.milvus.connection import connect
+    from phs_milvus.milvus.rows import Row
+    from phs_milvus.pointing.prompts import Box, Mask, Point, Polygon
+    from phs_milvus.search.focused import FocusedSearch, Hit, Query, SearchResult, StoredImage
+    from phs_milvus.search.rerank import Ranking, Reranker
 
 _MODULES = {
-    "async_client": ("AsyncEncoder",),
-    "calls": ("Outputs",),
-    "channels": ("Tls",),
-    "client": ("Encoder",),
-    "collection": ("FocusedCollection",),
-    "errors": (
+    "client.aio": ("AsyncEncoder",),
+    "client.requests": ("Outputs",),
+    "client.channels": ("Tls",),
+    "client.encoder": ("Encoder",),
+    "milvus.collection": ("FocusedCollection",),
+    "contract.errors": (
         "CollectionError",
         "DeadlineExceeded",
         "EncoderBusy",
@@ -64,13 +64,13 @@ _MODULES = {
         "PromptError",
         "StateError",
     ),
-    "ingest": ("IngestReport", "ingest_folder"),
-    "milvus": ("connect",),
-    "prompts": ("Box", "Mask", "Point", "Polygon"),
-    "rerank": ("Ranking", "Reranker"),
-    "rows": ("Row",),
-    "search": ("FocusedSearch", "Hit", "Query", "SearchResult", "StoredImage"),
-    "types": ("Encoding", "Explanation", "Focus", "ModelInfo"),
+    "ingest.folder": ("IngestReport", "ingest_folder"),
+    "milvus.connection": ("connect",),
+    "pointing.prompts": ("Box", "Mask", "Point", "Polygon"),
+    "search.rerank": ("Ranking", "Reranker"),
+    "milvus.rows": ("Row",),
+    "search.focused": ("FocusedSearch", "Hit", "Query", "SearchResult", "StoredImage"),
+    "contract.types": ("Encoding", "Explanation", "Focus", "ModelInfo"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phs_milvus.client import Encoder
+from phs_milvus.client.encoder import Encoder
 from tests.checkpoints import save_checkpoint
 
 SHARED = Path(os.environ.get("PHS_SHARED", Path(__file__).resolve().parents[2] / "shared"))

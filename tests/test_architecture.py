@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -37,7 +35,7 @@ def test_client_imports_without_torch_and_server() -> None:
 
 
 def test_server_imports_without_pymilvus() -> None:
-    code = BLOCK.format(names=["pymilvus", "milvus_lite"]) + "import phs_server.app, phs_server.pipeline"
+    code = BLOCK.format(names=["pymilvus", "milvus_lite"]) + "import phs_server.app, phs_server.flow.pipeline"
     done = run_python(code)
     assert done.returncode == 0, done.stderr
 
@@ -64,40 +62,99 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "server/phs_server").glob("*.py")), ids=lambda path: path.stem)
-def test_server_uses_only_the_shared_modules(path: Path) -> None:
-    shared = ("_pb", "wire", "types", "errors", "state", "images")
-    for name in imports_of(path):
-        if name.startswith("phs_milvus"):
-            assert name.split(".")[1] in shared, f"{path.name} imports {name}"
-        assert not name.startswith("pymilvus")
+# The allowed arrows: a package may import itself and what its line names; `contract` is the plugin's.
+ARROWS = {
+    "phs_milvus": """
+        contract   ->
+        pointing   -> contract
+        client     -> contract pointing
+        milvus     -> contract
+        search     -> contract pointing client milvus
+        ingest     -> contract client milvus
+        evaluation -> contract pointing client milvus search
+        demo       -> contract pointing client milvus search ingest
+        cli        -> contract pointing client milvus search ingest evaluation demo
+    """,
+    "phs_server": """
+        config     -> contract
+        ops        -> contract
+        model      -> contract
+        flow       -> contract config model
+        edge       -> contract config flow ops
+        app        -> contract config flow ops edge
+    """,
+}
+# Which third-party package may be imported where; everywhere else it may not.
+ONLY_IN = {
+    "pymilvus": {"phs_milvus.milvus"},
+    "milvus_lite": {"phs_milvus.milvus"},
+    "torch": {"phs_server.model", "phs_server.flow"},
+    "transformers": {"phs_server.model"},
+    # Only for commands that start a server of their own; the command line says so where it is not installed.
+    "phs_server": {"phs_milvus.cli", "phs_server"},
+}
+PACKAGES = {"phs_milvus": REPO / "phs_milvus", "phs_server": REPO / "server/phs_server"}
 
 
-def test_only_one_module_imports_pymilvus_and_only_wire_and_clients_the_stubs() -> None:
-    files = [path for path in (REPO / "phs_milvus").rglob("*.py") if path.parent.name != "_pb"]
-    sources = {path: imports_of(path) for path in files}
-    milvus = {path.name for path, names in sources.items() if any(name.startswith("pymilvus") for name in names)}
-    stubs = {path.name for path, names in sources.items() if any("._pb" in name for name in names)}
-    assert milvus == {"milvus.py"}
-    assert stubs <= {"wire.py", "calls.py", "client.py", "async_client.py", "bulk.py"}
+def modules() -> dict[str, Path]:
+    """Every module of both packages by its dotted name; generated stubs are left out."""
+    return {
+        ".".join((package, *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__"): path
+        for package, root in PACKAGES.items()
+        for path in root.rglob("*.py")
+        if path.parent.name != "_pb" and path.stem != "__main__"
+    }
 
 
-def test_evaluation_is_a_pure_client() -> None:
-    for path in (REPO / "phs_milvus/evaluation").rglob("*.py"):
-        for name in imports_of(path):
-            assert not name.startswith(("torch", "transformers", "phs_server", "pymilvus", "phs_milvus._pb")), path
+def room_of(name: str) -> str:
+    """phs_milvus.search.rerank -> phs_milvus.search"""
+    return ".".join(name.split(".")[:2])
+
+
+def allowed() -> dict[str, set[str]]:
+    table = {}
+    for package, text in ARROWS.items():
+        for line in text.strip().splitlines():
+            room, _, targets = line.partition("->")
+            ours = [f"{'phs_milvus' if target == 'contract' else package}.{target}" for target in targets.split()]
+            table[f"{package}.{room.strip()}"] = {f"{package}.{room.strip()}", *ours}
+    return table
+
+
+def test_packages_import_only_what_the_table_allows() -> None:
+    table, wrong = allowed(), []
+    for name, path in modules().items():
+        room = room_of(name)
+        if room in PACKAGES:  # the facade, which loads names when they are used
+            continue
+        for imported in imports_of(path):
+            top = imported.partition(".")[0]
+            if top in PACKAGES and room_of(imported) not in table[room] and room not in ONLY_IN.get(top, ()):
+                wrong.append(f"{name} imports {imported}")
+            if top in ONLY_IN and not {room, room.partition(".")[0]} & ONLY_IN[top]:
+                wrong.append(f"{name} imports {imported}")
+    assert not wrong
+
+
+def test_every_package_is_in_the_table() -> None:
+    assert {room_of(name) for name in modules()} - set(PACKAGES) == set(allowed())
+
+
+def test_only_the_client_the_service_and_wire_use_the_stubs() -> None:
+    using = {name for name, path in modules().items() if any("._pb" in imported for imported in imports_of(path))}
+    assert {room_of(name) for name in using} <= {"phs_milvus.contract", "phs_milvus.client", "phs_server.edge"}
+    assert {name for name in using if name.startswith("phs_milvus.contract")} == {"phs_milvus.contract.wire"}
+
+
+def test_evaluation_needs_neither_a_server_nor_milvus_to_be_imported() -> None:
     code = BLOCK.format(names=["torch", "transformers", "phs_server", "pymilvus", "matplotlib"])
     done = run_python(code + "import phs_milvus.evaluation.experiments, phs_milvus.evaluation.tune")
     assert done.returncode == 0, done.stderr
 
 
 def test_dependencies_have_no_cycles() -> None:
-    files = {
-        ".".join(path.relative_to(root).with_suffix("").parts): path
-        for root, package in ((REPO, "phs_milvus"), (REPO / "server", "phs_server"))
-        for path in (root / package).rglob("*.py")
-        if path.stem != "__init__" and path.parent.name != "_pb"
-    }
+    """Neither between modules nor between packages."""
+    files = modules()
 
     def module_of(name: str) -> str | None:
         """The module that an imported name is, or is in."""
@@ -105,25 +162,31 @@ def test_dependencies_have_no_cycles() -> None:
             name = name.rpartition(".")[0]
         return name or None
 
-    graph = {module: {module_of(name) for name in imports_of(path)} - {None} for module, path in files.items()}
-    done: set[str] = set()
+    graph = {module: {module_of(name) for name in imports_of(path)} - {None, module} for module, path in files.items()}
+    rooms: dict[str, set[str]] = {}
+    for module, targets in graph.items():
+        rooms.setdefault(room_of(module), set()).update({room_of(target) for target in targets} - {room_of(module)})
+    for facade in PACKAGES:
+        graph.pop(facade), rooms.pop(facade)
+    for table in (graph, rooms):
+        done: set[str] = set()
+        for start in table:
+            visit(start, (), table, done)
 
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " -> ".join((*trail, module))
-        if module in done:
-            return
-        for name in graph.get(module, ()):
-            visit(name, (*trail, module))
-        done.add(module)
 
-    for module in graph:
-        visit(module, ())
+def visit(name: str, trail: tuple[str, ...], graph: dict[str, set[str]], done: set[str]) -> None:
+    assert name not in trail, " -> ".join((*trail, name))
+    if name in done:
+        return
+    for target in graph.get(name, ()):
+        visit(target, (*trail, name), graph, done)
+    done.add(name)
 
 
 def test_committed_stubs_are_what_the_contract_generates(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "phs_milvus/_pb=proto/phs/v1"]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "phs_milvus/contract/_pb=proto/phs/v1"]
     command += [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python", "pyi")]
-    subprocess.run([*command, "phs_milvus/_pb/encoder.proto"], cwd=REPO, check=True, timeout=60)
-    made = {path.name: path.read_text() for path in (tmp_path / "phs_milvus/_pb").iterdir()}
-    committed = {path.name: path.read_text() for path in (REPO / "phs_milvus/_pb").glob("encoder_pb2*")}
+    subprocess.run([*command, "phs_milvus/contract/_pb/encoder.proto"], cwd=REPO, check=True, timeout=60)
+    made = {path.name: path.read_text() for path in (tmp_path / "phs_milvus/contract/_pb").iterdir()}
+    committed = {path.name: path.read_text() for path in (REPO / "phs_milvus/contract/_pb").glob("encoder_pb2*")}
     assert made == committed, "run `make proto` and commit the result"

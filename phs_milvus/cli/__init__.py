@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from phs_milvus.cli import collect, demo, evaluate, search, serve
-from phs_milvus.errors import PhsError
+from phs_milvus.contract.errors import PhsError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from phs_milvus.cli.connections import (
     open_encoder,
     open_milvus,
 )
-from phs_milvus.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput
 
 
 def add_commands(commands: Any) -> None:
@@ -45,9 +45,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> int:
-    from phs_milvus.collection import FocusedCollection
-    from phs_milvus.ingest import ingest_folder
-    from phs_milvus.milvus import errors
+    from phs_milvus.ingest.folder import ingest_folder
+    from phs_milvus.milvus.collection import FocusedCollection
+    from phs_milvus.milvus.connection import errors
 
     if not Path(options.directory).is_dir():  # before a model is loaded and a collection made
         raise InvalidInput(f"{options.directory} is not a folder", "DIR")
@@ -67,8 +67,8 @@ def _ingest(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from phs_milvus.collection import FocusedCollection
-    from phs_milvus.milvus import errors
+    from phs_milvus.milvus.collection import FocusedCollection
+    from phs_milvus.milvus.connection import errors
 
     facts: dict[str, Any] = {}
     if options.model or address_of(options):

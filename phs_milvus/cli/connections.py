@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.errors import CollectionError, InvalidInput, PhsError
+from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError
 
 DEFAULT_MILVUS = "./phs_milvus.db"
 DEFAULT_COLLECTION = "images"
@@ -70,7 +70,7 @@ def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
     Raises:
         PhsError: both or neither can be used; the message says how to.
     """
-    from phs_milvus.client import Encoder
+    from phs_milvus.client.encoder import Encoder
 
     if options.encoder and options.model:
         raise PhsError("--encoder and --model exclude each other: a running server has its model already")
@@ -95,7 +95,7 @@ def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
 
 def _tls() -> Any:
     """TLS as the environment asks for it: PHS_ENCODER_CA, PHS_ENCODER_CERT, PHS_ENCODER_KEY; or PHS_ENCODER_TLS=1."""
-    from phs_milvus.channels import Tls
+    from phs_milvus.client.channels import Tls
 
     files = {name: os.environ.get(f"PHS_ENCODER_{name.upper()}") for name in ("ca", "cert", "key")}
     if any(files.values()):
@@ -145,7 +145,7 @@ def open_milvus(options: argparse.Namespace, *, create: bool = False) -> Iterato
     Raises:
         CollectionError: nothing there, or it cannot be opened.
     """
-    from phs_milvus.milvus import close, connect
+    from phs_milvus.milvus.connection import close, connect
 
     if not create and is_missing(options.milvus):
         raise CollectionError(f"no Milvus Lite database at {options.milvus}; ingest makes one, or check --milvus")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, address_of, open_encoder, open_milvus
-from phs_milvus.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput
 
 _AFTERWARDS = """
 Open {page} in a browser, or look at {sheet} and its neighbours.

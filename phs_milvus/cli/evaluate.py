@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import open_encoder
-from phs_milvus.errors import PhsError
+from phs_milvus.contract.errors import PhsError
 
 # Here rather than read from the package, which is imported only by a command that needs it.
 _PRESETS = {
@@ -149,7 +149,7 @@ def _tune(options: argparse.Namespace) -> int:
 
 def _studies(options: argparse.Namespace) -> Iterator[Any]:
     """One Study for each model, its server running while it is in use."""
-    from phs_milvus.errors import InvalidInput
+    from phs_milvus.contract.errors import InvalidInput
     from phs_milvus.evaluation import load
     from phs_milvus.evaluation.experiments import Study
     from phs_milvus.evaluation.queries import PROMPTS, object_queries

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from phs_milvus.errors import ModelMismatch, PhsError
-from phs_milvus.prompts import Mask, Prompt, parse_box, parse_point, parse_polygon
-from phs_milvus.settings import SearchSettings, read_settings
-from phs_milvus.types import Focus
+from phs_milvus.contract.errors import ModelMismatch, PhsError
+from phs_milvus.contract.types import Focus
+from phs_milvus.pointing.prompts import Mask, Prompt, parse_box, parse_point, parse_polygon
+from phs_milvus.search.settings import SearchSettings, read_settings
 
 _PROMPT_HELP = """pixels of the upright image, origin top-left; repeat or combine prompts for their union;
 write --box=-4,10,50,60 where the first number is negative"""

@@ -10,9 +10,9 @@ from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
 from phs_milvus.cli.pointing import add_prompt_flags, focus_of, prompt_of, settings_of
-from phs_milvus.files import below
-from phs_milvus.settings import SearchSettings
-from phs_milvus.types import Explanation
+from phs_milvus.contract.types import Explanation
+from phs_milvus.search.pictures import below
+from phs_milvus.search.settings import SearchSettings
 
 
 def add_commands(commands: Any) -> None:
@@ -60,8 +60,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from phs_milvus.collection import FocusedCollection
-    from phs_milvus.search import FocusedSearch, StoredImage
+    from phs_milvus.milvus.collection import FocusedCollection
+    from phs_milvus.search.focused import FocusedSearch, StoredImage
 
     prompt = prompt_of(options)
     with open_encoder(options) as encoder, open_milvus(options) as client:
@@ -86,7 +86,7 @@ def _search(options: argparse.Namespace) -> int:
         times = f"encode {result.encode_ms:.0f} ms, Milvus {result.ann_ms:.0f} ms, rerank {result.rerank_ms:.0f} ms"
         print(f"\n{times}", file=sys.stderr)
     if options.save:
-        from phs_milvus.contact_sheet import save, search_sheet
+        from phs_milvus.search.contact_sheet import save, search_sheet
 
         save(search_sheet(image, prompt, result.hits, lambda hit: _file_of(hit, options.root)), options.save)
     return 0
@@ -94,7 +94,7 @@ def _search(options: argparse.Namespace) -> int:
 
 def _candidates(options: argparse.Namespace, settings: SearchSettings | None) -> int | None:
     """--candidates as given; else those of the settings, raised to --limit, which they were not chosen for."""
-    from phs_milvus.search import MIN_CANDIDATES
+    from phs_milvus.search.focused import MIN_CANDIDATES
 
     if options.candidates is not None or settings is None or settings.candidates is None:
         return options.candidates
@@ -102,7 +102,7 @@ def _candidates(options: argparse.Namespace, settings: SearchSettings | None) ->
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from phs_milvus.scales import used_scales
+    from phs_milvus.search.zooms import used_scales
 
     prompt = prompt_of(options)
     with open_encoder(options) as encoder:
@@ -120,7 +120,7 @@ def _explain(options: argparse.Namespace) -> int:
                 print(title)
             _print_heads(explanation)
     if options.save:
-        from phs_milvus.contact_sheet import heads_sheet, save
+        from phs_milvus.search.contact_sheet import heads_sheet, save
 
         save(heads_sheet(options.image, prompt, explanations), options.save)
     return 0

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from phs_milvus.contract.types import Focus
 from phs_milvus.demo.scenes import DemoQuery, Scene
-from phs_milvus.search import FocusedSearch, Hit, Query
-from phs_milvus.types import Focus
+from phs_milvus.search.focused import FocusedSearch, Hit, Query
 
 TOP = 10
 _AT_ONCE = 32

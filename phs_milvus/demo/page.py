@@ -14,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from phs_milvus.contact_sheet import ACCENT, GOOD, HEADS_HEADING, SCORES_HEADING, Tile
+from phs_milvus.contract.types import Focus, ModelInfo
 from phs_milvus.demo.measure import Measured
-from phs_milvus.types import Focus, ModelInfo
+from phs_milvus.search.contact_sheet import ACCENT, GOOD, HEADS_HEADING, SCORES_HEADING, Tile
 
 _PICTURE = 260  # pixels, the longer side of an embedded picture
 

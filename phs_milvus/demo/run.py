@@ -11,9 +11,17 @@ from typing import Any
 
 from PIL import Image
 
-from phs_milvus.client import Encoder
-from phs_milvus.collection import FocusedCollection
-from phs_milvus.contact_sheet import (
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.contract.errors import ImageError, PhsError
+from phs_milvus.contract.images import load_image
+from phs_milvus.contract.types import Focus
+from phs_milvus.demo.measure import Measured, chance, measure, others
+from phs_milvus.demo.page import Section, write_page
+from phs_milvus.demo.scenes import DemoQuery, Scene, load_scenes, queries
+from phs_milvus.ingest.folder import ingest_folder
+from phs_milvus.milvus.collection import FocusedCollection
+from phs_milvus.pointing.prompts import Box, Prompt
+from phs_milvus.search.contact_sheet import (
     GOOD,
     HEADS_HEADING,
     SCORES_HEADING,
@@ -25,19 +33,11 @@ from phs_milvus.contact_sheet import (
     load_picture,
     sheet,
 )
-from phs_milvus.demo.measure import Measured, chance, measure, others
-from phs_milvus.demo.page import Section, write_page
-from phs_milvus.demo.scenes import DemoQuery, Scene, load_scenes, queries
-from phs_milvus.errors import ImageError, PhsError
-from phs_milvus.images import load_image
-from phs_milvus.ingest import ingest_folder
-from phs_milvus.prompts import Box, Prompt
-from phs_milvus.search import FocusedSearch, Hit
-from phs_milvus.types import Focus
+from phs_milvus.search.focused import FocusedSearch, Hit
 
-ASSETS = Path(__file__).parent / "assets"
-BUNDLED_MODEL = ASSETS / "model"
-BUNDLED_SCENES = ASSETS / "scenes"
+ASSETS = Path(__file__).parents[2] / "assets"
+BUNDLED_MODEL = ASSETS / "demo_model"
+BUNDLED_SCENES = ASSETS / "demo_scenes"
 PHOTO_MODEL = "facebook/dinov2-base"
 # Chosen for the bundled model on scenes that are neither shipped nor reported (tools/demo_model/README.md).
 BUNDLED_FOCUS = Focus(heads=3)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from phs_milvus.prompts import Box, Mask, Point, Prompt
-from phs_milvus.types import MaskRuns
+from phs_milvus.contract.types import MaskRuns
+from phs_milvus.pointing.prompts import Box, Mask, Point, Prompt
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ A pure client of the embedding server. The protocol is that of DESIGN.md section
 
 from phs_milvus.evaluation.bench import Bench, QuerySet
 from phs_milvus.evaluation.datasets import AnnotationError, Dataset, Instance, LabelledImage, load
+from phs_milvus.evaluation.measures import Outcome, evaluate, paired
 from phs_milvus.evaluation.methods import Average, Edited, FixedHeads, Focused, Foveal, Method, TwoStage, WholeImage
-from phs_milvus.evaluation.metrics import Outcome, evaluate, paired
 from phs_milvus.evaluation.queries import Query, object_queries
 from phs_milvus.evaluation.store import Store
 

@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phs_milvus.client import Encoder
-from phs_milvus.errors import PromptError
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.contract.errors import PromptError
+from phs_milvus.contract.images import load_image
+from phs_milvus.contract.types import Float16Array, Float32Array, Focus, MaskRuns
 from phs_milvus.evaluation.datasets import Dataset
 from phs_milvus.evaluation.edits import Edit
 from phs_milvus.evaluation.grid import shares_on_grid
 from phs_milvus.evaluation.queries import Query, prompt_of
 from phs_milvus.evaluation.store import Look, Seen, Store
-from phs_milvus.images import load_image
-from phs_milvus.prompts import Prompt, to_runs
-from phs_milvus.types import Float16Array, Float32Array, Focus, MaskRuns
+from phs_milvus.pointing.prompts import Prompt, to_runs
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -153,9 +153,9 @@ class Bench:
     @cached_property
     def collection(self) -> Any:
         """A real Milvus collection of the dataset's embeddings and states; ids are positions in the dataset."""
-        from phs_milvus.collection import FocusedCollection
-        from phs_milvus.milvus import connect
-        from phs_milvus.rows import Row
+        from phs_milvus.milvus.collection import FocusedCollection
+        from phs_milvus.milvus.connection import connect
+        from phs_milvus.milvus.rows import Row
 
         self._temporary = tempfile.TemporaryDirectory()
         client = connect(self._milvus or str(Path(self._temporary.name) / "eval.db"), self._token)
@@ -265,7 +265,7 @@ class Bench:
     def close(self) -> None:
         """Drops the collection, if one was made, also where filling it failed."""
         if self._to_drop is not None:
-            from phs_milvus.milvus import close, errors
+            from phs_milvus.milvus.connection import close, errors
 
             client, name = self._to_drop
             self._to_drop = None

@@ -8,8 +8,8 @@ from itertools import combinations
 import numpy as np
 
 from phs_milvus.evaluation.bench import Bench, QuerySet
+from phs_milvus.evaluation.measures import Outcome, evaluate, folds
 from phs_milvus.evaluation.methods import FixedHeads
-from phs_milvus.evaluation.metrics import Outcome, evaluate, folds
 
 # Above this many subsets, heads are added one at a time, the best first.
 _MOST_SUBSETS = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from phs_milvus.types import Float32Array
+from phs_milvus.contract.types import Float32Array
 
 
 def shares_on_grid(mask: npt.NDArray[np.bool_], rows: int, columns: int) -> Float32Array:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from phs_milvus.errors import InvalidInput
-from phs_milvus.types import Float32Array
+from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.types import Float32Array
 
 PICKS = ("top", "bottom", "random", "all")
 

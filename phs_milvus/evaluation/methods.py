@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
+from phs_milvus.contract.types import ALL_HEADS, Float16Array, Float32Array, Focus
 from phs_milvus.evaluation.bench import Bench, QuerySet
 from phs_milvus.evaluation.edits import Edit
 from phs_milvus.evaluation.heads import fixed_weights, head_weights
-from phs_milvus.types import ALL_HEADS, Float16Array, Float32Array, Focus
 
 # Below any sum of cosines: images outside the candidates rank behind them, in the order of stage one.
 _NOT_A_CANDIDATE = -4.0
@@ -147,7 +147,7 @@ class TwoStage:
         return f"{describe(self.focus, None, 'top', True)}, two-stage K={self.candidates}"
 
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
-        from phs_milvus import state as state_codec
+        from phs_milvus.contract import state as state_codec
 
         looks = [Focused(self.focus).read(bench, queries, scale) for scale in self.focus.scales]
         stage_one = _unit(np.mean([embeddings for embeddings, _ in looks], axis=0))

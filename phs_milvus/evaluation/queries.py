@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phs_milvus.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.evaluation.datasets import Dataset, Instance
-from phs_milvus.prompts import Box, Point, Prompt, to_array
+from phs_milvus.pointing.prompts import Box, Point, Prompt, to_array
 
 PROMPTS = ("box", "point", "segmentation")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from phs_milvus.client import Encoder
-from phs_milvus.errors import ImageError
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.contract.errors import ImageError
+from phs_milvus.contract.images import load_image
 from phs_milvus.evaluation.datasets import Dataset
 from phs_milvus.evaluation.store import Look, Store
-from phs_milvus.images import load_image
 
 
 def readable(dataset: Dataset, encoder: Encoder, store: Store) -> Dataset:

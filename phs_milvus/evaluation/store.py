@@ -19,13 +19,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from phs_milvus.calls import Outputs
-from phs_milvus.client import Encoder
-from phs_milvus.errors import ImageError, PhsError
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.client.requests import Outputs
+from phs_milvus.contract.errors import ImageError, PhsError
+from phs_milvus.contract.images import decode_upright, load_image
+from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus, MaskRuns, ModelInfo
 from phs_milvus.evaluation.edits import Edit
-from phs_milvus.images import decode_upright, load_image
-from phs_milvus.prompts import Mask, Prompt
-from phs_milvus.types import Encoding, Float16Array, Float32Array, Focus, MaskRuns, ModelInfo
+from phs_milvus.pointing.prompts import Mask, Prompt
 
 BATCH = 64
 

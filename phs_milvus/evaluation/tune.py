@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from phs_milvus.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation.experiments.overhead import query_milliseconds
 from phs_milvus.evaluation.experiments.study import Study
+from phs_milvus.evaluation.measures import Outcome, folds, paired
 from phs_milvus.evaluation.methods import Focused, TwoStage, describe
-from phs_milvus.evaluation.metrics import Outcome, folds, paired
-from phs_milvus.settings import SearchSettings
-from phs_milvus.types import Focus
+from phs_milvus.search.settings import SearchSettings
 
 _ZOOMS: tuple[tuple[float, ...], ...] = ((0.0,), (1.25,), (2.0,), (0.0, 2.0), (0.0, 1.25, 2.0))
 _ROIS = (0.0, 0.5, 1.0)

@@ -17,14 +17,14 @@ import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from phs_milvus.errors import EncoderUnavailable, PhsError
-from phs_server import logs, memory
+from phs_milvus.contract.errors import EncoderUnavailable, PhsError
 from phs_server.config import Settings, parse
-from phs_server.health import Health
-from phs_server.metrics import Metrics
-from phs_server.pipeline import Pipeline
-from phs_server.security import Tokens, server_credentials
-from phs_server.service import SERVICE_NAME, FocusEncoderService
+from phs_server.edge.health import Health
+from phs_server.edge.security import Tokens, server_credentials
+from phs_server.edge.service import SERVICE_NAME, FocusEncoderService
+from phs_server.flow.pipeline import Pipeline
+from phs_server.ops import logs, memory
+from phs_server.ops.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.bdp_probe", 0),
         # Otherwise a second server on the port would start, and share its connections with the first.
         ("grpc.so_reuseport", 0),
-        # Clients ping every minute (phs_milvus.channels); by default more than one in 5 minutes is abuse.
+        # Clients ping every minute (phs_milvus.client.channels); by default more than one in 5 minutes is abuse.
         ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
         # A client that vanished without a word frees its streams after this.

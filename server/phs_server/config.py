@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from phs_milvus.errors import InvalidInput
-from phs_milvus.types import Limits
+from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.types import Limits
 
 
 def _setting(default: Any, help: str, **extra: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phs_milvus.client import Encoder
+from phs_milvus.client.encoder import Encoder
 from phs_milvus.evaluation import Bench, QuerySet, Store, load, object_queries
 from tests.checkpoints import save_checkpoint
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from phs_milvus.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.evaluation.datasets import AnnotationError, load
 from phs_milvus.evaluation.queries import object_queries, prompt_of
-from phs_milvus.prompts import Point, to_array
+from phs_milvus.pointing.prompts import Point, to_array
 
 WIDTH, HEIGHT = 41, 31
 

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from phs_milvus.cli import main
-from phs_milvus.client import Encoder
-from phs_milvus.errors import InvalidInput
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation import Bench, Outcome, object_queries
 from phs_milvus.evaluation.controls import best_fixed_heads
 from phs_milvus.evaluation.experiments import PRESETS, Study
 from phs_milvus.evaluation.experiments.small_models import attention_correlation, head_cka
 from phs_milvus.evaluation.tune import _candidates, cross_validated, recommend, tune
-from phs_milvus.settings import SearchSettings, read_settings
-from phs_milvus.types import Focus
+from phs_milvus.search.settings import SearchSettings, read_settings
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_best_fixed_heads_are_chosen_on_other_folds(study: Study) -> None:
     from itertools import combinations
 
     from phs_milvus.evaluation import FixedHeads
-    from phs_milvus.evaluation.metrics import evaluate, folds
+    from phs_milvus.evaluation.measures import evaluate, folds
 
     outcome = best_fixed_heads(study.bench, study.pointed, 2, "mAP")
     every = [evaluate(FixedHeads(kept), study.bench, study.pointed) for kept in combinations(range(4), 2)]

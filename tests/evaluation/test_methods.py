@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
+from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation import Average, Bench, Edited, FixedHeads, Focused, Foveal, QuerySet, TwoStage, WholeImage
 from phs_milvus.evaluation import edits as e
 from phs_milvus.evaluation.heads import head_weights
-from phs_milvus.prompts import Mask
-from phs_milvus.search import FocusedSearch, Query
-from phs_milvus.types import Focus
+from phs_milvus.milvus import connection
+from phs_milvus.pointing.prompts import Mask
+from phs_milvus.search.focused import FocusedSearch, Query
 from tests.evaluation.conftest import COUNT
 from tests.naive_phs import last_attention, load_original, plain_vit
 
@@ -243,20 +244,19 @@ def test_two_stages_are_what_search_does(bench: Bench, queries: QuerySet) -> Non
 
 
 def test_collections_of_the_user_stay_and_ours_goes(bench: Bench, queries: QuerySet, tmp_path: Path) -> None:
-    from phs_milvus import milvus
-    from phs_milvus.collection import FocusedCollection
+    from phs_milvus.milvus.collection import FocusedCollection
 
     uri = str(tmp_path / "theirs.db")
-    client = milvus.connect(uri)
+    client = connection.connect(uri)
     FocusedCollection.create(client, "phs_eval", bench.info)
-    milvus.close(client)
+    connection.close(client)
     ours = Bench(bench.encoder, bench.dataset, bench._store, milvus=uri)
     TwoStage(Focus(1), 10).scores(ours, queries.take(range(3)))
     assert len(ours.collection.client.list_collections()) == 2
     ours.close()
-    client = milvus.connect(uri)
+    client = connection.connect(uri)
     assert client.list_collections() == ["phs_eval"]
-    milvus.close(client)
+    connection.close(client)
 
 
 def test_asking_for_few_scores_at_a_time_changes_none(

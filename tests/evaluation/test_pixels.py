@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from phs_milvus.evaluation import edits, perturb
 from phs_milvus.evaluation.grid import shares_on_grid
-from phs_server import preprocess
+from phs_server.flow import preprocess
 
 WIDTH, HEIGHT = 41, 31
 BOXES = [(0, 0, 5, 3), (36, 28, 41, 31), (7, 9, 8, 10), (0, 0, 41, 31), (3, 0, 38, 31)]

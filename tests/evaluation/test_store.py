@@ -16,23 +16,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phs_milvus.client import Encoder
-from phs_milvus.errors import ImageError, PhsError
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.contract.errors import ImageError, PhsError
+from phs_milvus.contract.types import Focus, MaskRuns
 from phs_milvus.evaluation import Bench, QuerySet, Store, WholeImage, evaluate, load, object_queries
 from phs_milvus.evaluation.edits import CROP, MASK_BLACK
 from phs_milvus.evaluation.store import BATCH, Look, _image
-from phs_milvus.types import Focus, MaskRuns
 
 SCRIPT = """
 import sys
-from phs_milvus.client import Encoder
+from phs_milvus.client.encoder import Encoder
 from phs_milvus.evaluation import Bench, Store, load, object_queries
 address, labels, cache = sys.argv[1:]
 with Encoder(address) as encoder, Store(cache, encoder.info) as store:
     bench = Bench(encoder, load(labels), store)
     queries = bench.queries(object_queries(bench.dataset), "box")
     print("ready", flush=True)
-    from phs_milvus.types import Focus
+    from phs_milvus.contract.types import Focus
     for step in range(100):
         bench.look(queries, focus=Focus(zoom=1 + step / 100))
 """
@@ -144,7 +144,7 @@ def test_an_image_that_is_gone_is_named(labels: Path, vit_encoder: Encoder, tmp_
 
 def test_blocks_do_not_change_anything(bench: Bench, queries: QuerySet, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate(WholeImage(), bench, queries)
-    monkeypatch.setattr("phs_milvus.evaluation.metrics._BLOCK", 7)
+    monkeypatch.setattr("phs_milvus.evaluation.measures._BLOCK", 7)
     parts = evaluate(WholeImage(), bench, queries)
     for name, values in whole.values.items():
         assert np.allclose(values, parts.values[name])

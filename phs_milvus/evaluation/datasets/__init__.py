@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from phs_milvus.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.evaluation.datasets import coco, tables, visual_genome, voc
 from phs_milvus.evaluation.datasets.model import AnnotationError, Dataset, Instance, LabelledImage
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.errors import PromptError
+from phs_milvus.contract.errors import PromptError
 from phs_milvus.evaluation.datasets.model import (
     AnnotationError,
     Dataset,
@@ -19,7 +19,7 @@ from phs_milvus.evaluation.datasets.model import (
     required,
     there,
 )
-from phs_milvus.prompts import Mask, Polygon, Prompt
+from phs_milvus.pointing.prompts import Mask, Polygon, Prompt
 
 _NUMBER = (int, float)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.errors import InvalidInput
-from phs_milvus.prompts import Prompt
+from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.pointing.prompts import Prompt
 
 Corners = tuple[float, float, float, float]
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from phs_milvus.evaluation.datasets.model import AnnotationError, Dataset, Instance, LabelledImage, corners, there
-from phs_milvus.prompts import Mask
+from phs_milvus.pointing.prompts import Mask
 
 
 def read(path: Path, images: Path | None) -> Dataset:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation.experiments.study import Study
+from phs_milvus.evaluation.measures import Outcome, paired
 from phs_milvus.evaluation.methods import Focused
-from phs_milvus.evaluation.metrics import Outcome, paired
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.report import Section
-from phs_milvus.types import Focus
 
 _VARIANTS = {
     "PHS, Query-DB": Focused(),

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from phs_milvus.calls import Outputs
+from phs_milvus.client.requests import Outputs
+from phs_milvus.contract.state import text_length
+from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.report import Rows, Section
-from phs_milvus.prompts import Mask
-from phs_milvus.scales import encode_scales
-from phs_milvus.state import text_length
-from phs_milvus.types import Focus
+from phs_milvus.pointing.prompts import Mask
+from phs_milvus.search.zooms import encode_scales
 
 _REPEATS = 20
 _CANDIDATES = 1000

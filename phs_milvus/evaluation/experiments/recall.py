@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
+from phs_milvus.contract.types import Float32Array, Focus
 from phs_milvus.evaluation.bench import QuerySet
 from phs_milvus.evaluation.experiments.study import Study
+from phs_milvus.evaluation.measures import DEPTH, blocks, rank_metrics
 from phs_milvus.evaluation.methods import Focused, TwoStage
-from phs_milvus.evaluation.metrics import DEPTH, blocks, rank_metrics
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.report import Section
-from phs_milvus.types import Float32Array, Focus
 
 _CANDIDATES = (100, 150, 200, 300, 500)
 

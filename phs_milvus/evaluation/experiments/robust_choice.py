@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation.bench import QuerySet
 from phs_milvus.evaluation.experiments.study import Study
+from phs_milvus.evaluation.measures import Outcome, folds, paired
 from phs_milvus.evaluation.methods import Focused, describe
-from phs_milvus.evaluation.metrics import Outcome, folds, paired
 from phs_milvus.evaluation.report import Section
-from phs_milvus.types import Focus
 
 _HELD_OUT = "chosen on the other folds"
 # With roi 1 throughout: the looks that the sweeps of this preset have in the cache.

@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation import perturb
 from phs_milvus.evaluation.edits import CROP, MASK_MEAN
 from phs_milvus.evaluation.experiments.robust_choice import choose
 from phs_milvus.evaluation.experiments.study import Study
+from phs_milvus.evaluation.measures import paired
 from phs_milvus.evaluation.methods import Average, Edited, Focused, Method, WholeImage
-from phs_milvus.evaluation.metrics import paired
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.queries import Query, centre_of, prompt_of
 from phs_milvus.evaluation.report import Section
-from phs_milvus.prompts import Box, Mask, Point, Prompt, to_array
-from phs_milvus.types import Focus
+from phs_milvus.pointing.prompts import Box, Mask, Point, Prompt, to_array
 
 Draw = Callable[[Query, int, int, float, np.random.Generator], Prompt]
 

@@ -13,11 +13,11 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
+from phs_milvus.contract.types import Float16Array, Float32Array, Focus
 from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.methods import Focused
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.report import Section
-from phs_milvus.types import Float16Array, Float32Array, Focus
 
 FloatArray = npt.NDArray[np.float64]
 

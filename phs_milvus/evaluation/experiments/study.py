@@ -10,8 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from phs_milvus.evaluation.bench import Bench, QuerySet
+from phs_milvus.evaluation.measures import DEPTH, DEPTHS, Outcome, evaluate, paired
 from phs_milvus.evaluation.methods import Method, WholeImage
-from phs_milvus.evaluation.metrics import DEPTH, DEPTHS, Outcome, evaluate, paired
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.queries import Query
 

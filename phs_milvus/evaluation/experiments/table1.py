@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation.controls import best_fixed_heads
 from phs_milvus.evaluation.edits import CROP, EDITS
 from phs_milvus.evaluation.experiments.study import Study
+from phs_milvus.evaluation.measures import Outcome
 from phs_milvus.evaluation.methods import (
     Average,
     Edited,
@@ -15,9 +17,7 @@ from phs_milvus.evaluation.methods import (
     WholeImage,
     describe,
 )
-from phs_milvus.evaluation.metrics import Outcome
 from phs_milvus.evaluation.report import Section
-from phs_milvus.types import Focus
 
 _CANDIDATES = 200
 # (roi, zoom)

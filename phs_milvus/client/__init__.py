@@ -1,0 +1,1 @@
+"""The embedding server as Python sees it, blocking and asyncio."""

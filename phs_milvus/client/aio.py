@@ -1,0 +1,189 @@
+"""`AsyncEncoder`: `Encoder` for asyncio, with the same methods as coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+
+from phs_milvus.client import requests
+from phs_milvus.client.bulk import Patience, Window
+from phs_milvus.client.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
+from phs_milvus.client.requests import DEFAULT_ADDRESS, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Outputs
+from phs_milvus.contract import wire
+from phs_milvus.contract._pb import encoder_pb2 as pb
+from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
+from phs_milvus.contract.errors import EncoderUnavailable, PhsError
+from phs_milvus.contract.images import ImageSource
+from phs_milvus.contract.types import Encoding, Explanation, Float16Array, Float32Array, Focus, Limits, ModelInfo
+from phs_milvus.pointing.prompts import Prompt
+
+
+class AsyncEncoder:
+    """`Encoder` for asyncio: the same arguments, results and errors. Create and use it on one event loop."""
+
+    def __init__(
+        self,
+        address: Address = DEFAULT_ADDRESS,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        expected_fingerprint: str = "",
+        tls: Tls | bool | None = None,
+        token: str | None = None,
+    ) -> None:
+        self.address, target = target_of(address)
+        self._timeout = timeout
+        self._expected = expected_fingerprint
+        # Until `info` is asked for, the defaults of a server.
+        self._limits = Limits()
+        self._metadata = token_metadata(token)
+        credentials, options = channel_credentials(tls), channel_options(address, tls)
+        self._channel = (
+            grpc.aio.insecure_channel(target, options)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, options)
+        )
+        self._stub = pb_grpc.FocusEncoderStub(self._channel)
+
+    async def info(self) -> ModelInfo:
+        """The server's model and limits. Binds this client to that model, see `Encoder.info`."""
+        info = wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+        self._expected = requests.bound_to(self._expected, info)
+        self._limits = info.limits
+        return info
+
+    async def encode(
+        self,
+        image: ImageSource,
+        prompt: Prompt | None = None,
+        *,
+        focus: Focus = Focus(),
+        outputs: Outputs = Outputs(),
+        timeout: float | None = None,
+    ) -> Encoding:
+        """See `Encoder.encode`. Paths are read on a thread."""
+        request = await asyncio.to_thread(
+            requests.encode_request, image, prompt, focus, outputs, self._expected, self._limits
+        )
+        return wire.encoding_from_pb(await self._call(self._stub.Encode, request, timeout))
+
+    async def encode_many(
+        self,
+        images: Iterable[ImageSource],
+        prompts: Iterable[Prompt | None] | None = None,
+        *,
+        focus: Focus = Focus(),
+        outputs: Outputs = Outputs(),
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Encoding | PhsError]:
+        """See `Encoder.encode_many`. `images` is read on the event loop, each image on a thread."""
+        pairs = requests.pairs(images, prompts)
+        window, patience = Window(in_flight), Patience(timeout or self._timeout)
+        stream = _AsyncStream(self._stub, self._metadata, self.address)
+        exhausted = False
+        try:
+            while True:
+                while not (window.full or exhausted):
+                    pair = next(pairs, None)
+                    if pair is None:
+                        exhausted = True
+                    elif message := await asyncio.to_thread(
+                        requests.admit, window, *pair, focus, outputs, self._expected, self._limits
+                    ):
+                        stream.send(message)
+                for result in window.ready():
+                    yield result
+                if window.empty:
+                    if exhausted:
+                        return
+                    patience.progress()
+                    continue
+                try:
+                    window.answer(*requests.stream_answer(await stream.receive(patience)))
+                    patience.progress()
+                except requests.TRANSIENT as error:
+                    with patience.waiting():
+                        await asyncio.sleep(patience.pause(error))
+                    stream.close()
+                    stream = _AsyncStream(self._stub, self._metadata, self.address)
+                    for message in window.unanswered():
+                        stream.send(message)
+        finally:
+            stream.close()
+
+    async def rerank(
+        self,
+        embeddings: Float32Array,
+        head_weights: Float32Array,
+        states: Float16Array,
+        *,
+        timeout: float | None = None,
+    ) -> Float32Array:
+        """See `Encoder.rerank`."""
+        scores, messages = requests.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
+        for block, request in messages:
+            scores[block] = wire.scores_from_pb(await self._call(self._stub.Rerank, request, timeout))
+        return scores
+
+    async def explain(
+        self,
+        image: ImageSource,
+        prompt: Prompt | None = None,
+        *,
+        focus: Focus = Focus(),
+        timeout: float | None = None,
+    ) -> Explanation:
+        """See `Encoder.explain`."""
+        request = await asyncio.to_thread(requests.explain_request, image, prompt, focus, self._expected, self._limits)
+        return wire.explanation_from_pb(await self._call(self._stub.Explain, request, timeout))
+
+    async def close(self) -> None:
+        """Closes the connection; calls in progress fail."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncEncoder:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
+        try:
+            return await method(request, timeout=timeout or self._timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise requests.translate(error, self.address) from None
+
+
+class _AsyncStream:
+    """`_Stream` for asyncio."""
+
+    def __init__(self, stub: pb_grpc.FocusEncoderStub, metadata: requests.Metadata, address: str) -> None:
+        self._address = address
+        self._requests: asyncio.Queue = asyncio.Queue()
+        self._call = stub.EncodeStream(self._outgoing(), metadata=metadata)
+
+    async def _outgoing(self) -> AsyncIterator[pb.EncodeStreamRequest]:
+        while (message := await self._requests.get()) is not None:
+            yield message
+
+    def send(self, message: pb.EncodeStreamRequest) -> None:
+        self._requests.put_nowait(message)
+
+    async def receive(self, patience: Patience) -> pb.EncodeStreamResponse:
+        try:
+            with patience.waiting() as left:
+                answer = await asyncio.wait_for(self._call.read(), left)
+        except asyncio.TimeoutError:
+            raise patience.timed_out(self._address) from None
+        except grpc.RpcError as error:
+            raise requests.stream_error(error, self._address) from None
+        if answer is grpc.aio.EOF:
+            raise EncoderUnavailable("the server ended the stream")
+        return answer
+
+    def close(self) -> None:
+        self._requests.put_nowait(None)
+        self._call.cancel()

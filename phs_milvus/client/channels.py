@@ -1,0 +1,144 @@
+"""How a client reaches its servers: addresses, TLS, tokens, retries, keepalive."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import grpc
+
+from phs_milvus.client.requests import Metadata
+from phs_milvus.contract.errors import EncoderUnavailable, InvalidInput
+from phs_milvus.contract.types import Limits
+
+Address: TypeAlias = "str | Sequence[str]"
+
+_RETRIES = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+}
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    # Servers that are loading, draining or broken get no calls.
+    "healthCheckConfig": {"serviceName": "phs.v1.FocusEncoder"},
+    "methodConfig": [
+        {"name": [{"service": "phs.v1.FocusEncoder"}], "retryPolicy": _RETRIES},
+        # Bulk resends what is unanswered itself (phs_milvus.client.bulk); gRPC would buffer all that was sent for it.
+        {"name": [{"service": "phs.v1.FocusEncoder", "method": "EncodeStream"}]},
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files for TLS, all PEM.
+
+    Attributes:
+        ca: certificate authorities that sign servers; None: the system's.
+        cert, key: this client's own certificate chain and key, for servers that ask for one (mutual TLS).
+        server_name: the name in the server's certificate, where it is not the one in the address. With several
+            addresses every server's certificate must carry this name, or else the host name of the first address.
+    """
+
+    ca: str | os.PathLike[str] | None = None
+    cert: str | os.PathLike[str] | None = None
+    key: str | os.PathLike[str] | None = None
+    server_name: str | None = None
+
+
+def channel_credentials(tls: Tls | bool | None) -> grpc.ChannelCredentials | None:
+    """Credentials of a channel; None for plaintext.
+
+    Raises:
+        InvalidInput: a file that cannot be read, or half a pair.
+    """
+    if not tls:
+        return None
+    files = Tls() if tls is True else tls
+    if (files.cert is None) != (files.key is None):
+        raise InvalidInput("cert and key belong together; one is missing", "tls")
+    return grpc.ssl_channel_credentials(
+        *(None if path is None else _read(path) for path in (files.ca, files.key, files.cert))
+    )
+
+
+def channel_options(address: Address, tls: Tls | bool | None) -> list[tuple[str, int | str]]:
+    """gRPC channel arguments."""
+    options: list[tuple[str, int | str]] = [
+        # phs_milvus.client.requests keeps messages within the server's own limit, which may be above the default.
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        # gRPC does not retry a call whose message outgrew this buffer; the default is 256 KiB, less than many photos.
+        ("grpc.per_rpc_retry_buffer_size", Limits.message_bytes),
+        # A server that vanished without a word is noticed while calls wait for it. It must allow such pings.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # A restarted server is found again within seconds; the default grows to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ]
+    name = tls.server_name if isinstance(tls, Tls) else None
+    if name is None and tls and not isinstance(address, str):
+        name = _host_and_port(address[0])[0]  # of several, the first names them all
+    if name:
+        options += [("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)]
+    return options
+
+
+def target_of(address: Address) -> tuple[str, str]:
+    """(what to show people, what gRPC connects to).
+
+    Several addresses are resolved here, once: gRPC takes a list only of numeric ones.
+
+    Raises:
+        InvalidInput: not host:port, none at all, or IPv4 and IPv6 mixed.
+        EncoderUnavailable: a name that does not resolve.
+    """
+    if isinstance(address, str):
+        return address, address
+    if not address:
+        raise InvalidInput("none given", "address")
+    shown = ",".join(address)
+    if len(address) == 1:
+        return shown, address[0]
+    found: list[tuple[str, int]] = []
+    for item in address:
+        host, port = _host_and_port(item)
+        try:
+            found += [(str(entry[4][0]), port) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except OSError as error:
+            raise EncoderUnavailable(f"cannot find host '{host}': {error.strerror or error}") from None
+    four = [f"{host}:{port}" for host, port in found if ipaddress.ip_address(host).version == 4]
+    six = [f"[{host}]:{port}" for host, port in found if ipaddress.ip_address(host).version == 6]
+    # A host with both kinds is reached by IPv4.
+    scheme, chosen = ("ipv4", four) if four else ("ipv6", six)
+    return shown, f"{scheme}:{','.join(dict.fromkeys(chosen))}"
+
+
+def token_metadata(token: str | None) -> Metadata:
+    """What is sent with every call."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise InvalidInput(f"'{address}' is not host:port", "address")
+    return host.strip("[]"), int(port)
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {os.fspath(path)}: {error.strerror}", "tls") from None

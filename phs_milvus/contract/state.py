@@ -1,0 +1,100 @@
+"""The PHS state codec: float16 [2, D] <-> what a Milvus row holds.
+
+A state is the pair (residual r, head outputs o) of DESIGN.md section 2: all that the readout needs, whatever the
+query. Milvus Lite takes no half-precision vectors, and the 2.x servers take one vector field per collection only, so a
+row holds it as base64 text in a VARCHAR field: `text_length(D)` characters, for example 4,096 for D=768.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from phs_milvus.contract.errors import StateError
+from phs_milvus.contract.types import Float16Array
+
+# A VARCHAR may be declared with up to 65,535 bytes.
+MAX_HIDDEN_SIZE = 12_287
+
+
+def text_length(hidden_size: int) -> int:
+    """Characters of a packed state of hidden size D: 4 bytes per dimension, in base64."""
+    return 4 * ((4 * hidden_size + 2) // 3)
+
+
+def pack(state: npt.ArrayLike) -> str:
+    """Encodes one state for a Milvus row.
+
+    Args:
+        state: [2, D] finite floats within float16's range; rounded to float16.
+
+    Returns:
+        base64 of the little-endian float16 values, row-major.
+
+    Raises:
+        StateError: wrong shape, NaN, or a value that float16 cannot hold.
+    """
+    with np.errstate(over="ignore"):
+        array = np.asarray(state).astype("<f2")
+    if array.ndim != 2 or array.shape[0] != 2 or array.shape[1] == 0:
+        raise StateError(f"a state has shape [2, D], got {list(array.shape)}")
+    if not np.isfinite(array).all():
+        raise StateError("a state must be finite and within float16's range (±65504)")
+    return base64.b64encode(array.tobytes()).decode("ascii")
+
+
+def unpack(packed: Sequence[str], hidden_size: int, names: Sequence[object] | None = None) -> Float16Array:
+    """Decodes the states of K rows.
+
+    Args:
+        packed: K texts made by `pack`.
+        hidden_size: D of the model in use.
+        names: what error messages call the rows; None: their positions.
+
+    Returns:
+        float16 [K, 2, D].
+
+    Raises:
+        StateError: a row that is no state of this size; the message names it.
+    """
+    if isinstance(packed, str):
+        raise StateError("expected a list of packed states, got one text: pass [text]")
+    expected = text_length(hidden_size)
+    names = range(len(packed)) if names is None else names
+    for name, text in zip(names, packed, strict=True):
+        if not text:
+            raise StateError(f"row {name!r}: no state yet; store one, or leave such rows out by a filter")
+        if not isinstance(text, str) or len(text) != expected:
+            found = f"{len(text)} characters" if isinstance(text, str) else type(text).__name__
+            raise StateError(
+                f"row {name!r}: expected {expected} characters for hidden size {hidden_size}, found {found}; "
+                "was the row written with another model?"
+            )
+    # One decode of the joined text is several times faster than K small ones, and is the same bytes where no row
+    # ends in padding: 4 * D divisible by 3.
+    try:
+        data = _decode("".join(packed)) if hidden_size % 3 == 0 else b"".join(map(_decode, packed))
+    except ValueError:
+        raise _not_base64(packed, names) from None
+    states = np.frombuffer(data, dtype="<f2").reshape(len(packed), 2, hidden_size)
+    if not np.isfinite(states).all():
+        row = int(np.flatnonzero(~np.isfinite(states).all(axis=(1, 2)))[0])
+        raise StateError(f"row {names[row]!r}: the state holds NaN or infinity; insert the image again")
+    return states.astype(np.float16, copy=False)
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _not_base64(packed: Sequence[str], names: Sequence[object]) -> StateError:
+    """The error of the first row that cannot be decoded."""
+    for name, text in zip(names, packed, strict=True):
+        try:
+            _decode(text)
+        except ValueError as error:  # binascii.Error is one
+            return StateError(f"row {name!r}: not base64: {error}")
+    return StateError("not base64")

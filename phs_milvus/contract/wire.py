@@ -1,0 +1,301 @@
+"""protobuf <-> types: the only module that reads or writes message fields, used by the client and by the server.
+
+Reading validates: a message may come from anyone. Every `InvalidInput` raised here names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from phs_milvus.contract._pb import encoder_pb2 as pb
+from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.types import (
+    ALL_HEADS,
+    Encoding,
+    Explanation,
+    Float16Array,
+    Float32Array,
+    Focus,
+    Limits,
+    MaskRuns,
+    ModelInfo,
+    Timings,
+)
+
+_DTYPES: dict[int, np.dtype] = {
+    pb.DTYPE_FLOAT32: np.dtype("<f4"),
+    pb.DTYPE_FLOAT16: np.dtype("<f2"),
+}
+# Bytes of a message of scores that are not scores.
+_SCORES_OVERHEAD = 1024
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def tensor_to_pb(array: npt.NDArray) -> pb.Tensor:
+    """float32 or float16 of any shape -> Tensor."""
+    code = pb.DTYPE_FLOAT16 if array.dtype == np.float16 else pb.DTYPE_FLOAT32
+    data = np.ascontiguousarray(array, dtype=_DTYPES[code]).tobytes()
+    return pb.Tensor(dtype=code, shape=array.shape, data=data)
+
+
+def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[int | None]) -> npt.NDArray:
+    """Tensor -> read-only array over the message's own bytes.
+
+    Args:
+        field: name used in errors.
+        dtype: np.float32 or np.float16; another one is an error, not a conversion.
+        shape: the expected shape, None where any size will do.
+
+    Raises:
+        InvalidInput: another dtype or shape, a number of bytes that does not fit, or a value that is not finite.
+    """
+    found = _DTYPES.get(tensor.dtype)
+    if found != np.dtype(dtype):
+        name = pb.DType.Name(tensor.dtype) if tensor.dtype in pb.DType.values() else tensor.dtype
+        raise InvalidInput(f"expected {np.dtype(dtype).name}, got dtype {name}", field)
+    wanted = ", ".join("any" if size is None else str(size) for size in shape)
+    if len(tensor.shape) > len(shape):  # not listed: a message can hold millions of sizes
+        raise InvalidInput(f"expected shape [{wanted}], got {len(tensor.shape)} dimensions", field)
+    actual = list(tensor.shape)
+    if len(actual) != len(shape) or any(w is not None and w != a for w, a in zip(shape, actual, strict=True)):
+        raise InvalidInput(f"expected shape [{wanted}], got {actual}", field)
+    size = found.itemsize
+    for length in actual:
+        size *= length
+    if len(tensor.data) != size:
+        raise InvalidInput(f"shape {actual} needs {size} bytes, got {len(tensor.data)}", field)
+    array = np.frombuffer(tensor.data, dtype=found).reshape(actual)
+    if not np.isfinite(array).all():
+        raise InvalidInput("holds NaN or infinity", field)
+    return array
+
+
+def _optional(message: object, field: str, dtype: type) -> npt.NDArray | None:
+    """A tensor field of a response, or None where it is not set."""
+    if not message.HasField(field):  # type: ignore[attr-defined]
+        return None
+    tensor = getattr(message, field)
+    return tensor_from_pb(tensor, field, dtype, [None] * len(tensor.shape))
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def encode_request(
+    image: bytes,
+    mask: MaskRuns | None,
+    focus: Focus,
+    *,
+    embedding: bool = True,
+    state: bool = False,
+    heads: bool = False,
+    timings: bool = False,
+    attention: bool = False,
+    expected_fingerprint: str = "",
+) -> pb.EncodeRequest:
+    """Builds an EncodeRequest; the flags say what the response shall hold."""
+    flags = [
+        (embedding, pb.OUTPUT_EMBEDDING),
+        (state, pb.OUTPUT_STATE),
+        (heads, pb.OUTPUT_HEADS),
+        (timings, pb.OUTPUT_TIMINGS),
+        (attention, pb.OUTPUT_ATTENTION),
+    ]
+    return pb.EncodeRequest(
+        image=image,
+        mask=_mask_to_pb(mask),
+        focus=_focus_to_pb(focus),
+        outputs=[output for wanted, output in flags if wanted],
+        expected_fingerprint=expected_fingerprint,
+    )
+
+
+def explain_request(
+    image: bytes, mask: MaskRuns | None, focus: Focus, expected_fingerprint: str = ""
+) -> pb.ExplainRequest:
+    """Builds an ExplainRequest."""
+    return pb.ExplainRequest(
+        image=image,
+        mask=_mask_to_pb(mask),
+        focus=_focus_to_pb(focus),
+        expected_fingerprint=expected_fingerprint,
+    )
+
+
+def rerank_request(
+    embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected_fingerprint: str = ""
+) -> pb.RerankRequest:
+    """Builds a RerankRequest from [Q, E], [Q, H] and [K, 2, D]."""
+    return pb.RerankRequest(
+        embeddings=tensor_to_pb(embeddings),
+        head_weights=tensor_to_pb(head_weights),
+        states=tensor_to_pb(states),
+        expected_fingerprint=expected_fingerprint,
+    )
+
+
+def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> tuple[Float32Array, Float32Array, Float16Array]:
+    """Validates a RerankRequest: (embeddings [Q, E], head_weights [Q, H], states [K, 2, D]).
+
+    Raises:
+        InvalidInput: a tensor that does not fit the model, or more scores than one message may hold.
+    """
+    embeddings = tensor_from_pb(request.embeddings, "embeddings", np.float32, [None, info.embedding_size])
+    if not len(embeddings):
+        raise InvalidInput("no query", "embeddings")
+    weights = tensor_from_pb(request.head_weights, "head_weights", np.float32, [len(embeddings), info.heads])
+    states = tensor_from_pb(request.states, "states", np.float16, [None, 2, info.hidden_size])
+    scores = (info.limits.message_bytes - _SCORES_OVERHEAD) // np.dtype(np.float32).itemsize
+    if len(embeddings) * len(states) > scores:
+        raise InvalidInput(
+            f"{len(states)} states for {len(embeddings)} queries make more scores than fit into one message; send at "
+            f"most {scores // len(embeddings)} states for so many queries, and split the rest into other requests",
+            "states",
+        )
+    return embeddings, weights, states
+
+
+def _mask_to_pb(mask: MaskRuns | None) -> pb.Mask | None:
+    return None if mask is None else pb.Mask(width=mask.width, height=mask.height, runs=mask.runs.tolist())
+
+
+def _focus_to_pb(focus: Focus) -> pb.Focus:
+    return pb.Focus(heads=focus.heads or 0, roi=focus.roi, zoom=focus.only_zoom, fovea=focus.fovea)
+
+
+def mask_from_pb(request: pb.EncodeRequest | pb.ExplainRequest) -> MaskRuns | None:
+    """The mask of a request, not yet checked against the image."""
+    if not request.HasField("mask"):
+        return None
+    mask = request.mask
+    return MaskRuns(mask.width, mask.height, np.fromiter(mask.runs, np.uint32, len(mask.runs)))
+
+
+def focus_from_pb(request: pb.EncodeRequest | pb.ExplainRequest, model_heads: int) -> Focus:
+    """The focus of a request.
+
+    Raises:
+        InvalidInput: more heads than the model has, or a number out of range.
+    """
+    heads = request.focus.heads
+    if heads == ALL_HEADS:
+        heads = model_heads
+    if heads > model_heads:
+        raise InvalidInput(f"heads is {heads}, but the model has {model_heads}; use 1 to {model_heads}", "focus")
+    focus = request.focus
+    return Focus(heads=heads or None, roi=focus.roi, zoom=focus.zoom, fovea=focus.fovea)
+
+
+def stream_request(item: int, request: pb.EncodeRequest) -> pb.EncodeStreamRequest:
+    """One item of EncodeStream."""
+    return pb.EncodeStreamRequest(id=item, request=request)
+
+
+# --- responses -------------------------------------------------------------------------------------------------------
+
+
+def encoding_to_pb(encoding: Encoding, outputs: Sequence[int]) -> pb.EncodeResponse:
+    """Encoding -> EncodeResponse holding what `outputs` names; nothing named means the embedding."""
+    wanted = set(outputs) or {pb.OUTPUT_EMBEDDING}
+    response = pb.EncodeResponse(width=encoding.width, height=encoding.height)
+    if pb.OUTPUT_EMBEDDING in wanted and encoding.embedding is not None:
+        response.embedding.CopyFrom(tensor_to_pb(encoding.embedding))
+    if pb.OUTPUT_STATE in wanted and encoding.state is not None:
+        response.state.CopyFrom(tensor_to_pb(encoding.state))
+    if pb.OUTPUT_HEADS in wanted:
+        if encoding.head_scores is not None:
+            response.head_scores.CopyFrom(tensor_to_pb(encoding.head_scores))
+        if encoding.head_weights is not None:
+            response.head_weights.CopyFrom(tensor_to_pb(encoding.head_weights))
+    if pb.OUTPUT_TIMINGS in wanted and encoding.timings is not None:
+        t = encoding.timings
+        response.timings.CopyFrom(pb.Timings(decode_ms=t.decode_ms, queue_ms=t.queue_ms, compute_ms=t.compute_ms))
+    if pb.OUTPUT_ATTENTION in wanted and encoding.attention is not None:
+        response.attention.CopyFrom(tensor_to_pb(encoding.attention))
+    return response
+
+
+def encoding_from_pb(response: pb.EncodeResponse) -> Encoding:
+    """EncodeResponse -> Encoding; arrays are read-only views of the message."""
+    timings = None
+    if response.HasField("timings"):
+        t = response.timings
+        timings = Timings(t.decode_ms, t.queue_ms, t.compute_ms)
+    return Encoding(
+        embedding=_optional(response, "embedding", np.float32),
+        state=_optional(response, "state", np.float16),
+        head_scores=_optional(response, "head_scores", np.float32),
+        head_weights=_optional(response, "head_weights", np.float32),
+        timings=timings,
+        width=response.width,
+        height=response.height,
+        attention=_optional(response, "attention", np.float32),
+    )
+
+
+def stream_error(item: int, code: int, message: str) -> pb.EncodeStreamResponse:
+    """The answer to an item that failed; `code` is a google.rpc.Code number."""
+    return pb.EncodeStreamResponse(id=item, error=pb.ItemError(code=code, message=message))
+
+
+def stream_result_from_pb(response: pb.EncodeStreamResponse) -> tuple[int, Encoding | tuple[int, str]]:
+    """(item, its Encoding), or (item, (google.rpc.Code number, message)) where it failed."""
+    if response.WhichOneof("result") == "response":
+        return response.id, encoding_from_pb(response.response)
+    return response.id, (response.error.code, response.error.message)
+
+
+def scores_from_pb(response: pb.RerankResponse) -> Float32Array:
+    """float32 [Q, K] of a RerankResponse."""
+    return tensor_from_pb(response.scores, "scores", np.float32, [None, None])
+
+
+def explanation_to_pb(explanation: Explanation) -> pb.ExplainResponse:
+    """Explanation -> ExplainResponse."""
+    response = pb.ExplainResponse(
+        attention=tensor_to_pb(explanation.attention),
+        head_weights=tensor_to_pb(explanation.head_weights),
+        width=explanation.width,
+        height=explanation.height,
+        region=pb.Region(**dict(zip(_REGION_FIELDS, explanation.region, strict=True))),
+    )
+    if explanation.mask is not None:
+        response.mask.CopyFrom(tensor_to_pb(explanation.mask))
+    if explanation.head_scores is not None:
+        response.head_scores.CopyFrom(tensor_to_pb(explanation.head_scores))
+    return response
+
+
+def explanation_from_pb(response: pb.ExplainResponse) -> Explanation:
+    """ExplainResponse -> Explanation."""
+    region = response.region
+    return Explanation(
+        attention=tensor_from_pb(response.attention, "attention", np.float32, [None, None, None]),
+        mask=_optional(response, "mask", np.float32),
+        head_scores=_optional(response, "head_scores", np.float32),
+        head_weights=tensor_from_pb(response.head_weights, "head_weights", np.float32, [None]),
+        width=response.width,
+        height=response.height,
+        region=(region.x0, region.y0, region.x1, region.y1),
+    )
+
+
+_REGION_FIELDS = ("x0", "y0", "x1", "y1")
+_INFO_FIELDS = [name for name in ModelInfo.__dataclass_fields__ if name != "limits"]
+_LIMIT_FIELDS = list(Limits.__dataclass_fields__)
+
+
+def info_to_pb(info: ModelInfo) -> pb.ModelInfo:
+    """ModelInfo -> message; both sides use the same field names."""
+    limits = pb.Limits(**{name: getattr(info.limits, name) for name in _LIMIT_FIELDS})
+    return pb.ModelInfo(limits=limits, **{name: getattr(info, name) for name in _INFO_FIELDS})
+
+
+def info_from_pb(message: pb.ModelInfo) -> ModelInfo:
+    """Message -> ModelInfo."""
+    limits = Limits(**{name: getattr(message.limits, name) for name in _LIMIT_FIELDS})
+    return ModelInfo(limits=limits, **{name: getattr(message, name) for name in _INFO_FIELDS})

@@ -1,0 +1,285 @@
+"""Folders of images -> a collection. May be interrupted anywhere; run again, it goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from phs_milvus.client.encoder import Encoder, Outputs
+from phs_milvus.contract import state as state_codec
+from phs_milvus.contract.errors import CollectionError, EncoderError, ImageError, InvalidInput, ModelMismatch, PhsError
+from phs_milvus.contract.images import EncodedImage, load_image
+from phs_milvus.contract.types import Encoding
+from phs_milvus.ingest.files import IMAGE_EXTENSIONS, ahead, chunks, is_another, is_gone, sha256_of, walk
+from phs_milvus.ingest.progress import FAILURES_KEPT, IngestReport, Progress, ProgressBar
+from phs_milvus.milvus.collection import FocusedCollection, Row
+from phs_milvus.milvus.rows import check_text
+
+Metadata: TypeAlias = "Callable[[Path], dict[str, Any]]"
+
+_IDS_PER_LOOKUP = 1024
+_THREADS = 8
+
+
+def ingest_folder(
+    root: str | os.PathLike[str],
+    collection: FocusedCollection,
+    encoder: Encoder,
+    *,
+    prune: bool = False,
+    batch_size: int = 256,
+    progress: Progress = True,
+    extensions: Collection[str] = IMAGE_EXTENSIONS,
+    metadata: Metadata | None = None,
+) -> IngestReport:
+    """Encodes every image below a folder into a collection; files that are there unchanged are skipped.
+
+    A row's id is the file's path relative to `root` with forward slashes. Several folders may go into one collection as
+    long as no id is in two of them: a file whose id belongs to another file, still there under another root, is
+    reported as failed and the other's row is kept. A row's metadata are `path` (absolute),
+    `width` and `height` (of the upright image) and what `metadata` returns. Files that cannot be read are reported
+    and left out; everything else is stored. On any interruption, kill -9 included, what was stored stays whole.
+
+    Args:
+        prune: also delete rows whose file under this `root` is gone. Rows from elsewhere are left alone.
+        batch_size: rows per write.
+        progress: True for a bar on stderr, or a function called with (files done, files in all).
+        extensions: of file names, lower case, with the dot.
+        metadata: called with each new or changed file's path; returns JSON values by field name.
+
+    Raises:
+        InvalidInput: `root` is no folder, or has no images although `prune` is set: an unmounted disk looks so.
+        ModelMismatch: the collection was filled with another model.
+        EncoderError: the embedding server went away. What was encoded by then is stored.
+        CollectionError: Milvus went away, or the collection has integer ids or no place for digests.
+    """
+    started = time.monotonic()
+    base = Path(root).resolve()
+    if not base.is_dir():
+        raise InvalidInput(f"{base} is not a folder", "root")
+    if batch_size < 1:
+        raise InvalidInput(f"batch_size is at least 1, got {batch_size}", "batch_size")
+    run = _Run(base, collection, encoder, batch_size, extensions, metadata)
+    total = sum(1 for _ in walk(base, extensions))
+    if prune:
+        run.check_prunable()
+    with closing(ProgressBar(progress, total)) as bar:
+        run.encode_all(walk(base, extensions, run.fail), bar)
+    if prune:
+        run.prune()
+    if run.report.encoded:
+        collection.flush()
+    run.report.seconds = time.monotonic() - started
+    return run.report
+
+
+def _taken(stored: str) -> InvalidInput:
+    return InvalidInput(f"that id belongs to {stored}; ingest this folder into another collection", "id")
+
+
+@dataclass
+class _File:
+    """A file that is to be encoded; what is read from it is filled in on the way."""
+
+    id: str
+    path: Path
+    new: bool
+    width: int = 0
+    height: int = 0
+    digest: str = ""
+
+
+class _Run:
+    """One ingest in progress."""
+
+    def __init__(
+        self,
+        base: Path,
+        collection: FocusedCollection,
+        encoder: Encoder,
+        batch_size: int,
+        extensions: Collection[str],
+        metadata: Metadata | None,
+    ) -> None:
+        self.report = IngestReport()
+        self._base = base
+        self._collection = collection
+        self._encoder = encoder
+        self._batch_size = batch_size
+        self._extensions = extensions
+        self._metadata = metadata
+        self._sent: deque[_File] = deque()
+        self._new: list[Row] = []
+        self._changed: list[Row] = []
+        self._at = at = collection.layout
+        self._own_fields = [name for name in ("path", "width", "height") if at.dynamic or name in at.others]
+        collection.check_model(encoder.info)
+        collection.digests([])
+        if at.id_max_length is None:
+            raise CollectionError(f"collection {collection.name!r} has integer ids; ingest uses file paths as ids")
+
+    def encode_all(self, names: Iterable[str], bar: ProgressBar) -> None:
+        """Stores every file in `names` that is new or changed."""
+        pool = ThreadPoolExecutor(_THREADS, "phs-ingest")
+        try:
+            images = self._images(names, pool, bar)
+            for result in self._encoder.encode_many(images, outputs=Outputs(state=True)):
+                self._take(self._sent.popleft(), result)
+                bar.advance()
+            self._store()
+        except CollectionError:
+            raise
+        except BaseException:
+            # Ctrl-C, or the embedding server went away: keep what is encoded.
+            with suppress(PhsError):
+                self._store()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _images(self, names: Iterable[str], pool: ThreadPoolExecutor, bar: ProgressBar) -> Iterator[EncodedImage]:
+        """The images to encode, read a little ahead. `_sent` gets their files in the same order."""
+        for file, image in ahead(pool, self._load, self._outdated(names, pool, bar)):
+            if isinstance(image, EncodedImage):
+                self._sent.append(file)
+                yield image
+            else:
+                self.fail(file.id, image)
+                bar.advance()
+
+    def _outdated(self, names: Iterable[str], pool: ThreadPoolExecutor, bar: ProgressBar) -> Iterator[_File]:
+        """Files that the collection lacks or has in another version, a lookup for many at a time."""
+        digest_field = str(self._at.digest)
+        wanted = [digest_field, *(["path"] if "path" in self._own_fields else [])]
+        for chunk in chunks(self._usable(names, bar), _IDS_PER_LOOKUP):
+            rows = {row[self._at.id]: row for row in self._collection.get(chunk, wanted)}
+            files = [_File(name, self._base / name, name not in rows) for name in chunk]
+            moved = []
+            # Only files that have a row are read here, and not kept: most of them are unchanged.
+            for file, digest in ahead(pool, lambda file: "" if file.new else sha256_of(file.path), files):
+                stored = "" if file.new else str(rows[file.id].get("path") or "")
+                elsewhere = is_another(stored, file.path)
+                changed = not file.new and digest != rows[file.id].get(digest_field)
+                if changed and elsewhere:
+                    self.fail(file.id, _taken(stored))
+                    bar.advance()
+                    continue
+                if file.new or changed:
+                    yield file
+                    continue
+                self.report.skipped_unchanged += 1
+                bar.advance()
+                if "path" in wanted and stored != str(file.path) and not elsewhere:
+                    moved.append(file.id)
+            self._move(moved)
+
+    def _usable(self, names: Iterable[str], bar: ProgressBar) -> Iterator[str]:
+        """Those names that can be ids."""
+        allowed = self._at.id_max_length or 0
+        for name in names:
+            self.report.found += 1
+            try:
+                if (size := check_text(name, "id")) > allowed:
+                    raise InvalidInput(f"the path has {size} bytes; the collection's ids have at most {allowed}")
+            except InvalidInput as error:
+                self.fail(name, error)
+                bar.advance()
+            else:
+                yield name
+
+    def _load(self, file: _File) -> EncodedImage | PhsError:
+        limit = self._encoder.info.limits.image_bytes
+        try:
+            with suppress(OSError):  # load_image says it better
+                if (size := file.path.stat().st_size) > limit:
+                    raise ImageError(f"{size:,} bytes; the server takes at most {limit:,}")
+            image = load_image(file.path)
+            file.width, file.height, file.digest = image.width, image.height, image.digest
+            return image
+        except PhsError as error:
+            return error
+
+    def _take(self, file: _File, result: Encoding | PhsError) -> None:
+        if isinstance(result, ModelMismatch):
+            raise result  # another model came up at that address: every further item would fail too
+        if isinstance(result, PhsError):
+            self.fail(file.id, result)
+            return
+        if result.embedding is None or result.state is None:
+            raise EncoderError("the embedding server left out the embedding or the state")
+        own = {"path": str(file.path), "width": file.width, "height": file.height}
+        metadata = {name: own[name] for name in self._own_fields}
+        if self._metadata is not None:
+            metadata |= self._metadata(file.path)
+        rows = self._new if file.new else self._changed
+        rows.append(Row(file.id, result.embedding, result.state, file.digest, metadata))
+        if len(self._new) + len(self._changed) >= self._batch_size:
+            self._store()
+
+    def _store(self) -> None:
+        # New rows are upserted too: pymilvus resends a batch whose answer was lost, and a server that had stored an
+        # insert by then would have its rows twice.
+        new, self._new = self._new, []
+        changed, self._changed = self._changed, []
+        self.report.encoded += self._write(new)
+        replaced = self._write(changed)
+        self.report.encoded += replaced
+        self.report.changed += replaced
+
+    def _write(self, rows: list[Row]) -> int:
+        """Writes rows; returns how many."""
+        try:
+            self._collection.upsert(rows)
+            return len(rows)
+        except InvalidInput as error:
+            # Nothing was stored. One by one, the bad rows fail alone.
+            if len(rows) == 1:
+                self.fail(str(rows[0].id), error)
+                return 0
+            return sum(self._write([row]) for row in rows)
+
+    def _move(self, names: list[str]) -> None:
+        """Brings `path` up to date where the folder is now somewhere else; nothing is encoded again."""
+        at = self._at
+        for part in chunks(names, self._batch_size):
+            rows = []
+            for found in self._collection.get(part, ["*", at.embedding, at.state]):
+                name, digest = found.pop(at.id), found.pop(str(at.digest))
+                embedding = np.array(found.pop(at.embedding), dtype=np.float32)
+                state = state_codec.unpack([found.pop(at.state)], self._collection.model.hidden_size)[0]
+                rows.append(Row(name, embedding, state, digest, found | {"path": str(self._base / name)}))
+            self._collection.upsert(rows)
+
+    def check_prunable(self) -> None:
+        """Raises InvalidInput where there are no images at all, which is what an unmounted disk looks like."""
+        if "path" not in self._own_fields:
+            raise CollectionError(f"collection {self._collection.name!r} has no field 'path', by which rows are pruned")
+        if next(walk(self._base, self._extensions), None) is None:
+            raise InvalidInput(f"no images under {self._base}, so nothing is pruned: is the disk mounted?", "root")
+
+    def prune(self) -> None:
+        """Deletes rows that were made from a file under this root which is gone."""
+        for page in chunks(self._collection.iterate_ids(), _IDS_PER_LOOKUP):
+            gone = [name for name in page if is_gone(self._base / str(name))]
+            rows = {row[self._at.id]: row.get("path") for row in self._collection.get(gone, ["path"])}
+            names = [name for name, path in rows.items() if path == str(self._base / str(name))]
+            if names:
+                self.check_prunable()
+                self._collection.delete(names)
+                self.report.pruned += len(names)
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Reports a file, or a folder, that cannot be used."""
+        self.report.failed_count += 1
+        if len(self.report.failed) < FAILURES_KEPT:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            self.report.failed.append((name.encode("utf-8", "backslashreplace").decode(), reason))

@@ -1,0 +1,1 @@
+"""Collections. The only package that imports pymilvus."""

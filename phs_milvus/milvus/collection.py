@@ -1,0 +1,296 @@
+"""A collection of images that focused search can use, the same on Milvus Lite and on a Milvus server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from phs_milvus.contract import state as state_codec
+from phs_milvus.contract.errors import CollectionError, InvalidInput
+from phs_milvus.contract.types import Float32Array, ModelInfo
+from phs_milvus.milvus import schema
+from phs_milvus.milvus.connection import MilvusClient, close, connect, errors
+from phs_milvus.milvus.rows import Candidates, Id, ModelRecord, Row, batches, check_rows, normalised, quote
+from phs_milvus.milvus.table import BYTES_PER_ANSWER, BYTES_PER_CALL, ROWS_PER_CALL, Table
+
+__all__ = ["Candidates", "FocusedCollection", "ModelRecord", "Row", "close", "connect", "quote"]
+
+MAX_LIMIT = 16_384  # topK of a Milvus server
+
+
+class FocusedCollection:
+    """One collection, loaded and ready to search. Made by `create`, `open` or `attach`.
+
+    Attributes:
+        client: the MilvusClient in use.
+        name: the collection's name.
+        model: the model that filled it.
+        layout: which field is what.
+    """
+
+    def __init__(self, client: MilvusClient, name: str, model: ModelRecord, layout: schema.Layout) -> None:
+        self.client = client
+        self.name = name
+        self.model = model
+        self.layout = layout
+        self._table = Table(client, name, layout.id)
+        self._row_bytes = state_codec.text_length(model.hidden_size) + 256
+
+    @classmethod
+    def create(
+        cls,
+        client: MilvusClient,
+        name: str,
+        model: ModelInfo,
+        *,
+        index_type: str = "AUTOINDEX",
+        id_max_length: int = 1024,
+        overwrite: bool = False,
+    ) -> FocusedCollection:
+        """Makes an empty collection for the embeddings and states of one model.
+
+        Args:
+            name: letters, digits and underscores, not starting with a digit.
+            index_type: "AUTOINDEX", "HNSW" or "FLAT" (exhaustive).
+            id_max_length: UTF-8 bytes an id may have.
+            overwrite: drop a collection of that name first, with all its rows.
+
+        Raises:
+            InvalidInput: a name, index type or id length that Milvus does not take.
+            CollectionError: the name is taken, or the model's state does not fit a row.
+        """
+        record = ModelRecord.of(model)
+        schema.check(name, record, index_type, id_max_length)
+        with errors(f"cannot create collection {name!r}"):
+            if client.has_collection(name):
+                if not overwrite:
+                    raise CollectionError(f"collection {name!r} exists; open it, or create it with overwrite=True")
+                client.drop_collection(name)
+            schema.make(client, name, record, index_type, id_max_length)
+        return cls.open(client, name)
+
+    @classmethod
+    def open(cls, client: MilvusClient, name: str) -> FocusedCollection:
+        """Opens a collection made by `create`.
+
+        Raises:
+            CollectionError: no such collection (the message lists those there are), or not made by `create`.
+        """
+        return cls.attach(client, name, embedding_field="embedding", state_field="phs_state")
+
+    @classmethod
+    def attach(
+        cls,
+        client: MilvusClient,
+        name: str,
+        *,
+        embedding_field: str,
+        state_field: str,
+        model: ModelInfo | None = None,
+    ) -> FocusedCollection:
+        """Uses any collection that has an embedding and a PHS state, whatever its field names and key.
+
+        Args:
+            embedding_field: FLOAT_VECTOR of the model's embedding size, indexed by COSINE, IP or L2.
+            state_field: VARCHAR that holds packed states (`state.pack`).
+            model: vouches for the model that filled it; not needed where the collection remembers.
+
+        Raises:
+            CollectionError: no such collection, or a field that is missing or of another type or size.
+            ModelMismatch: the collection remembers another model.
+        """
+        with errors(f"cannot open collection {name!r}"):
+            if not client.has_collection(name):
+                there = ", ".join(sorted(client.list_collections())) or "none"
+                raise CollectionError(
+                    f"there is no collection {name!r}; there are: {there}; phs-milvus ingest makes one"
+                )
+            description = client.describe_collection(name)
+            record = schema.remembered(description)
+            if record and model:
+                record.check(model, name)
+            record = record or (ModelRecord.of(model) if model else None)
+            layout = schema.read(client, description, embedding_field, state_field, record)
+        if record is None:
+            raise CollectionError(
+                f"collection {name!r} does not say which model filled it; if you know, vouch for it: "
+                "FocusedCollection.attach(..., model=encoder.info)"
+            )
+        return cls(client, name, record, layout)
+
+    def __enter__(self) -> FocusedCollection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the client, and with it every collection opened through it; see `connect`."""
+        close(self.client)
+
+    def check_model(self, info: ModelInfo) -> None:
+        """Raises ModelMismatch, naming both, unless `info` is the model that filled this collection."""
+        self.model.check(info, self.name)
+
+    def describe(self) -> dict[str, Any]:
+        """What there is to know, as JSON values: rows, model and fields."""
+        about = {"model": asdict(self.model), "fields": asdict(self.layout)}
+        return {"name": self.name, "rows": self.count(), **about}
+
+    # --- writes ---------------------------------------------------------------------------------------------
+
+    def insert(self, rows: Sequence[Row]) -> None:
+        """Adds rows whose ids are new; where unsure, `upsert`: a server would store an id twice.
+
+        Raises:
+            InvalidInput: a row that does not fit, named by its id; then nothing is stored.
+        """
+        self._write(rows, self._table.insert)
+
+    def upsert(self, rows: Sequence[Row]) -> None:
+        """Adds rows; those with the same ids are replaced, metadata included. Raises as `insert`."""
+        self._write(rows, self._table.upsert)
+
+    def _write(self, rows: Sequence[Row], call: Callable[[list[dict[str, Any]]], None]) -> None:
+        at = self.layout
+        if at.auto_id:
+            raise CollectionError(f"collection {self.name!r} makes up its own ids; write to it with pymilvus")
+        reserved = (at.id, at.embedding, at.state, at.digest or "digest", "$meta")
+        sizes = check_rows(rows, self.model, at.id_max_length, reserved, None if at.dynamic else at.others)
+        records = [self._record(row) for row in rows]
+        for part in batches(sizes, ROWS_PER_CALL, BYTES_PER_CALL):
+            call(records[part])
+
+    def _record(self, row: Row) -> dict[str, Any]:
+        at = self.layout
+        record: dict[str, Any] = {at.id: row.id, at.state: state_codec.pack(row.state)}
+        record[at.embedding] = np.ascontiguousarray(row.embedding, dtype=np.float32)
+        if at.digest is not None:
+            record[at.digest] = row.digest
+        return record | row.metadata
+
+    def delete(self, ids: Sequence[Id]) -> None:
+        """Deletes rows; ids that do not exist are no error."""
+        for start in range(0, len(ids), 1000):
+            self._table.delete(ids[start : start + 1000])
+
+    def flush(self) -> None:
+        """Has Milvus seal and index what was written; worth its second or two at the end of a bulk load.
+
+        Until then a server searches new rows through a coarse index, which finds too few for a large limit.
+        """
+        self._table.flush()
+
+    # --- reads ----------------------------------------------------------------------------------------------
+
+    def count(self) -> int:
+        """Number of rows at present."""
+        return self._table.count()
+
+    def check_not_empty(self) -> None:
+        """Raises CollectionError if there are no rows: for a search that found nothing."""
+        if not self.count():
+            raise CollectionError(f"collection {self.name!r} is empty; ingest images first")
+
+    def get(self, ids: Sequence[Id], output_fields: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
+        """Fields of rows at present, the id among them, in the order of `ids`; missing rows are left out.
+
+        Args:
+            output_fields: names; "*" means all but the embedding and the state.
+
+        Raises:
+            InvalidInput: a field that the collection cannot have.
+        """
+        page = max(1, min(1000, BYTES_PER_CALL // self._row_bytes))
+        return self._table.get(ids, self._names(output_fields), page)
+
+    def digests(self, ids: Sequence[Id]) -> dict[Id, str]:
+        """The digests of those ids that exist, at present.
+
+        Raises:
+            CollectionError: an attached collection that has no place for digests.
+        """
+        name = self.layout.digest
+        if name is None:
+            raise CollectionError(f"collection {self.name!r} has no VARCHAR field 'digest' and no dynamic fields")
+        return {row[self.layout.id]: row.get(name) or "" for row in self.get(ids, [name])}
+
+    def iterate_ids(self) -> Iterator[Id]:
+        """All ids in ascending order, in bounded memory; rows may be written or deleted meanwhile."""
+        return self._table.iterate_keys()
+
+    def search(
+        self,
+        embeddings: Float32Array,
+        limit: int,
+        *,
+        filter: str = "",
+        output_fields: Sequence[str] = (),
+        with_states: bool = False,
+        search_params: Mapping[str, Any] | None = None,
+    ) -> list[Candidates]:
+        """The nearest rows to each query, in one call to Milvus unless the answer would be too large for one.
+
+        Args:
+            embeddings: float32 [Q, E], finite.
+            limit: rows per query, at most 16,384.
+            filter: a Milvus expression, for example f"album == {quote(name)}".
+            output_fields: names; "*" means all but the embedding and the state.
+            with_states: return the packed PHS states too.
+            search_params: index parameters instead of our choice, for example {"nprobe": 64} for IVF.
+
+        Raises:
+            InvalidInput: embeddings, limit, output field or filter that cannot be used.
+        """
+        queries = normalised(embeddings, self.model.embedding_size)
+        if not 1 <= limit <= MAX_LIMIT:
+            raise InvalidInput(f"limit is 1 to {MAX_LIMIT:,}, got {limit:,}", "limit")
+        names = self._names(output_fields)
+        per_call = BYTES_PER_ANSWER // (limit * self._row_bytes)
+        # Where the states of a single query are too many for one answer, they are read by id afterwards.
+        # The id is among the columns because Milvus Lite takes no columns for all columns.
+        columns = [self.layout.id, *names, *([self.layout.state] if with_states and per_call else [])]
+        # HNSW finds no more than ef rows, and close to that number not the nearest.
+        params = {"ef": max(64, math.ceil(1.2 * limit)), **(search_params or {})}
+        found = []
+        for start in range(0, len(queries), per_call or 1):
+            part = list(queries[start : start + (per_call or 1)])
+            hits = self._table.search(self.layout.embedding, part, limit, filter, columns, params)
+            found += [self._candidates(list(row), names, with_states) for row in hits]
+        return found
+
+    def _candidates(self, hits: list[Any], names: list[str], with_states: bool) -> Candidates:
+        at = self.layout
+        ids = [hit[at.id] for hit in hits]
+        entities = [hit["entity"] for hit in hits]
+        cosines = np.array([hit["distance"] for hit in hits], dtype=np.float32)
+        if at.metric == "L2":
+            cosines = 1 - cosines / np.float32(2)  # the squared distance of vectors of norm 1 is 2 - 2 cos
+        states = None
+        if with_states and all(at.state in entity for entity in entities):
+            states = [entity[at.state] for entity in entities]
+        elif with_states:
+            rows = {row[at.id]: row[at.state] for row in self.get(ids, [at.state])}
+            states = [rows.get(key, "") for key in ids]
+        hidden = {at.id, at.state} - set(names)
+        fields = [{key: entity[key] for key in entity if key not in hidden} for entity in entities]
+        return Candidates(ids, cosines, states, fields)
+
+    def _names(self, output_fields: Sequence[str]) -> list[str]:
+        """Expands "*" and refuses fields that there cannot be, which Milvus Lite would silently leave out."""
+        at = self.layout
+        known = [at.id, *([at.digest] if at.digest else []), *at.others]
+        names: list[str] = []
+        for name in output_fields:
+            if name == "*":
+                names += [*known, *(["$meta"] if at.dynamic else [])]
+            elif name in (*known, at.embedding, at.state) or (at.dynamic and name.isidentifier()):
+                names.append(name)
+            else:
+                has = ", ".join(known)
+                raise InvalidInput(f"collection {self.name!r} has no field {name!r}; it has {has}", "output_fields")
+        return list(dict.fromkeys(names))

@@ -1,0 +1,151 @@
+"""A Milvus collection as a table of plain records; differences between Milvus Lite and servers end here.
+
+What there was to even out was found by experiment with milvus-lite 3.2 and Milvus 2.3.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from phs_milvus.contract.errors import CollectionError, InvalidInput
+from phs_milvus.milvus.connection import MilvusClient, errors, is_lite, message_of
+from phs_milvus.milvus.rows import Id, literal
+
+# A proxy takes messages of 64 MiB in, and fails on answers of about 100 MB.
+BYTES_PER_CALL = 32 * 2**20
+BYTES_PER_ANSWER = 64 * 2**20
+ROWS_PER_CALL = 500
+
+_IDS_PER_PAGE = 8192
+_TIMEOUT_S = 120.0
+_STRONG = {"consistency_level": "Strong"}
+
+
+class Table:
+    """Reads and writes of one loaded collection. Every method raises CollectionError with Milvus' message.
+
+    Attributes:
+        key: name of the primary key field.
+    """
+
+    def __init__(self, client: MilvusClient, name: str, key: str) -> None:
+        self.key = key
+        self._client = client
+        self._name = name
+        self._lite = is_lite(client)
+        # A server searches a snapshot that may be seconds old; after a write of ours the next search asks for
+        # the present. Reads by id always do.
+        self._written = False
+        with errors(f"cannot load collection {name!r}"):
+            client.load_collection(name)  # Milvus Lite wants it after every reopen
+
+    def insert(self, records: list[dict[str, Any]]) -> None:
+        """Adds records; on a server, an id that exists gets a second one."""
+        self._write(self._client.insert, records)
+
+    def upsert(self, records: list[dict[str, Any]]) -> None:
+        """Adds or replaces records."""
+        # Lite's upsert would keep old dynamic fields; its insert, where its upsert ends, replaces all.
+        self._write(self._client.insert if self._lite else self._client.upsert, records)
+
+    def _write(self, call: Any, records: list[dict[str, Any]]) -> None:
+        with errors(f"cannot write to collection {self._name!r}"):
+            call(self._name, records, timeout=_TIMEOUT_S)
+        self._written = True
+
+    def delete(self, ids: Sequence[Id]) -> None:
+        """Deletes records by id."""
+        with errors(f"cannot delete from collection {self._name!r}"):
+            self._client.delete(self._name, filter=self._among(ids), timeout=_TIMEOUT_S)
+        self._written = True
+
+    def flush(self) -> None:
+        """Seals and indexes what was written."""
+        with errors(f"cannot flush collection {self._name!r}"):
+            self._client.flush(self._name, timeout=_TIMEOUT_S)
+
+    def count(self) -> int:
+        """Number of records at present."""
+        return int(self._query("", ["count(*)"])[0]["count(*)"])
+
+    def get(self, ids: Sequence[Id], names: Sequence[str], page: int) -> list[dict[str, Any]]:
+        """Records at present, with their keys, in the order of `ids`, missing ones left out."""
+        found: dict[Id, dict[str, Any]] = {}
+        for start in range(0, len(ids), page):
+            rows = self._query(self._among(ids[start : start + page]), [*names, self.key])
+            found |= {row[self.key]: row for row in rows}
+        return [found[key] for key in ids if key in found]
+
+    def iterate_keys(self) -> Iterator[Id]:
+        """All ids in ascending order, a page at a time."""
+        # Each page starts after the last id of the one before. pymilvus' own iterator does so too, but does
+        # not escape that id. The options make Milvus order the records before it cuts off at the limit.
+        options = {"iterator": "True", "reduce_stop_for_best": "True", "limit": _IDS_PER_PAGE}
+        condition = ""
+        # With them pymilvus drops the consistency level; counting first brings the server to the present.
+        self.count()
+        while page := [row[self.key] for row in self._query(condition, [self.key], **options)]:
+            if page != sorted(page):
+                raise CollectionError("Milvus does not return ids in order; Milvus Lite must be 3.2.1 or later")
+            yield from page
+            condition = f"{self.key} > {literal(page[-1])}"
+
+    def search(
+        self,
+        field: str,
+        queries: list[Any],
+        limit: int,
+        filter: str,
+        names: list[str],
+        params: dict[str, Any],
+    ) -> list[Any]:
+        """pymilvus' hits for each query.
+
+        Raises:
+            InvalidInput: on field "filter", if Milvus does not take it.
+        """
+
+        def call(**consistency: str) -> list[Any]:
+            return self._client.search(
+                self._name,
+                anns_field=field,
+                data=queries,
+                limit=limit,
+                filter=filter,
+                output_fields=names,
+                search_params={"params": params},
+                timeout=_TIMEOUT_S,
+                **consistency,
+            )
+
+        try:
+            with errors(f"cannot search collection {self._name!r}"):
+                written, self._written = self._written, False
+                hits = call(**_STRONG if written else {})
+                # Nothing at all may mean nothing yet, where somebody else has just written.
+                return hits if written or any(map(len, hits)) else call(**_STRONG)
+        except CollectionError:
+            if filter:
+                self._blame(filter)
+            raise
+
+    def _blame(self, filter: str) -> None:
+        """Raises InvalidInput if queries work, but not with this filter; codes differ between versions."""
+        self._query("", [self.key], limit=1)
+        try:
+            self._query(filter, [self.key], limit=1)
+        except CollectionError as error:
+            cause = message_of(error.__cause__ or error)
+            raise InvalidInput(f"Milvus does not take the filter {filter!r}: {cause}", "filter") from error
+
+    def _query(self, filter: str, names: list[str], **options: Any) -> list[dict[str, Any]]:
+        with errors(f"cannot read collection {self._name!r}"):
+            rows = self._client.query(
+                self._name, filter=filter, output_fields=names, timeout=_TIMEOUT_S, **_STRONG, **options
+            )
+            return [dict(row) for row in rows]
+
+    def _among(self, ids: Sequence[Id]) -> str:
+        # pymilvus' own get and delete by ids do not escape them.
+        return f"{self.key} in [{', '.join(map(literal, ids))}]"

@@ -1,0 +1,1 @@
+"""A click, a box or a lasso becomes a mask of the upright image."""

@@ -1,0 +1,144 @@
+"""Masks of any kind -> bool [height, width]: arrays, images, PNG files, runs, COCO run lengths."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from phs_milvus.contract.errors import ImageError, PromptError
+from phs_milvus.contract.images import decode_native, load_image, open_header, upright
+from phs_milvus.contract.types import MaskRuns
+
+BoolArray = npt.NDArray[np.bool_]
+MaskSource: TypeAlias = "npt.NDArray[Any] | Image.Image | str | os.PathLike[str] | MaskRuns | Mapping[str, Any]"
+
+
+def read_mask(source: MaskSource, width: int, height: int) -> BoolArray:
+    """Reads a mask that must have a given size, which is checked before pixels or runs are expanded.
+
+    Returns:
+        bool [height, width]; may be the source itself.
+
+    Raises:
+        PromptError: another size, an unreadable file, malformed runs, or pixels neither bool nor integer.
+    """
+    if isinstance(source, Mapping):
+        return _decode_rle(source, width, height)
+    if isinstance(source, MaskRuns):
+        _check_size(source.width, source.height, width, height)
+        return source.to_array()
+    try:
+        if isinstance(source, str | os.PathLike):
+            file = load_image(source)
+            if open_header(file.data)[2] == "JPEG":
+                raise PromptError(f"mask: {file.path} is a JPEG, whose black is not exactly black; give a PNG")
+            _check_size(file.width, file.height, width, height)
+            return _lit(decode_native(file.data))
+        if isinstance(source, Image.Image):
+            source = upright(source)
+            _check_size(*source.size, width, height)
+            return _lit(source)
+    except ImageError as error:
+        raise PromptError(f"mask: {error}") from error
+    if source.ndim != 2 or source.dtype.kind not in "bui":
+        raise PromptError(
+            f"mask: expected a bool or integer array [H, W], nonzero is inside, got {source.dtype} "
+            f"{list(source.shape)}; threshold scores first, for example scores > 0.5"
+        )
+    _check_size(source.shape[1], source.shape[0], width, height)
+    return source if source.dtype == np.bool_ else source != 0
+
+
+def _lit(image: Image.Image) -> BoolArray:
+    """bool [H, W]: neither black nor transparent. Colours, not palette indices: index 0 may well be white."""
+    if image.mode == "F":
+        raise PromptError("mask: float pixels; threshold scores first, for example scores > 0.5")
+    if image.has_transparency_data:
+        pixels = np.asarray(image.convert("RGBA"))
+        return np.any(pixels[..., :3], axis=2) & (pixels[..., 3] > 0)
+    if image.mode in ("1", "L") or image.mode.startswith("I"):
+        return np.asarray(image) != 0
+    return np.any(np.asarray(image.convert("RGB")), axis=2)
+
+
+def _check_size(mask_width: int, mask_height: int, width: int, height: int) -> None:
+    if (mask_width, mask_height) != (width, height):
+        raise PromptError(
+            f"mask is {mask_width}x{mask_height}, but the image is {width}x{height}; a mask has the size of "
+            "the upright image (after EXIF rotation)"
+        )
+
+
+# --- COCO run lengths ---------------------------------------------------------------------------------------
+
+
+def _decode_rle(rle: Mapping[str, Any], width: int, height: int) -> BoolArray:
+    """Decodes a COCO RLE of a given size.
+
+    Args:
+        rle: {"size": [height, width], "counts": ...}: runs in column-major order, zeros first, as a list of
+            integers or in COCO's compressed text (str or bytes).
+        width, height: what the size must be.
+
+    Returns:
+        bool [height, width].
+
+    Raises:
+        PromptError: another size, or counts that are malformed or do not sum to it; nothing of that size has
+            been allocated by then.
+    """
+    size, counts = rle.get("size"), rle.get("counts")
+    form = '{"size": [height, width], "counts": list of integers, str or bytes}'
+    if not _integers(size) or len(size) != 2:
+        raise PromptError(f"mask: a COCO RLE is {form}; its size is not")
+    _check_size(size[1], size[0], width, height)
+    if isinstance(counts, str | bytes):
+        runs = _expand(map(ord, counts) if isinstance(counts, str) else counts)
+    elif _integers(counts):
+        runs = [int(run) for run in counts]
+    else:
+        raise PromptError(f"mask: a COCO RLE is {form}; its counts are not")
+    total = width * height
+    if min(runs, default=0) < 0 or sum(runs) != total:
+        raise PromptError(
+            f"mask: RLE counts must be 0 or more and sum to {width}x{height} = {total}; "
+            f"the smallest is {min(runs, default=0)}, the sum {sum(runs)}"
+        )
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, np.asarray(runs, dtype=np.int64)).reshape(width, height).T
+
+
+def _integers(value: object) -> TypeGuard[Sequence[int]]:
+    # Within 64 bits: Python turns no integer beyond 4,300 digits into text, so errors could not show one.
+    return isinstance(value, list | tuple | np.ndarray) and all(
+        isinstance(n, int | np.integer) and abs(int(n)) < 2**63 for n in value
+    )
+
+
+def _expand(codes: Iterable[int]) -> list[int]:
+    """COCO's compressed counts -> runs.
+
+    Each number is signed LEB128 with 5 bits a character, offset by 48 (bit 5: more follows; bit 4 of the last
+    character: the sign). From the fourth number on it is the difference to the one two before.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for position, code in enumerate(codes):
+        bits = code - 48
+        if not 0 <= bits < 64 or shift > 35:
+            raise PromptError(f"mask: RLE counts are not COCO's compressed form at character {position}")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise PromptError("mask: RLE counts end in the middle of a number")
+    return runs

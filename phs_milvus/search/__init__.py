@@ -1,0 +1,1 @@
+"""Focused search: candidates from Milvus, then exact reranking."""

@@ -1,0 +1,309 @@
+"""Focused search in two stages: nearest neighbours in Milvus by the focused query, then exact Query-DB reranking.
+
+search = FocusedSearch(collection, encoder)
+result = search.search("street.jpg", Box(40, 60, 180, 220), limit=10)
+print(result)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.contract import state
+from phs_milvus.contract.errors import InvalidInput, PhsError, StateError
+from phs_milvus.contract.images import ImageSource
+from phs_milvus.contract.types import Encoding, Focus
+from phs_milvus.milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
+from phs_milvus.milvus.rows import Id
+from phs_milvus.pointing.prompts import Prompt
+from phs_milvus.search.pictures import below
+from phs_milvus.search.rerank import Reranker
+from phs_milvus.search.zooms import encode_scales_many
+
+DEFAULT_LIMIT = 10
+# Stage one looks this many times deeper than the answer, and never less than MIN_CANDIDATES: a wrong order among
+# candidates is repaired by the reranking, a missing candidate is not.
+_CANDIDATES_PER_HIT = 10
+MIN_CANDIDATES = 200
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A query that is a row of the collection, by its id; its file must be reachable from here."""
+
+    id: Id
+
+
+@dataclass(frozen=True)
+class Query:
+    """One of many queries: an image and what to look at in it."""
+
+    image: ImageSource | StoredImage
+    prompt: Prompt | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result.
+
+    Attributes:
+        score: the rerank score, or the ANN score where there was no reranking; cosine similarity.
+        ann_score, ann_rank: of stage one; ranks count from 1.
+        rerank_score, rerank_rank: of stage two; None without reranking.
+        fields: the output fields asked for.
+    """
+
+    id: str | int
+    score: float
+    ann_score: float
+    ann_rank: int
+    rerank_score: float | None = None
+    rerank_rank: int | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult(Sequence[Hit]):
+    """The hits of one query, best first; prints as a table.
+
+    Attributes:
+        query: the query's Encoding, with head scores and weights, and its `scales` where the focus has several.
+        encode_ms, ann_ms, rerank_ms: wall time of each part, shared equally among the queries of one call.
+    """
+
+    hits: list[Hit]
+    query: Encoding
+    encode_ms: float
+    ann_ms: float
+    rerank_ms: float
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.hits[index]
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict per hit: the output fields, and rank, id, the scores and ranks, which come before a field of
+        the same name."""
+        return [
+            {
+                **hit.fields,
+                "rank": rank,
+                "id": hit.id,
+                "score": hit.score,
+                "ann_score": hit.ann_score,
+                "ann_rank": hit.ann_rank,
+                "rerank_score": hit.rerank_score,
+                "rerank_rank": hit.rerank_rank,
+            }
+            for rank, hit in enumerate(self.hits, start=1)
+        ]
+
+    def __str__(self) -> str:
+        if not self.hits:
+            return "no hits"
+        width = max(2, *(len(str(hit.id)) for hit in self.hits))
+        lines = [f"{'rank':>4}  {'id':<{width}}  {'score':>7}  {'ANN':>7}  {'ANN rank':>8}"]
+        lines += [
+            f"{rank:>4}  {hit.id!s:<{width}}  {hit.score:7.4f}  {hit.ann_score:7.4f}  {hit.ann_rank:>8}"
+            for rank, hit in enumerate(self.hits, start=1)
+        ]
+        return "\n".join(lines)
+
+
+class FocusedSearch:
+    """Searches one collection with one encoder.
+
+    Args:
+        image_root: where `StoredImage` queries find their files: image_root / id. Without it the row's "path" field,
+            which `ingest` writes, is used.
+
+    Raises:
+        ModelMismatch: the collection was filled by another model than the encoder runs, or at another image size.
+    """
+
+    def __init__(
+        self, collection: FocusedCollection, encoder: Encoder, *, image_root: str | Path | None = None
+    ) -> None:
+        collection.check_model(encoder.info)
+        self._collection = collection
+        self._encoder = encoder
+        self._reranker = Reranker(encoder)
+        self._image_root = None if image_root is None else Path(image_root)
+
+    def search(
+        self,
+        image: ImageSource | StoredImage,
+        prompt: Prompt | None = None,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        candidates: int | None = None,
+        filter: str = "",
+        output_fields: Sequence[str] = (),
+        rerank: bool = True,
+        focus: Focus = Focus(),
+    ) -> SearchResult:
+        """Finds the pictures that contain what the prompt points at.
+
+        Args:
+            image: see `Encoder.encode`, or a StoredImage.
+            prompt: in pixels of the upright image; None for whole-image search.
+            limit: hits wanted.
+            candidates: rows that stage one brings to stage two, `limit` to 16,384; None: ten times `limit`, at least
+                200. With `candidates` the size of the collection the order is that of exhaustive Query-DB PHS.
+            filter: a Milvus boolean expression over the row's fields.
+            output_fields: fields to return with each hit.
+            rerank: False stops after stage one (Query-Only PHS).
+
+        Raises:
+            InvalidInput: what is wrong is named by `.field`: image, prompt, limit, candidates, filter, ...
+            CollectionError: the collection is empty.
+            EncoderError: the server could not answer.
+        """
+        results = self.search_many(
+            [Query(image, prompt)],
+            limit=limit,
+            candidates=candidates,
+            filter=filter,
+            output_fields=output_fields,
+            rerank=rerank,
+            focus=focus,
+        )
+        return results[0]
+
+    def search_many(
+        self,
+        queries: Sequence[Query],
+        *,
+        limit: int = DEFAULT_LIMIT,
+        candidates: int | None = None,
+        filter: str = "",
+        output_fields: Sequence[str] = (),
+        rerank: bool = True,
+        focus: Focus = Focus(),
+    ) -> list[SearchResult]:
+        """`search` for several queries with one Milvus call. One bad query fails the call before Milvus is asked."""
+        if not queries:
+            return []
+        depth = _stage_one_depth(limit, candidates, rerank)
+        started = time.perf_counter()
+        encodings = self._encode(queries, focus)
+        encoded = time.perf_counter()
+        found = self._collection.search(
+            np.stack([encoding.embedding for encoding in encodings if encoding.embedding is not None]),
+            depth,
+            filter=filter,
+            output_fields=output_fields,
+            with_states=rerank,
+        )
+        searched = time.perf_counter()
+        if not any(len(candidates.ids) for candidates in found):
+            self._collection.check_not_empty()
+        ranked = [
+            self._reranked(encoding, candidates, limit) if rerank else _ann_hits(candidates)[:limit]
+            for encoding, candidates in zip(encodings, found, strict=True)
+        ]
+        done = time.perf_counter()
+        share = 1000 / len(queries)
+        return [
+            SearchResult(
+                hits,
+                encoding,
+                (encoded - started) * share,
+                (searched - encoded) * share,
+                (done - searched) * share,
+            )
+            for hits, encoding in zip(ranked, encodings, strict=True)
+        ]
+
+    def _encode(self, queries: Sequence[Query], focus: Focus) -> list[Encoding]:
+        images = self._located([query.image for query in queries])
+        prompts = [query.prompt for query in queries]
+        results = encode_scales_many(self._encoder, images, prompts, focus)
+        for position, result in enumerate(results):
+            if isinstance(result, InvalidInput) and len(queries) > 1:
+                raise type(result)(f"query {position}: {result}", result.field)
+            if isinstance(result, PhsError):
+                raise result
+        return [result for result in results if isinstance(result, Encoding)]
+
+    def locate(self, image: ImageSource | StoredImage) -> ImageSource:
+        """Where the file of a StoredImage is; any other image is returned as it is.
+
+        Raises:
+            InvalidInput: no such row, its id leads out of `image_root`, or neither it nor `image_root` says where the
+                file is.
+        """
+        return self._located([image])[0]
+
+    def _located(self, images: Sequence[ImageSource | StoredImage]) -> list[ImageSource]:
+        """`locate` for many with one lookup."""
+        layout = self._collection.layout
+        ids = list(dict.fromkeys(image.id for image in images if isinstance(image, StoredImage)))
+        has_path = self._image_root is None and (layout.dynamic or "path" in layout.others)
+        # Asked for under image_root too: an id that a stranger made up is an error like any other that is not there.
+        rows = self._collection.get(ids, output_fields=["path"] if has_path else []) if ids else []
+        found = {row[layout.id]: row for row in rows}
+        return [self._file_of(image.id, found) if isinstance(image, StoredImage) else image for image in images]
+
+    def _file_of(self, row_id: Id, rows: Mapping[Id, dict[str, Any]]) -> ImageSource:
+        if row_id not in rows:
+            raise InvalidInput(f"no row with id {row_id!r} in collection '{self._collection.name}'", "image")
+        if self._image_root is not None:
+            if (file := below(self._image_root, str(row_id))) is None:
+                raise InvalidInput(f"row {row_id!r} leads out of image_root, {self._image_root}", "image")
+            return file
+        path = rows[row_id].get("path")
+        if not path:
+            raise InvalidInput(
+                f"row {row_id!r} does not say where its file is; pass image_root to FocusedSearch", "image"
+            )
+        return path
+
+    def _reranked(self, query: Encoding, candidates: Candidates, limit: int) -> list[Hit]:
+        hits = _ann_hits(candidates)
+        if not hits:
+            return []
+        try:
+            states = state.unpack(candidates.states or [], self._encoder.info.hidden_size, candidates.ids)
+        except StateError as error:
+            raise StateError(f"collection '{self._collection.name}', {error}") from None
+        ranking = self._reranker.rerank_states(query, states, top_k=limit)
+        return [
+            replace(hits[index], score=float(score), rerank_score=float(score), rerank_rank=rank)
+            for rank, (index, score) in enumerate(zip(ranking.indices, ranking.scores, strict=True), start=1)
+        ]
+
+
+def _stage_one_depth(limit: int, candidates: int | None, rerank: bool) -> int:
+    """How many rows stage one asks for."""
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidInput(f"must be 1 to {MAX_LIMIT}, got {limit}", "limit")
+    if not rerank:
+        return limit
+    if candidates is None:
+        return min(MAX_LIMIT, max(MIN_CANDIDATES, _CANDIDATES_PER_HIT * limit))
+    if not limit <= candidates <= MAX_LIMIT:
+        raise InvalidInput(f"must be {limit} (the limit) to {MAX_LIMIT}, got {candidates}", "candidates")
+    return candidates
+
+
+def _ann_hits(candidates: Candidates) -> list[Hit]:
+    """Stage one's order as hits."""
+    return [
+        Hit(id=row_id, score=float(score), ann_score=float(score), ann_rank=rank, fields=fields)
+        for rank, (row_id, score, fields) in enumerate(
+            zip(candidates.ids, candidates.scores, candidates.fields, strict=True), start=1
+        )
+    ]

@@ -1,0 +1,45 @@
+"""Search settings that `phs-milvus tune` writes and `phs-milvus search --settings` reads: a JSON file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.types import Focus
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to search one model's collections.
+
+    Attributes:
+        focus, candidates: as `FocusedSearch.search` takes them.
+        fingerprint: of the model they were chosen for; "" where for any.
+        measured: what was measured when they were chosen, for people to read.
+    """
+
+    focus: Focus = Focus()
+    candidates: int | None = None
+    fingerprint: str = ""
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+def read_settings(path: str | Path) -> SearchSettings:
+    """Reads a settings file.
+
+    Raises:
+        InvalidInput: not there, not JSON, or a field that is unknown or has a wrong value.
+    """
+    try:
+        values = json.loads(Path(path).read_text("utf-8"))
+        settings = SearchSettings(Focus(**values.pop("focus", {})), **values)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}", "settings") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"{path} is not a settings file of `phs-milvus tune`: {error}", "settings") from error
+    if not isinstance(settings.candidates, int | None) or not isinstance(settings.fingerprint, str):
+        raise InvalidInput(f"{path}: candidates must be a whole number and fingerprint text", "settings")
+    return settings

@@ -1,0 +1,95 @@
+"""Where a prompt makes the server look: the crop that zoom asks for, roi, and the Gaussian of foveal attention.
+
+Runs on decode threads, without torch. Pixels of the upright image throughout; regions are x0, y0, x1, y1, exclusive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from phs_milvus.contract.errors import PromptError
+from phs_milvus.contract.images import decode_upright
+from phs_milvus.contract.types import Float32Array, Focus, Limits, MaskRuns, Region
+from phs_server.flow.preprocess import Prepared, checked_size, decode_for, expanded, shares_on_grid, squashed
+from phs_server.model.engine import AttentionChange
+
+# In patches, as published.
+_FOVEA_SIGMA = 100.0
+
+
+def prepare_focused(
+    data: bytes, mask: MaskRuns, focus: Focus, heads: int, *, image_size: int, resample: int, grid: int, limits: Limits
+) -> Prepared:
+    """An image and its mask as `focus` wants them seen.
+
+    Raises:
+        ImageError: over a limit, which is checked before anything is decoded, or not decodable.
+        PromptError: another size than the image, runs that do not fit, or nothing set.
+    """
+    width, height = checked_size(data, limits)
+    inside = expanded(mask, width, height)
+    box, zoom = bounding_box(inside), focus.only_zoom
+    x0, y0, x1, y1 = region = zoom_region(box, zoom, width, height) if zoom else (0, 0, width, height)
+    seen = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
+    # Cropped before it is resized: `resize(box=...)` would mix in pixels from outside the region. Without zoom the
+    # pixels are those of the same image without a prompt.
+    image = decode_upright(data).crop(region) if zoom else decode_for(data, image_size)
+    return Prepared(
+        pixels=squashed(image, image_size, resample),
+        mask=shares_on_grid(inside[y0:y1, x0:x1], grid),
+        heads=heads,
+        width=width,
+        height=height,
+        region=region,
+        roi=focus.roi,
+        fovea=focus.fovea * foveal_grid(seen, x1 - x0, y1 - y0, grid) if focus.fovea else None,
+    )
+
+
+def attention_change(items: Sequence[Prepared]) -> AttentionChange | None:
+    """What a batch changes in the attention itself; None, the usual case, where no item changes anything."""
+    if not any(item.changes_attention for item in items):
+        return None
+    nothing = np.zeros_like(items[0].mask)
+    return AttentionChange(
+        roi=np.array([item.roi for item in items], np.float32),
+        fovea=np.stack([nothing if item.fovea is None else item.fovea for item in items]),
+    )
+
+
+def bounding_box(inside: npt.NDArray[np.bool_]) -> Region:
+    """The smallest region that holds every set pixel of a bool [height, width] mask.
+
+    Raises:
+        PromptError: nothing is set.
+    """
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    if not len(rows):
+        raise PromptError("selects no pixel", "mask")
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def zoom_region(box: Region, zoom: float, width: int, height: int) -> Region:
+    """The box with its sides multiplied by `zoom` about its centre, outwards to whole pixels, clipped to the image."""
+    x0, x1 = _grown(box[0], box[2], zoom, width)
+    y0, y1 = _grown(box[1], box[3], zoom, height)
+    return x0, y0, x1, y1
+
+
+def foveal_grid(box: Region, width: int, height: int, grid: int) -> Float32Array:
+    """A Gaussian from the box's centre on the patch grid, min-max scaled to [0, 1]: float32 [grid * grid]."""
+    centres = np.arange(grid) + 0.5
+    dx = centres - (box[0] + box[2]) / 2 * grid / width
+    dy = centres - (box[1] + box[3]) / 2 * grid / height
+    values = np.exp(-(dy[:, None] ** 2 + dx**2) / (2 * _FOVEA_SIGMA**2))
+    spread = float(np.ptp(values))
+    return ((values - values.min()) / (spread or 1.0)).astype(np.float32).reshape(-1)
+
+
+def _grown(low: int, high: int, zoom: float, limit: int) -> tuple[int, int]:
+    centre, half = (low + high) / 2, min(zoom * (high - low) / 2, 2.0 * limit)
+    return max(0, math.floor(centre - half)), min(limit, math.ceil(centre + half))

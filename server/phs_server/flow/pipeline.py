@@ -1,0 +1,297 @@
+"""Decoding, batching and the engines as one asynchronous call. Knows nothing of gRPC.
+
+    gate -> decode queue -> decode threads -> encode queue -> one engine per device
+
+Both queues let interactive items overtake bulk. Threads on N cores: on a CPU the model gets N, since its parallel
+loops run in lockstep and leave gaps, and decoding N/4, which suffices because an image costs several times more to
+encode than to decode; on a GPU decoding gets N-1 and the model's CPU side 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, InvalidInput, ModelError
+from phs_milvus.contract.types import (
+    Encoding,
+    Explanation,
+    Float16Array,
+    Float32Array,
+    Focus,
+    MaskRuns,
+    ModelInfo,
+    Timings,
+)
+from phs_server.config import Settings
+from phs_server.flow.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
+from phs_server.flow.focus import attention_change, prepare_focused
+from phs_server.flow.gate import Gate
+from phs_server.flow.preprocess import Prepared, prepare_image
+from phs_server.model import checkpoint
+from phs_server.model.engine import EncodedBatch, FocusEngine, available_cores, resolve_devices
+from phs_server.model.head_selection import default_head_count
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+RerankInputs = tuple[Float32Array, Float32Array, Float16Array]
+_Undecoded = tuple[bytes, MaskRuns | None, Focus]
+
+# Rerank requests waiting for the engine; each may hold one message of states.
+_RERANK_QUEUE = 16
+
+
+class Pipeline:
+    """A loaded model behind queues. Create it off the event loop, since loading takes seconds; use it from one loop.
+
+    Attributes:
+        info: what GetModelInfo answers.
+        observe_batch: called on an encode thread with the number of images in each batch.
+    """
+
+    observe_batch: Callable[[int], None] = staticmethod(lambda size: None)
+
+    def __init__(self, settings: Settings) -> None:
+        devices = resolve_devices(settings.devices)
+        on_gpu = devices[0].startswith("cuda")
+        cores = available_cores()
+        torch.set_num_threads(settings.threads or (1 if on_gpu else cores))
+        loaded = checkpoint.load(settings.model, settings.image_size or None)
+        self._preprocessing = loaded.preprocessing
+        self._limits = settings.limits
+        backbones = [loaded.backbone, *(copy.deepcopy(loaded.backbone) for _ in devices[1:])]
+        self._engines = [
+            FocusEngine(dataclasses.replace(loaded, backbone=backbone), device, settings.precision, settings.gpu_mode)
+            for backbone, device in zip(backbones, devices, strict=True)
+        ]
+        self.info = _describe(loaded, self._engines[0], settings)
+        self._batch_limit = settings.max_batch_size
+        self._gate = Gate(settings.max_queue_size, settings.max_in_flight_bytes)
+        bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_in_flight_bytes}
+        workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
+        self._decodes: Batcher[_Undecoded, Prepared] = Batcher(
+            *[lambda items: [self._prepare(*items[0])]] * workers,
+            max_batch_size=1,
+            max_delay_ms=0,
+            **bounds,
+            name="decode",
+        )
+        # Two threads per GPU: one prepares and collects a batch while the GPU computes the other's.
+        threads_per_engine = 2 if on_gpu else 1
+        self._encodes: Batcher[Prepared, _Row] = Batcher(
+            *(partial(self._run_batch, engine) for engine in self._engines for _ in range(threads_per_engine)),
+            max_batch_size=settings.max_batch_size,
+            max_delay_ms=settings.max_queue_delay_ms,
+            **bounds,
+            name="encode",
+        )
+        self._reranks: Batcher[RerankInputs, Float32Array] = Batcher(
+            *(partial(_rerank, engine) for engine in self._engines),
+            max_batch_size=1,
+            max_delay_ms=0,
+            max_queue_size=_RERANK_QUEUE,
+            max_queue_bytes=_RERANK_QUEUE * settings.max_message_bytes,
+            name="rerank",
+        )
+
+    def warm_up(self) -> None:
+        """Runs the batch sizes to come once on every device, so that the first request pays for no lazy set-up."""
+        for engine in self._engines:
+            engine.warm_up(self._batch_limit)
+
+    async def encode(
+        self,
+        image: bytes,
+        mask: MaskRuns | None,
+        focus: Focus,
+        *,
+        timeout: float | None = None,
+        wait: bool = False,
+    ) -> Encoding:
+        """Encodes one image; see `Encoding` for shapes.
+
+        Args:
+            timeout: seconds left for this item; None: no limit.
+            wait: bulk: let interactive items pass, and wait for room instead of raising EncoderBusy.
+
+        Raises:
+            ImageError, PromptError: the item itself is wrong.
+            EncoderBusy, DeadlineExceeded, EncoderUnavailable: as their names say.
+        """
+        decoded, done = await self._run(image, mask, focus, timeout, wait)
+        prepared, row = decoded.result, done.result
+        return Encoding(
+            embedding=row.embedding,
+            state=row.state,
+            head_scores=None if mask is None else row.scores,
+            head_weights=row.weights,
+            timings=Timings(decoded.compute_ms, decoded.queue_ms + done.queue_ms, done.compute_ms),
+            width=prepared.width,
+            height=prepared.height,
+            attention=self._on_grid(row.attention),
+        )
+
+    async def explain(
+        self, image: bytes, mask: MaskRuns | None, focus: Focus, *, timeout: float | None = None
+    ) -> Explanation:
+        """What each head looks at in one image; raises as `encode` does."""
+        decoded, done = await self._run(image, mask, focus, timeout, wait=False)
+        prepared, row = decoded.result, done.result
+        return Explanation(
+            attention=self._on_grid(row.attention),
+            mask=None if mask is None else self._on_grid(prepared.mask)[0],
+            head_scores=None if mask is None else row.scores,
+            head_weights=row.weights,
+            width=prepared.width,
+            height=prepared.height,
+            region=prepared.region,
+        )
+
+    def _on_grid(self, values: Float32Array) -> Float32Array:
+        """[..., N] -> [any, grid, grid]."""
+        return values.reshape(-1, self._preprocessing.grid, self._preprocessing.grid)
+
+    async def rerank(self, inputs: RerankInputs, *, timeout: float | None = None) -> Float32Array:
+        """Scores float32 [Q, K] of (embeddings [Q, E], head weights [Q, H], states [K, 2, D])."""
+        size = sum(array.nbytes for array in inputs)
+        return (await _answered(lambda: self._reranks.submit(inputs, _deadline(timeout), size=size))).result
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the threads that decode and that run the model are alive."""
+        return self._decodes.alive and self._encodes.alive and self._reranks.alive
+
+    @property
+    def queue_depths(self) -> dict[str, int]:
+        """Items that wait: images to be decoded, decoded images for a batch, reranks."""
+        return {"decode": self._decodes.depth, "encode": self._encodes.depth, "rerank": self._reranks.depth}
+
+    @property
+    def waiting(self) -> int:
+        """Bulk images that wait in front of the queues."""
+        return self._gate.waiting
+
+    def close(self, timeout: float) -> None:
+        """Finishes queued work for up to `timeout` seconds, then fails what is left."""
+        until = time.monotonic() + timeout
+        for batcher in (self._decodes, self._encodes, self._reranks):
+            batcher.close(max(0.0, until - time.monotonic()))
+
+    async def _run(
+        self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, wait: bool
+    ) -> tuple[Completed[Prepared], Completed[_Row]]:
+        deadline = _deadline(timeout)
+        priority = Priority.BULK if wait else Priority.INTERACTIVE
+        side = self._preprocessing.image_size
+        # An image is held as a file first and as model input then, never as both for long.
+        async with self._gate.admitted(max(len(image), 3 * side * side), wait):
+            decoded = await _answered(
+                lambda: self._decodes.submit((image, mask, focus), deadline, priority=priority, size=len(image))
+            )
+            prepared = decoded.result
+            done = await _answered(
+                lambda: self._encodes.submit(
+                    prepared,
+                    deadline,
+                    priority=priority,
+                    # One item that changes the attention would take all of its batch off the recorded graphs.
+                    key=prepared.changes_attention,
+                    size=prepared.pixels.nbytes,
+                )
+            )
+        return decoded, done
+
+    def _prepare(self, image: bytes, mask: MaskRuns | None, focus: Focus) -> Prepared:
+        """On a decode thread."""
+        shape = self._preprocessing
+        if mask is None:
+            pixels, width, height = prepare_image(image, shape.image_size, shape.resample, self._limits)
+            return Prepared(pixels, np.zeros(shape.grid**2, np.float32), 0, width, height, (0, 0, width, height))
+        if focus.fovea and not self._engines[0].has_fovea:
+            raise InvalidInput(f"fovea is not for {self.info.model_type} models in this transformers release", "focus")
+        return prepare_focused(
+            image,
+            mask,
+            focus,
+            focus.heads or self.info.default_heads,
+            image_size=shape.image_size,
+            resample=shape.resample,
+            grid=shape.grid,
+            limits=self._limits,
+        )
+
+    def _run_batch(self, engine: FocusEngine, items: Sequence[Prepared]) -> list[_Row]:
+        """On an encode thread."""
+        self.observe_batch(len(items))
+        batch = engine.encode(
+            np.stack([item.pixels for item in items]),
+            np.stack([item.mask for item in items]),
+            np.array([item.heads for item in items], np.int64),
+            attention_change(items),
+        )
+        return [_Row(batch, index) for index in range(len(items))]
+
+
+class _Row:
+    """One image's part of a batch."""
+
+    def __init__(self, batch: EncodedBatch, index: int) -> None:
+        self.embedding = batch.embeddings[index]
+        self.state = batch.states[index]
+        self.scores = batch.scores[index]
+        self.weights = batch.weights[index]
+        self.attention = batch.attention[index]
+
+
+def _rerank(engine: FocusEngine, items: Sequence[RerankInputs]) -> list[Float32Array]:
+    """On a rerank thread."""
+    return [engine.rerank(*inputs) for inputs in items]
+
+
+def _describe(loaded: checkpoint.Checkpoint, engine: FocusEngine, settings: Settings) -> ModelInfo:
+    heads = loaded.backbone.heads
+    if settings.default_heads > heads:
+        raise ModelError(f"default_heads is {settings.default_heads}, but model '{loaded.model_id}' has {heads} heads")
+    return ModelInfo(
+        model_id=loaded.model_id,
+        model_type=loaded.model_type,
+        fingerprint=loaded.fingerprint,
+        heads=heads,
+        hidden_size=loaded.backbone.hidden_size,
+        embedding_size=loaded.backbone.readout.embedding_size,
+        grid_height=loaded.preprocessing.grid,
+        grid_width=loaded.preprocessing.grid,
+        image_size=loaded.preprocessing.image_size,
+        default_heads=settings.default_heads or default_head_count(heads),
+        precision=engine.precision,
+        limits=settings.limits,
+    )
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+async def _answered(submit: Callable[[], Future[Result]]) -> Result:
+    """Submits to a batcher and awaits the answer, with the batcher's errors as ours."""
+    try:
+        # The future in no variable: it holds its exception, whose traceback holds this frame, a circle that would keep
+        # the request's bytes until Python collects its oldest generation, hundreds of MiB later.
+        return await asyncio.wrap_future(submit())
+    except QueueFull as error:
+        raise EncoderBusy(str(error)) from None
+    except Expired as error:
+        raise DeadlineExceeded(str(error)) from None
+    except Closed as error:
+        raise EncoderUnavailable(str(error)) from None

@@ -1,0 +1,1 @@
+"""Checkpoints, the backbone, the last layer, head selection and the readout."""

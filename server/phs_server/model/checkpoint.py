@@ -1,0 +1,252 @@
+"""From a model id or directory to a checked `Backbone` and what its preprocessing needs.
+
+Loading is transformers' own, safetensors only, never with remote code. Before a model is served, the cut model's
+readout with every head at weight 1 is compared with the model's own forward: if transformers changes under us, we
+refuse to serve rather than return other embeddings. The engine repeats it on its device (encoder.warm_up).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch import nn
+
+from phs_milvus.contract.errors import ModelError
+from phs_milvus.contract.types import Float32Array
+from phs_server.model.backbone import FAMILIES, Backbone, Family, Model
+
+log = logging.getLogger(__name__)
+
+_SUPPORTED = "DINOv2 (with or without registers), DINOv3 ViT, ViT/DeiT/DINO, CLIP, SigLIP and SigLIP2"
+# Checkpoints of a text-and-image model, and the vision part we load from them.
+_VISION_PART = {
+    "clip": "clip_vision_model",
+    "siglip": "siglip_vision_model",
+    "siglip2": "siglip2_vision_model",
+}
+# Loaded by class, because the automatic class would load the text half too or drop the projection.
+_CLASSES = {
+    "clip_vision_model": "CLIPVisionModelWithProjection",
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip2_vision_model": "Siglip2VisionModel",
+}
+# Weights that checkpoints may lack because inference does not use them.
+_UNUSED_WEIGHTS = ("mask_token", "position_ids", "pooler.")
+_SELF_CHECK_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels become model input: RGB resized to a square without a crop, then (x / 255 - mean) / std.
+
+    Attributes:
+        image_size: pixels, a multiple of patch_size.
+        patch_size: pixels.
+        resample: a PIL.Image.Resampling number.
+        mean, std: per RGB channel, on the 0..1 scale.
+    """
+
+    image_size: int
+    patch_size: int
+    resample: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    def normalised(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """uint8 [3, S, S] -> float32 [1, 3, S, S]."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return ((torch.from_numpy(pixels) / 255 - mean) / std).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded, cut and checked model, in float32 on the CPU.
+
+    Attributes:
+        sample: uint8 [3, S, S], RGB noise.
+        sample_embedding: float32 [E], of the sample by the model before it was cut, l2-normalised.
+    """
+
+    model_id: str
+    model_type: str
+    fingerprint: str
+    backbone: Backbone
+    preprocessing: Preprocessing
+    sample: npt.NDArray[np.uint8]
+    sample_embedding: Float32Array
+
+
+def load(model_id: str, image_size: int | None = None) -> Checkpoint:
+    """Loads a checkpoint.
+
+    Args:
+        model_id: a Hugging Face hub id, or a directory with config.json, model.safetensors and
+            preprocessor_config.json.
+        image_size: side of the model's input in pixels; None: what the checkpoint's image processor says.
+
+    Raises:
+        ModelError: not found, not a supported family, missing weights, an image size that is no multiple of the
+            patch size, or an embedding that differs from the model's own.
+    """
+    # Its table of the text half's weights that we do not load reads like a failure, and is none.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    config, model_type = _load_config(model_id)
+    family = FAMILIES[model_type]
+    preprocessing = _load_preprocessing(model_id, model_type, config, image_size)
+    model = _load_model(model_id, model_type, config)
+    fingerprint = _fingerprint(model, model_type, preprocessing)
+    side = preprocessing.image_size
+    sample = np.random.default_rng(0).integers(0, 256, (3, side, side), np.uint8)
+    backbone, embedding = _cut_and_check(model, family, preprocessing.normalised(sample))
+    return Checkpoint(model_id, model_type, fingerprint, backbone, preprocessing, sample, embedding)
+
+
+def _load_config(model_id: str) -> tuple[transformers.PretrainedConfig, str]:
+    """The vision model's configuration and its model_type."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(model_id, trust_remote_code=False)
+    except Exception as error:  # transformers and huggingface_hub raise many kinds here, some of them ValueError
+        raise _not_loadable(model_id, error) from error
+    model_type = _VISION_PART.get(config.model_type, config.model_type)
+    if model_type not in FAMILIES:
+        raise ModelError(f"model '{model_id}' is of type '{config.model_type}'; supported are {_SUPPORTED}")
+    if config.model_type in _VISION_PART:
+        vision = config.vision_config
+        if config.model_type == "clip":
+            vision.projection_dim = config.projection_dim
+        config = vision
+    if not getattr(config, "vision_use_head", True):
+        raise ModelError(f"model '{model_id}' has no attention-pooling head (vision_use_head is false)")
+    return config, model_type
+
+
+def _load_model(model_id: str, model_type: str, config: transformers.PretrainedConfig) -> Model:
+    name = _CLASSES.get(model_type, "AutoModel")
+    extra = {"add_pooling_layer": False} if model_type == "vit" else {}
+    try:
+        model, report = getattr(transformers, name).from_pretrained(
+            model_id,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+            **({"trust_remote_code": False} if name == "AutoModel" else {}),
+            **extra,
+        )
+    except Exception as error:
+        raise _not_loadable(model_id, error) from error
+    missing = {key for key in report["missing_keys"] if not any(part in key for part in _UNUSED_WEIGHTS)}
+    if missing == {"visual_projection.weight"}:
+        # A CLIPVisionModel without its projection: the pooled output is the embedding.
+        model.visual_projection = None
+    elif missing:
+        raise ModelError(
+            f"model '{model_id}' lacks the weights {', '.join(sorted(missing)[:5])}"
+            f"{' and others' if len(missing) > 5 else ''}; is it a complete {model_type} checkpoint?"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _not_loadable(model_id: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if model_id and Path(model_id).is_dir():
+        return ModelError(
+            f"cannot load the model in directory '{model_id}': {reason}. "
+            "It must hold config.json, model.safetensors and preprocessor_config.json."
+        )
+    return ModelError(
+        f"cannot load model '{model_id}': there is no such directory here, and fetching it from the model hub failed "
+        f"({reason}). Pass a directory that holds config.json, model.safetensors and preprocessor_config.json, "
+        "for example --model ./models/dinov2-base, or check the network and the model's name."
+    )
+
+
+def _load_preprocessing(
+    model_id: str, model_type: str, config: transformers.PretrainedConfig, image_size: int | None
+) -> Preprocessing:
+    """Reads the checkpoint's image processor numbers. Its centre crop, if any, becomes the size we resize to."""
+    try:
+        numbers, _ = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(model_id)
+    except OSError as error:
+        raise ModelError(
+            f"model '{model_id}' has no preprocessor_config.json, which says how images are resized and normalised; "
+            f"copy it next to config.json ({str(error).splitlines()[0]})"
+        ) from error
+    patch_size = config.patch_size
+    size = image_size
+    if size is None and model_type == "siglip2_vision_model":
+        size = int(config.num_patches**0.5) * patch_size
+    if size is None:
+        size = _side(numbers.get("crop_size") if numbers.get("do_center_crop") else numbers.get("size"))
+    if size is None:
+        raise ModelError(f"the image processor of model '{model_id}' names no size; pass --image-size")
+    if size < patch_size or size % patch_size:
+        near = max(1, round(size / patch_size)) * patch_size
+        raise ModelError(
+            f"image size {size} is not a multiple of the model's patch size {patch_size}; use {near} for example"
+        )
+    try:
+        mean, std = tuple(map(float, numbers["image_mean"])), tuple(map(float, numbers["image_std"]))
+    except KeyError as error:
+        raise ModelError(f"preprocessor_config.json of model '{model_id}' lacks {error}") from error
+    return Preprocessing(size, patch_size, int(numbers.get("resample", 3)), mean, std)  # type: ignore[arg-type]
+
+
+def _side(size: object) -> int | None:
+    """The side in pixels from the several ways processors write it."""
+    if isinstance(size, dict):
+        return size.get("height") or size.get("shortest_edge")
+    return size if isinstance(size, int) else None
+
+
+def _fingerprint(model: Model, model_type: str, preprocessing: Preprocessing) -> str:
+    """sha256 over the weights' values, the numbers of the configuration that change results, and preprocessing.
+
+    Weights are hashed one by one and the hashes sorted, because transformers renames parameters between releases.
+    """
+    weights = sorted(
+        hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.float().numpy().tobytes()).hexdigest()
+        for tensor in model.state_dict().values()
+    )
+    config = model.config
+    numbers = {
+        "type": model_type,
+        "heads": config.num_attention_heads,
+        "eps": config.layer_norm_eps,
+        "act": config.hidden_act,
+        "preprocessing": vars(preprocessing),
+    }
+    text = json.dumps([weights, numbers], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@torch.no_grad()
+def _cut_and_check(model: Model, family: Family, pixels: torch.Tensor) -> tuple[Backbone, Float32Array]:
+    """The cut model, and the whole model's embedding float32 [E] of pixels float32 [1, 3, S, S]."""
+    expected = nn.functional.normalize(family.embed(model, pixels).float(), dim=-1)
+    backbone = family.cut(model, family.trunk)
+    last = backbone(pixels)
+    actual = backbone.readout(last.residual, last.heads, torch.ones(1, backbone.heads))
+    error = float((actual - expected).abs().max())
+    if not error < _SELF_CHECK_TOLERANCE:
+        raise ModelError(
+            f"self-check failed: our readout differs from the model's own embedding by {error:.2g} "
+            f"(allowed {_SELF_CHECK_TOLERANCE:g}) with transformers {transformers.__version__}; refusing to serve it"
+        )
+    log.info("self-check: readout equals the model's own embedding to %.1e", error)
+    return backbone, expected[0].numpy()

@@ -1,0 +1,277 @@
+"""The engine: batches of pixels and masks to embeddings and states, and reranking of states. Tensors in, arrays out.
+
+B = images, H = heads, D = hidden size, E = embedding size, N = patches, Q = queries, K = candidates.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phs_milvus.contract.errors import ModelError
+from phs_milvus.contract.types import Float16Array, Float32Array
+from phs_server.model.checkpoint import Checkpoint
+from phs_server.model.cuda import CudaRunner
+from phs_server.model.fovea import takes_bias
+from phs_server.model.head_selection import roi_attention, roi_scores, select_heads
+from phs_server.model.kernels import speed_up
+from phs_server.model.last_layer import Look
+
+log = logging.getLogger(__name__)
+
+# Rows (distinct head weights x states) read out at once; bounds memory at about 100 MiB for D=1024 whatever K is.
+_RERANK_ROWS = 2048
+# Distinct head weights among them.
+_RERANK_WEIGHTS = 32
+# With the model's own float32 embedding, for an engine that is to be served.
+_LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.999, "float16": 0.999}
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedBatch:
+    """Results for B images.
+
+    embeddings: float32 [B, E]; states: float16 [B, 2, D]; scores, weights: float32 [B, H];
+    attention: float32 [B, H, N], after roi.
+    """
+
+    embeddings: Float32Array
+    states: Float16Array
+    scores: Float32Array
+    weights: Float32Array
+    attention: Float32Array
+
+
+class AttentionChange(NamedTuple):
+    """roi: float32 [B], see `Focus`; fovea: float32 [B, N], added to the [CLS] logits."""
+
+    roi: Float32Array
+    fovea: Float32Array
+
+
+class FocusEngine:
+    """Runs one model on one device. Thread-safe: on a GPU two threads overlap one batch's copies with another's
+    computation, on a CPU they take turns.
+
+    Args:
+        checkpoint: its backbone is cast, moved and rewritten in place.
+        device: a torch device.
+        precision: "float32", "bfloat16", "float16" or "auto".
+        gpu_mode: "graphs" records a CUDA graph per batch size, "compile" compiles the model as well, "eager" neither.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str, precision: str, gpu_mode: str = "graphs") -> None:
+        self.device = torch.device(device)
+        self.precision = resolve_precision(precision, self.device)
+        self.backbone = checkpoint.backbone
+        self.backbone.set_precision(getattr(torch, self.precision))
+        self.backbone.to(self.device)
+        self._sample, self._sample_embedding = checkpoint.sample, checkpoint.sample_embedding
+        self._patches = checkpoint.preprocessing.grid**2
+        mean, std = (torch.tensor(values) for values in (checkpoint.preprocessing.mean, checkpoint.preprocessing.std))
+        # (x / 255 - mean) / std as one multiply-add.
+        self._gain = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
+        self._offset = (-mean / std).view(1, 3, 1, 1).to(self.device)
+        self._largest = sys.maxsize
+        self._gpu_mode = gpu_mode
+        self._cuda: CudaRunner | None = None
+        # Around forwards: foveal attention hooks the modules, which two threads of a GPU share.
+        self._lock = threading.Lock()
+        if self.device.type == "cuda":
+            forward = torch.compile(self._forward) if gpu_mode == "compile" else self._forward
+            self._cuda = CudaRunner(forward, self.device, self._lock)
+        elif self.device.type == "cpu":
+            speed_up(self.backbone.model)
+            speed_up(self.backbone.readout)
+
+    def warm_up(self, max_batch_size: int) -> None:
+        """Runs the batch sizes to come once, so that the first request pays for no lazy set-up.
+
+        On a GPU records the graphs. Sizes that do not fit into its memory are split from then on.
+
+        Raises:
+            ModelError: in this precision, with this device's kernels, the embedding is not the model's own.
+        """
+        sizes = {1, max_batch_size} if self._cuda is None else batch_buckets(max_batch_size)
+        for size in sorted(sizes):
+            batch = self.sample_batch(size)
+            if self._cuda is not None and self._gpu_mode != "eager":
+                try:
+                    self._cuda.capture(*batch)
+                except torch.OutOfMemoryError:
+                    if size == 1:
+                        raise ModelError(f"not one image fits into the memory of {self.device}") from None
+                    self._largest = max(1, size // 2)
+                    log.warning("a batch of %d does not fit into the memory of %s", size, self.device)
+                    return
+                except RuntimeError as error:
+                    log.warning("CUDA graphs are off, this model cannot be captured: %s", str(error).splitlines()[0])
+                    self._cuda = CudaRunner(self._forward, self.device, self._lock)  # not compiled either
+                    self._gpu_mode = "eager"
+            self._check(self.encode(*batch).embeddings)
+
+    @property
+    def has_fovea(self) -> bool:
+        """Whether the model can run foveal attention."""
+        return takes_bias(self.backbone.layers)
+
+    def encode(
+        self, pixels: np.ndarray, masks: np.ndarray, head_counts: np.ndarray, change: AttentionChange | None = None
+    ) -> EncodedBatch:
+        """Encodes a batch. Halves it, now and from then on, where the device runs out of memory.
+
+        Args:
+            pixels: uint8 [B, 3, S, S], RGB.
+            masks: float32 [B, N] in [0, 1]; a row of zeros where there is no prompt.
+            head_counts: int64 [B], heads to keep; 0 keeps all, for images without a prompt.
+            change: roi and fovea of a batch in which any item has one. Heads are selected by the attention before roi.
+
+        Raises:
+            torch.OutOfMemoryError: not even one image fits.
+        """
+        inputs = (pixels, masks, head_counts, *(change or ()))
+        while True:
+            size = min(self._largest, len(pixels))
+            try:
+                parts = [
+                    self._run(*(array[start : start + size] for array in inputs))
+                    for start in range(0, len(pixels), size)
+                ]
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._largest = size // 2
+                log.warning("%s: out of memory at %d images; at most %d from now on", self.device, size, size // 2)
+                continue
+            return EncodedBatch(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    @torch.inference_mode()
+    def rerank(self, embeddings: Float32Array, weights: Float32Array, states: Float16Array) -> Float32Array:
+        """Exact Query-DB scores: every state is read out with each query's head weights.
+
+        Queries with equal head weights share one readout of the candidates, and the readouts for distinct weights go
+        through the layers in batches. Holds the scores and one batch, however many queries and weights there are.
+
+        Args:
+            embeddings: float32 [Q, E], l2-normalised here.
+            weights: float32 [Q, H].
+            states: float16 [K, 2, D].
+
+        Returns:
+            float32 [Q, K], cosine similarity.
+        """
+        queries = torch.nn.functional.normalize(_on(self.device, embeddings), dim=-1)
+        distinct, group = torch.unique(_on(self.device, weights), dim=0, return_inverse=True)
+        members = group.argsort().split(torch.bincount(group).tolist())
+        scores = torch.empty(len(queries), len(states), device=self.device)
+        together = min(len(distinct), _RERANK_WEIGHTS)
+        chunk_size = max(1, _RERANK_ROWS // together)
+        for chunk, columns in zip(_on(self.device, states).split(chunk_size), scores.split(chunk_size, 1), strict=True):
+            for start in range(0, len(distinct), together):
+                block = distinct[start : start + together]
+                residual, heads = (part.repeat(len(block), 1) for part in chunk.unbind(1))
+                candidates = self.backbone.readout(residual, heads, block.repeat_interleave(len(chunk), dim=0))
+                for rows, theirs in zip(members[start : start + together], candidates.split(len(chunk)), strict=True):
+                    columns[rows] = queries[rows] @ theirs.T
+        return scores.clamp_(-1, 1).cpu().numpy()
+
+    def _run(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        # Changes to the attention are rare, and no graph is recorded for them.
+        if self._cuda is not None and len(inputs) == 3:
+            return self._cuda.run(*inputs)
+        with self._lock:
+            outputs = self._forward(*(torch.from_numpy(array).to(self.device) for array in inputs))
+        return [output.cpu().numpy() for output in outputs]
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor, *change: Tensor) -> tuple[Tensor, ...]:
+        """The fields of EncodedBatch, on the device."""
+        look = Look(masks, *change) if change else None
+        last = self.backbone(pixels.float() * self._gain + self._offset, look)
+        scores = roi_scores(last.attention, masks)
+        weights = select_heads(scores, head_counts)
+        embeddings = self.backbone.readout(last.residual, last.heads, weights)
+        states = torch.stack([last.residual, last.heads], dim=1).to(torch.float16)
+        attention = last.attention if look is None else roi_attention(last.attention, masks, look.roi)
+        return embeddings, states, scores, weights, attention
+
+    def _check(self, embeddings: Float32Array) -> None:
+        """Raises ModelError where the embeddings [B, E] of the sample are not the one of the model as it was loaded."""
+        cosine = float((embeddings @ self._sample_embedding).min())
+        least = _LEAST_COSINE[self.precision]
+        if not cosine >= least:
+            raise ModelError(
+                f"self-check failed: in {self.precision} on {self.device} a batch of {len(embeddings)} has cosine "
+                f"{cosine:.6f} with the model's own float32 embedding (needed: {least:g}); refusing to serve it. Try "
+                "--precision float32 or --gpu-mode eager"
+            )
+
+    def sample_batch(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Arguments of `encode` for the checkpoint's sample, `size` times, without a prompt."""
+        return (
+            np.repeat(self._sample[None], size, axis=0),
+            np.zeros((size, self._patches), np.float32),
+            np.zeros(size, np.int64),
+        )
+
+
+def batch_buckets(max_batch_size: int) -> list[int]:
+    """Batch sizes worth a graph of their own: 1, 2, 3, 4, 6, 8, 12, 16, ..., so that padding adds half at most."""
+    sizes = {base * factor // 2 for base in (2**power for power in range(1, 16)) for factor in (1, 2, 3)}
+    return sorted({size for size in sizes if size < max_batch_size} | {max_batch_size})
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """ "auto": bfloat16 on GPUs and on CPUs with native bfloat16 products, float32 elsewhere."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        # From Ampere on; torch.cuda.is_bf16_supported() counts emulation, which is slower than float32.
+        native = torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+        return "bfloat16" if native else "float32"
+    if device.type == "cpu" and _cpu_has_bfloat16():
+        return "bfloat16"
+    return "float32"
+
+
+def _cpu_has_bfloat16() -> bool:
+    """AVX512-BF16 or AMX: bfloat16 is 4-5 times faster than float32 there, and slower elsewhere."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def resolve_devices(devices: str) -> list[str]:
+    """Device names out of a comma-separated list; "auto": the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        ModelError: a device that torch does not have, or one named twice.
+    """
+    if devices == "auto":
+        return ["cuda:0" if torch.cuda.is_available() else "cpu"]
+    names = [name.strip() for name in devices.split(",")]
+    for name in names:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}; try cpu") from error
+    if len(set(names)) < len(names):
+        raise ModelError(f"devices '{devices}' names a device twice")
+    return names
+
+
+def available_cores() -> int:
+    """CPU cores this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _on(device: torch.device, array: np.ndarray) -> Tensor:
+    """A copy on `device`: arrays read from messages are read-only, which torch only warns about."""
+    return torch.tensor(array, device=device)

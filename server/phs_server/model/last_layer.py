@@ -1,0 +1,151 @@
+"""The last attention for the pooled token alone: one query row instead of one per patch.
+
+B = images, T = tokens, N = patches, D = hidden size, H = heads, d = D / H.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from phs_server.model.head_selection import roi_attention
+
+Rope = tuple[Tensor, Tensor]
+
+
+class Look(NamedTuple):
+    """How prompts change the attention itself, for batches where any does.
+
+    mask: float32 [B, N] in [0, 1]; roi: float32 [B], see `roi_attention`; fovea: float32 [B, N], added to the logits.
+    """
+
+    mask: Tensor
+    roi: Tensor
+    fovea: Tensor
+
+
+class LastLayer(NamedTuple):
+    """What the last attention gives for the pooled token; (residual, heads) is the PHS state.
+
+    residual: [B, D], the [CLS] hidden state entering the layer; zeros for an attention-pooling head.
+    heads: [B, D], the outputs of the H heads side by side, before the output projection.
+    attention: float32 [B, H, N], softmax over all tokens, patch columns only; before roi, after fovea.
+    """
+
+    residual: Tensor
+    heads: Tensor
+    attention: Tensor
+
+
+class _SingleQueryAttention(nn.Module):
+    """Attention of one query per image over all tokens, without a key or a value per token.
+
+    With one query the products with W_k and W_v move from the T tokens to the query and to the result:
+
+        q . (W_k x_t + b_k) = (W_k^T q) . x_t + const        the constant cancels in the softmax
+        sum_t a_t (W_v x_t + b_v) = W_v (sum_t a_t x_t) + b_v      as the a_t sum to 1
+
+    Exact to float rounding (measured: 3e-7 in float32), and 10 to 20 times faster than projecting every token.
+    Keys that are rotated by position do not fold; models with rotary embeddings keep their key projection.
+    """
+
+    def __init__(self, heads: int, key: nn.Linear, value: nn.Linear, prefix_tokens: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.prefix_tokens = prefix_tokens
+        self.key = key
+        self.value = value
+
+    def attend(
+        self, query: Tensor, tokens: Tensor, rope: Rope | None, look: Look | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """query [B, D] or [1, D] and normed tokens [B, T, D] -> (heads [B, D], attention float32 [B, H, N])."""
+        size = query.shape[-1] // self.heads
+        scores = self._scores(query.view(-1, self.heads, size) * size**-0.5, tokens, rope).float()
+        prefix = self.prefix_tokens
+        if look is not None:
+            scores[:, :, prefix:] += look.fovea.unsqueeze(1)
+        attention = scores.softmax(dim=-1)
+        patches = attention[:, :, prefix:]
+        if look is not None:
+            kept = attention[:, :, :prefix] * (1 - look.roi).view(-1, 1, 1)
+            attention = torch.cat((kept, roi_attention(patches, look.mask, look.roi)), dim=-1)
+        return self.pool(attention, tokens), patches
+
+    def pool(self, attention: Tensor, tokens: Tensor) -> Tensor:
+        """attention float32 [B, H, T] whose rows sum to 1, and normed tokens [B, T, D] -> heads [B, D]."""
+        averages = attention.to(tokens.dtype) @ tokens
+        values = torch.einsum("bhi,hoi->bho", averages, self.value.weight.unflatten(0, (self.heads, -1)))
+        heads = values.flatten(1)
+        return heads if self.value.bias is None else heads + self.value.bias
+
+    def _scores(self, query: Tensor, tokens: Tensor, rope: Rope | None) -> Tensor:
+        """query [B or 1, H, d], scaled -> pre-softmax scores [B, H, T], up to a constant per row."""
+        if rope is None:
+            folded = torch.einsum("bho,hoi->bhi", query, self.key.weight.unflatten(0, (self.heads, -1)))
+            return folded @ tokens.transpose(1, 2)
+        key = self.key(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return (query.unsqueeze(2) @ _rotate_patches(key, *rope).transpose(2, 3)).squeeze(2)
+
+
+class ClsAttention(_SingleQueryAttention):
+    """The first half of a transformer layer, for the [CLS] token only."""
+
+    def __init__(
+        self,
+        heads: int,
+        norm1: nn.Module,
+        query: nn.Linear,
+        key: nn.Linear,
+        value: nn.Linear,
+        prefix_tokens: int,
+    ) -> None:
+        super().__init__(heads, key, value, prefix_tokens)
+        self.norm1 = norm1
+        self.query = query
+
+    def forward(self, tokens: Tensor, rope: Rope | None, look: Look | None = None) -> LastLayer:
+        """tokens [B, T, D] entering the layer, [CLS] first, then registers, then patches."""
+        normed = self.norm1(tokens)
+        heads, attention = self.attend(self.query(normed[:, 0]), normed, rope, look)
+        return LastLayer(tokens[:, 0], heads, attention)
+
+
+class ProbeAttention(_SingleQueryAttention):
+    """SigLIP's attention-pooling head: a learned query over all patches and no residual."""
+
+    query: Tensor
+
+    def __init__(self, pooling: nn.MultiheadAttention, probe: Tensor) -> None:
+        query, key, value = _split_packed(pooling)
+        super().__init__(pooling.num_heads, key, value, prefix_tokens=0)
+        with torch.no_grad():
+            self.register_buffer("query", query(probe.detach().reshape(1, -1)))
+
+    def forward(self, tokens: Tensor, rope: Rope | None, look: Look | None = None) -> LastLayer:
+        """tokens [B, N, D], already through the model's last norm."""
+        heads, attention = self.attend(self.query, tokens, rope, look)
+        return LastLayer(torch.zeros_like(heads), heads, attention)
+
+
+def _split_packed(pooling: nn.MultiheadAttention) -> list[nn.Linear]:
+    """The query, key and value projections that nn.MultiheadAttention keeps in one [3D, D] weight."""
+    parts = []
+    for weight, bias in zip(pooling.in_proj_weight.chunk(3), pooling.in_proj_bias.chunk(3), strict=True):
+        part = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            part.weight.copy_(weight)
+            part.bias.copy_(bias)
+        parts.append(part)
+    return parts
+
+
+def _rotate_patches(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """DINOv3's rotary position embedding on the patch keys [B, H, T, d]; [CLS] and registers have no position."""
+    prefix = key.shape[2] - cos.shape[0]
+    patches = key[:, :, prefix:]
+    first, second = patches.chunk(2, dim=-1)
+    rotated = patches * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((key[:, :, :prefix], rotated), dim=2)

@@ -1,0 +1,189 @@
+"""The command line as a user runs it: real processes, a real server, Milvus Lite in a temporary folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from phs_milvus.cli.connections import _token
+from phs_milvus.contract.errors import InvalidInput
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, address: str) -> Run:
+    """run("search", ...): phs-milvus in tmp_path, with the running server as its encoder unless encoder=False."""
+
+    def run(*arguments: object, encoder: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "phs_milvus", *map(str, arguments)]
+        known = {key: value for key, value in os.environ.items() if not key.startswith("PHS_")}
+        known["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        if encoder:
+            known["PHS_ENCODER"] = address
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**known, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path, make_images: Callable[..., list[Path]]) -> list[Path]:
+    return make_images(tmp_path / "photos", 12)
+
+
+def test_ingest_search_explain_info(run: Run, photos: list[Path], tmp_path: Path) -> None:
+    done = run("ingest", "photos")
+    assert done.returncode == 0, done.stderr
+    assert "12" in done.stdout
+
+    table = run("search", photos[4], "--box", "20,20,90,100", "--limit", 5, "--save", "hits.png")
+    assert table.returncode == 0, table.stderr
+    assert len([line for line in table.stdout.splitlines() if "image-" in line]) == 5
+    with Image.open(tmp_path / "hits.png") as sheet:
+        assert min(sheet.size) > 400
+        assert len(sheet.convert("RGB").getcolors(2**24) or []) > 1000
+
+    rows = json.loads(run("search", photos[4], "--point", "60,60", "--json", "--fields", "width,height").stdout)
+    assert rows[0]["rank"] == 1
+    assert (rows[0]["width"], rows[0]["height"]) == (160, 120)
+
+    stored = json.loads(run("search", photos[4].name, "--stored", "--point", "60,60", "--json").stdout)
+    assert [row["id"] for row in stored] == [row["id"] for row in rows]
+
+    union = run("search", photos[4], "--box", "0,0,50,50", "--polygon", "80,80 120,80 100,110", "--no-rerank")
+    assert union.returncode == 0, union.stderr
+
+    (tmp_path / "focus.json").write_text('{"focus": {"heads": 2}, "candidates": 2}')
+    tuned = run("search", photos[4], "--point", "60,60", "--settings", "focus.json", "--limit", 5, "--json")
+    assert len(json.loads(tuned.stdout)) == 5, tuned.stderr
+    none = run("search", photos[4], "--candidates", 0)
+    assert none.returncode == 1 and "candidates" in none.stderr
+
+    heads = run("explain", photos[4], "--box", "20,20,90,100", "--heads", 2, "--save", "heads.png")
+    assert heads.returncode == 0, heads.stderr
+    assert sum("weight 2.00" in line for line in heads.stdout.splitlines()) == 2
+    assert (tmp_path / "heads.png").exists()
+
+    (tmp_path / "scales.json").write_text('{"focus": {"roi": 1, "zoom": [0, 2]}}')
+    for flags in (("--zoom", "0,2"), ("--settings", "scales.json")):
+        scales = run("explain", photos[4], "--box", "20,20,50,50", *flags, "--json", "--save", "scales.png")
+        first, second = json.loads(scales.stdout)
+        assert first["region"] == [0, 0, 160, 120] and second["region"] == [5, 5, 65, 65], scales.stderr
+    with Image.open(tmp_path / "heads.png") as one, Image.open(tmp_path / "scales.png") as two:
+        assert two.height > 1.9 * one.height
+
+    facts = json.loads(run("info").stdout)
+    assert facts["collection"]["rows"] == 12
+    assert facts["encoder"]["heads"] == 4
+
+
+def test_ingest_reports_bad_files_and_exits_1(run: Run, photos: list[Path]) -> None:
+    photos[3].write_bytes(b"not a picture")
+    done = run("ingest", "photos")
+    assert done.returncode == 1
+    assert photos[3].name in done.stdout + done.stderr
+    assert json.loads(run("info").stdout)["collection"]["rows"] == 11
+
+
+def test_starts_its_own_server(run: Run, photos: list[Path], tiny_model: Path) -> None:
+    done = run("ingest", "photos", "--model", tiny_model, encoder=False)
+    assert done.returncode == 0, done.stderr
+    # A flag is stronger than the environment.
+    done = run("search", photos[0], "--model", tiny_model, "--limit", 2, PHS_ENCODER="127.0.0.1:1")
+    assert done.returncode == 0, done.stderr
+    assert photos[0].name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("search", "nowhere.jpg"), "no Milvus Lite database at ./phs_milvus.db"),
+        (("ingest", "no-such-folder"), "no-such-folder"),
+        (("search", "x.jpg", "--box", "1,2,3"), "x0,y0,x1,y1"),
+        (("search", "x.jpg", "--milvus", "somewhere"), "somewhere"),
+        (("explain", "nowhere.jpg"), "nowhere.jpg: not found"),
+        (("tune", "labels.csv", "--model", "a", "--model", "b"), "one model"),
+        (("explain", "x.jpg", "--encoder", "127.0.0.1:1", "--model", "m"), "exclude each other"),
+    ],
+)
+def test_mistakes_are_explained_in_a_line(run: Run, arguments: tuple[str, ...], complaint: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_first_ingest_that_fails_does_not_bind_the_collection(run: Run, photos: list[Path], tmp_path: Path) -> None:
+    assert run("ingest", "no-such-folder").returncode == 1
+    assert not (tmp_path / "phs_milvus.db").exists()
+    (tmp_path / "empty").mkdir()
+    assert run("ingest", "empty", "--milvus", "phs_milvus.db/").returncode == 0
+    assert json.loads(run("info").stdout)["collection"]["rows"] == 0
+
+
+def test_a_mistyped_database_is_not_made(run: Run, tmp_path: Path) -> None:
+    assert run("search", "x.jpg", "--milvus", "typo.db").returncode == 1
+    assert json.loads(run("info", "--milvus", "typo.db").stdout)["milvus"]["collections"] == []
+    assert not (tmp_path / "typo.db").exists()
+
+
+@pytest.mark.parametrize(("value", "tls"), [("0", False), ("false", False), ("", False), ("1", True)])
+def test_the_environment_can_say_no_to_tls(run: Run, value: str, tls: bool) -> None:
+    done = run("info", PHS_ENCODER_TLS=value)
+    assert (done.returncode != 0) is tls, done.stderr
+
+
+def test_the_token_file_of_the_server_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    monkeypatch.setenv("PHS_ENCODER_TOKEN_FILE", str(file))
+    for text, token in (("secret\n", "secret"), ("# ours\n\n  first \nsecond\n", "first")):
+        file.write_text(text)
+        assert _token() == token
+    file.write_text("# none yet\n")
+    with pytest.raises(InvalidInput, match="holds no token"):
+        _token()
+
+
+def test_no_encoder_there(run: Run) -> None:
+    done = run("search", "x.jpg", "--encoder", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert "127.0.0.1:1" in done.stderr and "phs-server" in done.stderr
+
+
+def test_a_model_that_cannot_be_found_says_what_to_do(run: Run) -> None:
+    done = run("search", "x.jpg", "--model", "facebook/dinov2-base", encoder=False, HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert "facebook/dinov2-base" in done.stderr
+    assert "config.json, model.safetensors and preprocessor_config.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [(), ("ingest",), ("search",), ("explain",), ("info",), ("demo",), ("serve",)])
+def test_help_teaches(run: Run, command: tuple[str, ...]) -> None:
+    done = run(*command, "--help")
+    assert done.returncode == 0
+    assert "usage: phs-milvus" in done.stdout
+    assert command != ("serve",) or "(default: text)" in done.stdout
+    assert len(done.stdout) > 300
+
+
+def test_a_picture_that_cannot_be_written_is_explained(run: Run, photos: list[Path]) -> None:
+    for name in ("no-such-folder/heads.png", "heads.nonsense"):
+        done = run("explain", photos[0], "--save", name)
+        assert done.returncode == 1
+        assert f"save: cannot write {name}" in done.stderr and "Traceback" not in done.stderr

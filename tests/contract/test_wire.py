@@ -1,0 +1,93 @@
+"""Messages to values and back, and hostile messages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phs_milvus.contract import wire
+from phs_milvus.contract._pb import encoder_pb2 as pb
+from phs_milvus.contract.errors import InvalidInput, PromptError
+from phs_milvus.contract.types import Encoding, Focus, Limits, MaskRuns, ModelInfo, Timings
+
+
+def test_tensor_is_little_endian_row_major() -> None:
+    message = wire.tensor_to_pb(np.array([[1.0, 2.0], [3.0, 4.0]], np.float32).T)
+    assert list(message.shape) == [2, 2]
+    assert message.data == bytes.fromhex("0000803f 00004040 00000040 00008040")
+    assert wire.tensor_to_pb(np.array([1.0], np.float16)).data == bytes.fromhex("003c")
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        (pb.Tensor(), "expected float32, got dtype DTYPE_UNSPECIFIED"),
+        (pb.Tensor(dtype=99, shape=[1, 2], data=b"\0" * 8), "got dtype 99"),
+        (pb.Tensor(dtype=2, shape=[1, 2], data=b"\0" * 4), "expected float32, got dtype DTYPE_FLOAT16"),
+        (pb.Tensor(dtype=1, shape=[2], data=b"\0" * 8), r"expected shape \[any, 2\], got \[2\]"),
+        (pb.Tensor(dtype=1, shape=[1, 3], data=b"\0" * 12), r"expected shape \[any, 2\], got \[1, 3\]"),
+        (pb.Tensor(dtype=1, shape=[4_000_000_000, 2], data=b"\0" * 8), "needs 32000000000 bytes, got 8"),
+        (pb.Tensor(dtype=1, shape=[1, 2], data=b"\0" * 7), "needs 8 bytes, got 7"),
+        (pb.Tensor(dtype=1, shape=[1, 2], data=np.array([1, np.nan], "<f4").tobytes()), "NaN"),
+    ],
+)
+def test_hostile_tensors_are_named(message: pb.Tensor, complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint) as error:
+        wire.tensor_from_pb(message, "states", np.float32, [None, 2])
+    assert error.value.field == "states"
+
+
+def test_mask_round_trip_and_wrong_sums() -> None:
+    for mask in (
+        np.eye(5, 7, dtype=bool),
+        ~np.eye(5, 7, dtype=bool),
+        np.ones((2, 3), bool),
+        np.zeros((2, 3), bool),
+    ):
+        runs = MaskRuns.from_array(mask)
+        request = wire.encode_request(b"x", runs, Focus())
+        back = wire.mask_from_pb(pb.EncodeRequest.FromString(request.SerializeToString()))
+        assert back is not None
+        assert np.array_equal(back.to_array(), mask)
+    with pytest.raises(PromptError, match="sum to 5"):
+        MaskRuns(2, 3, np.array([5], np.uint32)).to_array()
+
+
+def test_absent_and_present_masks_differ() -> None:
+    assert wire.mask_from_pb(wire.encode_request(b"x", None, Focus())) is None
+    assert wire.mask_from_pb(pb.EncodeRequest(mask=pb.Mask())) is not None
+
+
+def test_focus_is_checked_against_the_model() -> None:
+    assert wire.focus_from_pb(pb.EncodeRequest(), 12) == Focus()
+    assert wire.focus_from_pb(pb.EncodeRequest(focus=pb.Focus(heads=12)), 12) == Focus(12)
+    with pytest.raises(InvalidInput, match="heads is 13, but the model has 12"):
+        wire.focus_from_pb(pb.EncodeRequest(focus=pb.Focus(heads=13)), 12)
+    with pytest.raises(InvalidInput, match="whole number from 1, or None, got 0"):
+        Focus(heads=0)
+
+
+def test_encoding_holds_what_was_asked_for() -> None:
+    encoding = Encoding(
+        embedding=np.ones(3, np.float32),
+        state=np.ones((2, 3), np.float16),
+        head_scores=np.zeros(2, np.float32),
+        head_weights=np.ones(2, np.float32),
+        timings=Timings(1, 2, 3),
+        width=5,
+        height=6,
+    )
+    plain = wire.encoding_from_pb(wire.encoding_to_pb(encoding, []))
+    assert plain.embedding is not None
+    assert (plain.state, plain.head_scores, plain.head_weights, plain.timings) == (None, None, None, None)
+    full = wire.encoding_from_pb(wire.encoding_to_pb(encoding, [pb.OUTPUT_STATE, pb.OUTPUT_HEADS, pb.OUTPUT_TIMINGS]))
+    assert full.embedding is None
+    assert full.state is not None and full.state.dtype == np.float16
+    assert full.head_scores is not None and full.head_weights is not None
+    assert full.timings == Timings(1, 2, 3)
+    assert (full.width, full.height) == (5, 6)
+
+
+def test_model_info_round_trip() -> None:
+    info = ModelInfo("m", "vit", "f" * 64, 3, 192, 128, 14, 15, 224, 1, "float32", Limits(1, 2, 3))
+    assert wire.info_from_pb(wire.info_to_pb(info)) == info

@@ -1,0 +1,416 @@
+"""Ingest of real files through a real encoder into Milvus Lite, or the server at PHS_TEST_MILVUS_URI."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymilvus import DataType, MilvusClient
+
+from phs_milvus.client.encoder import Encoder, Outputs
+from phs_milvus.contract import state as state_codec
+from phs_milvus.contract.errors import CollectionError, EncoderError, InvalidInput, ModelMismatch
+from phs_milvus.contract.images import load_image
+from phs_milvus.ingest.files import IMAGE_EXTENSIONS, walk
+from phs_milvus.ingest.folder import IngestReport, ingest_folder
+from phs_milvus.milvus.collection import FocusedCollection, Row, close, connect
+
+MakeImages = Callable[..., list[Path]]
+URI = os.environ.get("PHS_TEST_MILVUS_URI")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusClient]:
+    client = connect(URI or str(tmp_path_factory.mktemp("milvus") / "test.db"))
+    yield client
+    close(client)
+
+
+@pytest.fixture
+def collection(client: MilvusClient, encoder: Encoder) -> Iterator[FocusedCollection]:
+    yield FocusedCollection.create(client, "images", encoder.info, overwrite=True)
+    client.drop_collection("images")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "photos"
+
+
+def run(root: Path, collection: FocusedCollection, encoder: Encoder, **options: object) -> IngestReport:
+    return ingest_folder(root, collection, encoder, **{"progress": False, **options})
+
+
+def rows_of(collection: FocusedCollection) -> dict[str, dict]:
+    ids = list(collection.iterate_ids())
+    assert len(ids) == len(set(ids)) == collection.count()
+    return {row["id"]: row for row in collection.get(ids, ["*", "phs_state", "embedding"])}
+
+
+def check_complete(root: Path, collection: FocusedCollection) -> dict[str, dict]:
+    """The collection holds exactly the files on disk, each row whole and of the file as it is."""
+    rows = rows_of(collection)
+    files = {str(path.relative_to(root)): path for path in root.rglob("*.jpg")}
+    assert set(rows) == set(files)
+    state_codec.unpack([row["phs_state"] for row in rows.values()], collection.model.hidden_size)
+    for name, path in files.items():
+        assert rows[name]["digest"] == load_image(path).digest
+        assert rows[name]["path"] == str(path)
+    return rows
+
+
+def test_first_run_and_what_is_stored(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    make_images(root, 9)
+    make_images(root / "a" / "b", 4, seed=1)
+    report = run(root, collection, encoder, batch_size=5, metadata=lambda path: {"folder": path.parent.name})
+    assert (report.found, report.encoded, report.skipped_unchanged, report.changed) == (13, 13, 0, 0)
+    assert (report.pruned, report.failed, report.failed_count) == (0, [], 0)
+    rows = check_complete(root, collection)
+    for name in ("image-0003.jpg", "a/b/image-0001.jpg"):
+        row, encoding = rows[name], encoder.encode(root / name, outputs=Outputs(state=True))
+        assert (row["width"], row["height"], row["folder"]) == (160, 120, (root / name).parent.name)
+        state = state_codec.unpack([row["phs_state"]], encoder.info.hidden_size)[0]
+        np.testing.assert_allclose(state, encoding.state, atol=2e-3)  # batched differently
+        np.testing.assert_allclose(row["embedding"], encoding.embedding, atol=1e-5)
+    assert "13 images" in str(report) and "13 encoded" in str(report)
+
+
+def test_only_new_and_changed_files_are_encoded(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    paths = make_images(root, 8)
+    run(root, collection, encoder)
+    before = rows_of(collection)
+    again = run(root, collection, encoder)
+    assert (again.found, again.encoded, again.skipped_unchanged) == (8, 0, 8)
+    paths[2].write_bytes(paths[3].read_bytes())
+    paths[4].touch()
+    make_images(root / "new", 2, seed=5)
+    paths[5].unlink()
+    third = run(root, collection, encoder)
+    assert (third.found, third.encoded, third.changed, third.skipped_unchanged) == (9, 3, 1, 6)
+    after = rows_of(collection)
+    assert set(after) == set(before) | {"new/image-0000.jpg", "new/image-0001.jpg"}
+    assert after["image-0002.jpg"]["phs_state"] == before["image-0003.jpg"]["phs_state"]
+    assert {name: row for name, row in before.items() if after[name] != row}.keys() == {"image-0002.jpg"}
+    pruned = run(root, collection, encoder, prune=True)
+    assert (pruned.encoded, pruned.pruned) == (0, 1)
+    check_complete(root, collection)
+
+
+def test_bad_files_are_reported_and_the_rest_is_stored(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    paths = make_images(root, 6)
+    run(root, collection, encoder)
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[: len(whole) // 2])  # was fine: its row stays
+    (root / "empty.jpg").touch()
+    (root / "text.png").write_text("no image")
+    (root / "dangling.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "half.jpg").write_bytes(whole[:400])
+    (root / "folder.jpg").mkdir()
+    os.mkfifo(root / "pipe.jpg")
+    undecodable = os.fsencode(root) + b"/bad-\xff.jpg"
+    shutil.copy(paths[0], undecodable)
+    deep = root.joinpath(*["d" * 250] * 4)
+    deep.mkdir(parents=True)
+    shutil.copy(paths[0], deep / ("é" * 60 + ".jpg"))
+    make_images(root / "good", 3, seed=3)
+    report = run(root, collection, encoder, batch_size=2)
+    reasons = dict(report.failed)
+    assert len(reasons) == report.failed_count == 8
+    assert "empty" in reasons["empty.jpg"]
+    assert "not an image" in reasons["text.png"]
+    assert "not found" in reasons["dangling.jpg"]
+    assert "not a regular file" in reasons["pipe.jpg"]
+    assert "not valid Unicode" in reasons["bad-\\udcff.jpg"]
+    assert "bytes" in reasons[f"{'/'.join(['d' * 250] * 4)}/{'é' * 60}.jpg"]
+    assert {"image-0001.jpg", "half.jpg"} < set(reasons)
+    assert (report.found, report.encoded, report.skipped_unchanged) == (16, 3, 5)
+    assert collection.count() == 9
+    assert "failed: empty.jpg" in str(report)
+
+
+def test_walk(root: Path, tmp_path: Path, make_images: MakeImages) -> None:
+    make_images(root / "b", 2)
+    make_images(root / ".hidden", 1)
+    (root / "a.JPG").touch()
+    (root / "c.txt").touch()
+    (root / "._a.jpg").touch()
+    (root / "loop").symlink_to(root)
+    (root / "file.jpg").symlink_to(root / "b" / "image-0000.jpg")
+    (root / "b" / "z.jpg").symlink_to(tmp_path, target_is_directory=True)
+    names = ["a.JPG", "b/image-0000.jpg", "b/image-0001.jpg", "file.jpg"]
+    assert list(walk(root, IMAGE_EXTENSIONS)) == names
+    assert list(walk(root, {".txt"})) == ["c.txt"]
+    errors: list[str] = []
+    assert list(walk(root / "nowhere", {".txt"}, lambda name, _: errors.append(name))) == []
+    assert errors == ["./"]
+
+
+def test_walk_goes_deeper_than_python_recurses(root: Path) -> None:
+    root.mkdir()
+    deep = root
+    for _ in range(1010):
+        deep = deep / "d"
+        deep.mkdir()
+    (deep / "a.png").touch()
+    try:
+        assert list(walk(root, IMAGE_EXTENSIONS)) == ["d/" * 1010 + "a.png"]
+    finally:
+        (deep / "a.png").unlink()
+        os.removedirs(deep)  # pytest's own cleaning up recurses
+
+
+def test_prune_leaves_what_is_not_its_own(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    """Rows of another folder, and rows that no ingest wrote, stay."""
+    elsewhere = root.parent / "elsewhere"
+    make_images(root, 4)
+    for path in make_images(elsewhere, 3, seed=2):
+        path.rename(path.with_name(f"other-{path.name}"))
+    run(root, collection, encoder)
+    run(elsewhere, collection, encoder)
+    by_hand = encoder.encode(root / "image-0000.jpg", outputs=Outputs(state=True))
+    collection.insert([Row("by hand", by_hand.embedding, by_hand.state)])
+    (root / "image-0001.jpg").unlink()
+    assert run(root, collection, encoder, prune=True).pruned == 1
+    assert collection.count() == 3 + 3 + 1
+    for path in root.iterdir():
+        path.unlink()
+    with pytest.raises(InvalidInput, match="is the disk mounted"):
+        run(root, collection, encoder, prune=True)
+    assert collection.count() == 7
+
+
+def test_a_second_folder_does_not_take_the_ids_of_the_first(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    make_images(root, 3)
+    run(root, collection, encoder)
+    before = rows_of(collection)
+    second = root.with_name("second")
+    make_images(second, 4, seed=9)
+    shutil.copy(root / "image-0002.jpg", second)  # the same picture under the same name is no conflict
+    report = run(second, collection, encoder)
+    assert (report.encoded, report.skipped_unchanged, report.failed_count) == (1, 1, 2)
+    assert dict(report.failed).keys() == {"image-0000.jpg", "image-0001.jpg"}
+    assert all(str(root) in reason for _, reason in report.failed)
+    after = rows_of(collection)
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_folder_moved_behind_a_link_is_still_itself(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    make_images(root, 2)
+    run(root, collection, encoder)
+    moved = root.rename(root.with_name("moved"))
+    root.symlink_to(moved)
+    make_images(moved, 1, seed=9)
+    report = run(root, collection, encoder)
+    assert (report.changed, report.skipped_unchanged, report.failed_count) == (1, 1, 0)
+    assert {row["path"] for row in collection.get(["image-0000.jpg", "image-0001.jpg"], ["path"])} == {
+        str(moved / "image-0000.jpg"),
+        str(moved / "image-0001.jpg"),
+    }
+
+
+def test_a_moved_folder_is_not_encoded_again(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    make_images(root, 5)
+    run(root, collection, encoder, metadata=lambda path: {"note": "n"})
+    before = rows_of(collection)
+    moved = root.rename(root.with_name("moved"))
+    report = run(moved, collection, encoder, batch_size=2)
+    assert (report.encoded, report.skipped_unchanged) == (0, 5)
+    after = check_complete(moved, collection)
+    for name, row in before.items():
+        assert row | {"path": str(moved / name)} == after[name]
+    (moved / "image-0000.jpg").unlink()
+    assert run(moved, collection, encoder, prune=True).pruned == 1
+
+
+def test_progress(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages, capsys: pytest.CaptureFixture
+) -> None:
+    make_images(root, 5)
+    (root / "empty.jpg").touch()
+    calls: list[tuple[int, int]] = []
+    run(root, collection, encoder, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(done, 6) for done in range(1, 7)]
+    run(root, collection, encoder, progress=True)
+    assert "6/6" in capsys.readouterr().err
+
+
+def test_what_cannot_be_ingested(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    with pytest.raises(InvalidInput, match="is not a folder"):
+        run(root, collection, encoder)
+    root.mkdir()
+    assert run(root, collection, encoder).found == 0
+    make_images(root, 1)
+    with pytest.raises(InvalidInput, match="batch_size"):
+        run(root, collection, encoder, batch_size=0)
+    report = run(root, collection, encoder, metadata=lambda path: {"embedding": 1})
+    assert report.failed_count == 1 and "cannot be called 'embedding'" in report.failed[0][1]
+    other = replace(encoder.info, model_id="other", fingerprint="0")
+    mismatched = FocusedCollection.create(collection.client, "other", other, overwrite=True)
+    with pytest.raises(ModelMismatch, match="'other'"):
+        run(root, mismatched, encoder)
+
+
+def test_attached_collections(root: Path, client: MilvusClient, encoder: Encoder, make_images: MakeImages) -> None:
+    def attach(key: DataType, *extra: str) -> FocusedCollection:
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        limit = {"max_length": 100} if key == DataType.VARCHAR else {}
+        schema.add_field("pk", key, is_primary=True, **limit)
+        schema.add_field("v", DataType.FLOAT_VECTOR, dim=encoder.info.embedding_size)
+        schema.add_field("s", DataType.VARCHAR, max_length=65_535)
+        for name in extra:
+            schema.add_field(name, DataType.VARCHAR, max_length=500)
+        index = client.prepare_index_params()
+        index.add_index("v", index_type="FLAT", metric_type="COSINE")
+        if client.has_collection("foreign"):
+            client.drop_collection("foreign")
+        client.create_collection("foreign", schema=schema, index_params=index)
+        return FocusedCollection.attach(client, "foreign", embedding_field="v", state_field="s", model=encoder.info)
+
+    paths = make_images(root, 3)
+    with pytest.raises(CollectionError, match="no VARCHAR field 'digest'"):
+        run(root, attach(DataType.VARCHAR), encoder)
+    with pytest.raises(CollectionError, match="integer ids"):
+        run(root, attach(DataType.INT64, "digest"), encoder)
+    collection = attach(DataType.VARCHAR, "digest")
+    assert run(root, collection, encoder).encoded == 3
+    assert run(root, collection, encoder).skipped_unchanged == 3
+    with pytest.raises(CollectionError, match="no field 'path'"):
+        run(root, collection, encoder, prune=True)
+    collection = attach(DataType.VARCHAR, "digest", "path")
+    run(root, collection, encoder)
+    paths[0].unlink()
+    assert run(root, collection, encoder, prune=True).pruned == 1
+
+
+def test_interrupted_by_ctrl_c(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    make_images(root, 40)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(root, collection, encoder, batch_size=10, progress=interrupt)
+    assert collection.count() == 25
+    report = run(root, collection, encoder)
+    assert (report.encoded, report.skipped_unchanged) == (15, 25)
+    check_complete(root, collection)
+
+
+def test_the_server_goes_away(
+    root: Path, collection: FocusedCollection, tiny_model: Path, encoder: Encoder, make_images: MakeImages
+) -> None:
+    from phs_server.app import ServerThread
+    from phs_server.config import Settings
+
+    make_images(root, 200)
+    server = ServerThread(Settings(model=str(tiny_model), port=0, precision="float32", drain_seconds=0.1))
+    server.__enter__()
+
+    def leave(done: int, total: int) -> None:
+        if done == 30:
+            server.__exit__()
+
+    with Encoder(server.address, timeout=2) as leaving, pytest.raises(EncoderError):
+        run(root, collection, leaving, batch_size=10, progress=leave)
+    stored = collection.count()
+    assert 30 <= stored < 200
+    report = run(root, collection, encoder)
+    assert (report.encoded, report.skipped_unchanged) == (200 - stored, stored)
+    check_complete(root, collection)
+
+
+PROGRAM = """
+import sys
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.milvus.collection import FocusedCollection, connect
+from phs_milvus.ingest.folder import ingest_folder
+root, uri, address = sys.argv[1:]
+with Encoder(address) as encoder:
+    collection = FocusedCollection.open(connect(uri), "images")
+    ingest_folder(root, collection, encoder, batch_size=7, progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def ingest_and_kill(root: Path, uri: str, address: str, after: int, pause: float) -> int:
+    """Runs an ingest in a process of its own and kills it once `after` files are done; returns the exit code."""
+    command = [sys.executable, "-c", PROGRAM, str(root), uri, address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if int(line) >= after:
+                time.sleep(pause)
+                process.kill()
+                break
+        error = process.stderr.read()
+    assert process.returncode in (-signal.SIGKILL, 0), error
+    return process.returncode
+
+
+def test_kill_9(root: Path, tmp_path: Path, address: str, encoder: Encoder, make_images: MakeImages) -> None:
+    """Whole rows only; a re-run completes the rest and changes no byte of what was there."""
+    uri = URI or str(tmp_path / "killed.db")
+    paths = make_images(root, 400)
+    with FocusedCollection.create(connect(uri), "images", encoder.info, overwrite=True):
+        pass
+    moments = random.Random(0)
+    states: dict[str, str] = {}
+    kills = 0
+    for _ in range(3):
+        kills += ingest_and_kill(root, uri, address, len(states) + moments.randint(1, 30), moments.random() / 50) != 0
+        with FocusedCollection.open(connect(uri), "images") as collection:
+            rows = rows_of(collection)
+            found = {name: row["phs_state"] for name, row in rows.items()}
+            state_codec.unpack(list(found.values()), encoder.info.hidden_size)
+            for name, row in rows.items():
+                assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-3)
+                assert row["digest"] == load_image(root / name).digest and row["width"] == 160
+            assert states.items() <= found.items()
+            states = found
+    assert kills == 3 and 0 < len(states) < 400
+    with FocusedCollection.open(connect(uri), "images") as collection:
+        report = run(root, collection, encoder)
+        assert (report.encoded, report.skipped_unchanged) == (400 - len(states), len(states))
+        rows = check_complete(root, collection)
+        assert all(rows[name]["phs_state"] == state for name, state in states.items())
+    for path in make_images(tmp_path / "others", 200, seed=9):
+        shutil.copy(path, root / path.name)
+    assert ingest_and_kill(root, uri, address, 40, 0.01) != 0
+    with FocusedCollection.open(connect(uri), "images") as collection:
+        changed = rows_of(collection)
+        assert set(changed) == set(rows)  # replacing a row never loses it
+        replaced = [name for name, row in changed.items() if row["digest"] != rows[name]["digest"]]
+        assert 0 < len(replaced) < 200
+        for name, row in changed.items():
+            assert (row == rows[name]) == (name not in replaced)
+        assert run(root, collection, encoder).changed == 200 - len(replaced)
+        check_complete(root, collection)
+        assert len(paths) == collection.count()

@@ -1,0 +1,500 @@
+"""FocusedCollection against a real Milvus: Lite by default, the server at PHS_TEST_MILVUS_URI if that is set.
+
+tests/milvus_standalone.sh runs these against a standalone server.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymilvus import DataType, MilvusClient
+
+from phs_milvus.contract import state as state_codec
+from phs_milvus.contract.errors import CollectionError, InvalidInput, ModelMismatch, StateError
+from phs_milvus.contract.types import Limits, ModelInfo
+from phs_milvus.milvus.collection import FocusedCollection, Row, close, connect, quote
+
+URI = os.environ.get("PHS_TEST_MILVUS_URI")
+lite_only = pytest.mark.skipif(URI is not None, reason="about Milvus Lite")
+
+E, D = 16, 10
+INFO = ModelInfo("tiny", "dinov2", "f" * 64, 4, D, E, 4, 4, 56, 2, "float32", Limits())
+OTHER = replace(INFO, model_id="other", fingerprint="0" * 64, image_size=112)
+STRANGE = [
+    'a"b',
+    "a'b",
+    "a\\b",
+    "a\\",
+    "a\nb",
+    "a\tb",
+    "a\rb",
+    "50%",
+    "_",
+    "é漢字😀",
+    "\\n",
+    '"',
+    "'",
+    " a ",
+    "a\x01b",
+]
+STRANGE += ["a\u2028b", "{x}", "$meta", "a, b", '"] or id != "', "a\x0bb", "sub/dir/x.jpg"]
+
+
+def make_rows(ids: list, seed: int = 0, **metadata: object) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    embeddings = rng.normal(size=(len(ids), E)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    states = rng.normal(size=(len(ids), 2, D)).astype(np.float16)
+    return [
+        Row(key, embedding, state, f"{index:064x}", dict(metadata))
+        for index, (key, embedding, state) in enumerate(zip(ids, embeddings, states, strict=True))
+    ]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusClient]:
+    client = connect(URI or str(tmp_path_factory.mktemp("milvus") / "new" / "test.db"))
+    yield client
+    close(client)
+
+
+@pytest.fixture
+def name(client: MilvusClient) -> Iterator[str]:
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    yield name
+    client.drop_collection(name)
+
+
+@pytest.fixture
+def collection(client: MilvusClient, name: str) -> FocusedCollection:
+    return FocusedCollection.create(client, name, INFO)
+
+
+@pytest.fixture(scope="module")
+def filled(client: MilvusClient) -> Iterator[FocusedCollection]:
+    """A thousand rows that no test changes; album is 0 to 9."""
+    collection = FocusedCollection.create(client, f"t_{uuid.uuid4().hex[:12]}", INFO, index_type="FLAT")
+    rows = make_rows([f"r{index:04d}" for index in range(1000)])
+    for index, row in enumerate(rows):
+        row.metadata = {"album": index % 10, "name": f"n{index}"}
+    collection.insert(rows)
+    collection.flush()
+    yield collection
+    client.drop_collection(collection.name)
+
+
+def test_rows_come_back_as_they_went_in(collection: FocusedCollection) -> None:
+    rows = make_rows(["b", "a", "c"], title="x", nested={"n": [1, None, "é"]})
+    collection.insert(rows)
+    assert collection.count() == 3
+    found = collection.get(
+        ["c", "missing", "a", "b"], ["embedding", "phs_state", "digest", "title", "nested", "not_there"]
+    )
+    assert [row["id"] for row in found] == ["c", "a", "b"]
+    for row, original in zip(found, [rows[2], rows[1], rows[0]], strict=True):
+        assert np.array_equal(np.float32(row["embedding"]), original.embedding)
+        assert np.array_equal(state_codec.unpack([row["phs_state"]], D)[0], original.state)
+        assert (row["digest"], row["title"], row["nested"]) == (original.digest, "x", {"n": [1, None, "é"]})
+        assert "not_there" not in row
+    assert collection.get(["a"]) == [
+        {"id": "a", "digest": rows[1].digest, "title": "x", "nested": {"n": [1, None, "é"]}}
+    ]
+    assert collection.digests(["a", "missing", "c"]) == {"a": rows[1].digest, "c": rows[2].digest}
+    assert collection.digests([]) == {} and collection.get([]) == []
+
+
+def test_upsert_replaces_the_whole_row(collection: FocusedCollection) -> None:
+    collection.insert(make_rows(["a", "b"], old=1))
+    rows = make_rows(["b", "c"], seed=5, new=2)
+    collection.upsert(rows)
+    assert collection.count() == 3
+    found = collection.get(["a", "b", "c"])
+    assert [set(row) - {"id", "digest"} for row in found] == [{"old"}, {"new"}, {"new"}]
+    hit = collection.search(rows[0].embedding[None], 1, with_states=True)[0]
+    assert hit.ids == ["b"] and hit.scores[0] == pytest.approx(1, abs=1e-5)
+    assert hit.states == [state_codec.pack(rows[0].state)]
+
+
+def test_delete(collection: FocusedCollection) -> None:
+    rows = make_rows(["a", "b", "c"])
+    collection.insert(rows)
+    collection.delete(["b", "missing"])
+    collection.delete([])
+    assert collection.count() == 2
+    assert sorted(collection.search(rows[1].embedding[None], 3)[0].ids) == ["a", "c"]
+    assert list(collection.iterate_ids()) == ["a", "c"]
+
+
+def test_strange_ids_and_values(collection: FocusedCollection) -> None:
+    rows = make_rows(STRANGE)
+    for row in rows:
+        row.metadata = {"name": row.id}
+    collection.insert(rows)
+    assert collection.digests(STRANGE) == {row.id: row.digest for row in rows}
+    assert [row["id"] for row in collection.get(STRANGE, ["id"])] == STRANGE
+    assert list(collection.iterate_ids()) == sorted(STRANGE)
+    for text in STRANGE:
+        found = collection.search(rows[0].embedding[None], 50, filter=f"name == {quote(text)}", output_fields=["name"])
+        assert found[0].ids == [text] and found[0].fields == [{"name": text}]
+    collection.upsert(rows)
+    assert collection.count() == len(STRANGE)
+    for row in STRANGE:
+        collection.delete([row])
+    assert collection.count() == 0
+
+
+def test_quote() -> None:
+    assert quote('a"b\\c\n\r\t') == '"a\\"b\\\\c\\n\\r\\t"'
+    with pytest.raises(InvalidInput, match="not valid Unicode"):
+        quote("\udcff.jpg")
+
+
+def test_search_is_exact_on_a_flat_index(filled: FocusedCollection) -> None:
+    rows = make_rows([f"r{index:04d}" for index in range(1000)])
+    matrix = np.stack([row.embedding for row in rows])
+    queries = np.random.default_rng(9).normal(size=(3, E)).astype(np.float32)
+    found = filled.search(queries, 50, output_fields=["name", "album"], with_states=True)
+    exact = queries / np.linalg.norm(queries, axis=1, keepdims=True) @ matrix.T
+    for candidates, scores in zip(found, exact, strict=True):
+        order = np.argsort(-scores)[:50]
+        assert candidates.ids == [rows[index].id for index in order]
+        assert candidates.scores.dtype == np.float32
+        np.testing.assert_allclose(candidates.scores, scores[order], atol=1e-5)
+        assert candidates.fields == [{"name": f"n{index}", "album": index % 10} for index in order]
+        assert candidates.states is not None
+        unpacked = state_codec.unpack(candidates.states, D)
+        assert np.array_equal(unpacked, np.stack([rows[index].state for index in order]))
+    assert filled.search(queries[:1], 5)[0].states is None
+    assert filled.search(queries[:1], 5)[0].fields == [{}] * 5
+    star = filled.search(queries[:1], 1, output_fields=["*"])[0].fields[0]
+    assert set(star) == {"id", "digest", "album", "name"}
+
+
+def test_search_with_a_filter(filled: FocusedCollection) -> None:
+    query = make_rows(["x"])[0].embedding[None]
+    found = filled.search(query, 1000, filter="album == 3 and name != 'n3'", output_fields=["album"])[0]
+    assert len(found) == 99 and all(row["album"] == 3 for row in found.fields)
+    assert len(filled.search(query, 5, filter='id == "nobody"')[0]) == 0
+    for bad in ("foo bar", "album ==", "id > 3", "album == 'x"):
+        with pytest.raises(InvalidInput, match="does not take the filter") as caught:
+            filled.search(query, 5, filter=bad)
+        assert caught.value.field == "filter"
+
+
+def test_limit_reaches_the_whole_collection(client: MilvusClient, name: str) -> None:
+    collection = FocusedCollection.create(client, name, INFO, index_type="HNSW")
+    rows = make_rows([f"r{index:04d}" for index in range(3000)])
+    collection.insert(rows)
+    collection.flush()
+    assert len(collection.search(rows[0].embedding[None], 3000, with_states=True)[0]) == 3000
+    assert collection.search(rows[7].embedding[None], 16_384)[0].ids[0] == "r0007"
+    assert list(collection.iterate_ids()) == [row.id for row in rows]
+
+
+def test_large_answers_are_cut_into_calls(filled: FocusedCollection, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = np.random.default_rng(9).normal(size=(4, E)).astype(np.float32)
+    whole = filled.search(queries, 100, with_states=True)
+    for budget in (100_000, 10_000):  # several queries a call; states apart from the search
+        monkeypatch.setattr("phs_milvus.milvus.collection.BYTES_PER_ANSWER", budget)
+        parts = filled.search(queries, 100, with_states=True)
+        assert [(part.ids, part.states, part.fields) for part in parts] == [(p.ids, p.states, p.fields) for p in whole]
+
+
+def test_pages_of_ids(filled: FocusedCollection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phs_milvus.milvus.table._IDS_PER_PAGE", 300)
+    assert list(filled.iterate_ids()) == [f"r{index:04d}" for index in range(1000)]
+
+
+def test_many_rows_in_one_insert(collection: FocusedCollection) -> None:
+    collection.insert(make_rows([f"{index}" for index in range(1234)], note="n" * 20_000))
+    assert collection.count() == 1234
+
+
+def bad(**changes: object) -> Row:
+    row = make_rows(["bad"])[0]
+    for key, value in changes.items():
+        setattr(row, key, value)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "message"),
+    [
+        (bad(embedding=np.full(E, np.nan, np.float32)), "embedding", "norm nan"),
+        (bad(embedding=np.ones(E, np.float32)), "embedding", "norm 4"),
+        (bad(embedding=np.ones(E - 1, np.float32)), "embedding", r"\[16\], got \[15\]"),
+        (bad(state=np.zeros((2, D + 1), np.float16)), "state", r"\[2, 10\], got \[2, 11\]"),
+        (bad(state=np.full((2, D), np.inf, np.float16)), "state", "finite"),
+        (bad(id=""), "id", "non-empty"),
+        (bad(id=7), "id", "non-empty text, got 7"),
+        (bad(id="é" * 513), "id", "1026 bytes; this collection allows 1024"),
+        (bad(id="a\udcff"), "id", "not valid Unicode"),
+        (bad(id="good"), "id", "twice"),
+        (bad(metadata={"embedding": 1}), "metadata", "cannot be called 'embedding'"),
+        (bad(metadata={"x": float("nan")}), "metadata", "JSON"),
+        (bad(metadata={"x": {1, 2}}), "metadata", "JSON"),
+        (bad(metadata={"x": "y" * 70_000}), "metadata", "64 KiB"),
+    ],
+)
+def test_nothing_of_a_bad_batch_is_stored(filled: FocusedCollection, row: Row, field: str, message: str) -> None:
+    good = make_rows(["good"])
+    for write in (filled.insert, filled.upsert):
+        with pytest.raises(InvalidInput, match=message) as caught:
+            write([*good, row])
+        assert caught.value.field == field
+        assert isinstance(caught.value, StateError) == (field == "state")
+    assert filled.count() == 1000
+
+
+def test_bad_searches(filled: FocusedCollection) -> None:
+    query = make_rows(["x"])[0].embedding[None]
+    for embeddings in (
+        query[0],
+        query[:, :-1],
+        np.zeros((0, E), np.float32),
+        np.zeros((1, E)),
+        query * np.nan,
+    ):
+        with pytest.raises(InvalidInput, match="query embeddings"):
+            filled.search(embeddings, 5)
+    for limit in (0, -1, 16_385):
+        with pytest.raises(InvalidInput, match="1 to 16,384") as caught:
+            filled.search(query, limit)
+        assert caught.value.field == "limit"
+
+
+def test_output_field_that_cannot_be(filled: FocusedCollection) -> None:
+    with pytest.raises(InvalidInput, match="no field 'not a name'") as caught:
+        filled.get(["r0001"], ["not a name"])
+    assert caught.value.field == "output_fields"
+
+
+def test_empty_collection(collection: FocusedCollection) -> None:
+    assert collection.count() == 0 and list(collection.iterate_ids()) == []
+    assert len(collection.search(make_rows(["x"])[0].embedding[None], 5, with_states=True)[0]) == 0
+    with pytest.raises(CollectionError, match="is empty; ingest"):
+        collection.check_not_empty()
+    collection.insert([])
+    collection.insert(make_rows(["a"]))
+    collection.check_not_empty()
+
+
+def test_open_and_create(client: MilvusClient, collection: FocusedCollection) -> None:
+    collection.insert(make_rows(["a"]))
+    reopened = FocusedCollection.open(client, collection.name)
+    assert reopened.model == collection.model and reopened.model.fingerprint == INFO.fingerprint
+    assert reopened.describe()["rows"] == 1
+    with pytest.raises(CollectionError, match="exists; open it"):
+        FocusedCollection.create(client, collection.name, INFO)
+    assert reopened.count() == 1
+    assert FocusedCollection.create(client, collection.name, OTHER, overwrite=True).count() == 0
+    assert FocusedCollection.open(client, collection.name).model.model_id == "other"
+
+
+def test_model_mismatch(filled: FocusedCollection) -> None:
+    filled.check_model(INFO)
+    filled.check_model(replace(INFO, precision="bfloat16"))
+    with pytest.raises(ModelMismatch) as caught:
+        filled.check_model(OTHER)
+    for part in ("'tiny'", "ffff", "image size 56", "'other'", "0000", "image size 112"):
+        assert part in str(caught.value)
+    with pytest.raises(ModelMismatch, match="'other'"):
+        FocusedCollection.attach(
+            filled.client, filled.name, embedding_field="embedding", state_field="phs_state", model=OTHER
+        )
+
+
+def test_missing_collection(filled: FocusedCollection) -> None:
+    with pytest.raises(CollectionError, match=f"no collection 'nowhere'; there are: .*{filled.name}"):
+        FocusedCollection.open(filled.client, "nowhere")
+
+
+def test_bad_create(client: MilvusClient) -> None:
+    for arguments in ({"name": "a-b"}, {"name": ""}, {"index_type": "MAGIC"}, {"id_max_length": 0}):
+        with pytest.raises(InvalidInput):
+            FocusedCollection.create(client, **{"name": "x", "model": INFO, **arguments})
+    with pytest.raises(CollectionError, match="hidden size 20000"):
+        FocusedCollection.create(client, "x", replace(INFO, hidden_size=20_000))
+
+
+@pytest.fixture
+def foreign(client: MilvusClient, name: str) -> Callable[..., str]:
+    """Makes a collection the way somebody else would."""
+
+    def make(metric: str = "COSINE", key: DataType = DataType.INT64, dim: int = E, length: int = 64, **options) -> str:
+        schema = client.create_schema(**{"auto_id": False, "enable_dynamic_field": False, **options})
+        limit = {"max_length": 20} if key == DataType.VARCHAR else {}
+        schema.add_field("pk", key, is_primary=True, **limit)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+        schema.add_field("packed", DataType.VARCHAR, max_length=length)
+        schema.add_field("title", DataType.VARCHAR, max_length=100)
+        index = client.prepare_index_params()
+        index.add_index("vector", index_type="FLAT", metric_type=metric)
+        client.create_collection(name, schema=schema, index_params=index)
+        return name
+
+    return make
+
+
+FIELDS = {"embedding_field": "vector", "state_field": "packed"}
+
+
+@pytest.mark.parametrize("metric", ["COSINE", "IP", "L2"])
+def test_attach_by_integer_ids(client: MilvusClient, foreign: Callable[..., str], metric: str) -> None:
+    name = foreign(metric)
+    with pytest.raises(CollectionError, match="does not say which model"):
+        FocusedCollection.attach(client, name, **FIELDS)
+    collection = FocusedCollection.attach(client, name, **FIELDS, model=INFO)
+    ids = [3, -5, 2**62]
+    rows = make_rows(ids, title="t")
+    collection.insert(rows)
+    assert list(collection.iterate_ids()) == sorted(ids)
+    query = rows[1].embedding + 0.1 * rows[0].embedding
+    found = collection.search(query[None], 3, with_states=True, output_fields=["title"])[0]
+    cosines = {row.id: float(row.embedding @ query / np.linalg.norm(query)) for row in rows}
+    assert found.ids == sorted(ids, key=lambda key: -cosines[key])
+    np.testing.assert_allclose(found.scores, [cosines[key] for key in found.ids], atol=1e-5)
+    assert found.states == [state_codec.pack(rows[ids.index(key)].state) for key in found.ids]
+    assert collection.get([2**62, 9, 3]) == [{"pk": 2**62, "title": "t"}, {"pk": 3, "title": "t"}]
+    with pytest.raises(CollectionError, match="no VARCHAR field 'digest'"):
+        collection.digests([3])
+    with pytest.raises(InvalidInput, match="64-bit integers"):
+        collection.insert(make_rows(["text"], title="t"))
+    with pytest.raises(InvalidInput, match="no field 'color'; metadata may have title"):
+        collection.insert(make_rows([4], color="red"))
+    with pytest.raises(InvalidInput, match="no field 'color'; it has pk, title") as caught:
+        collection.search(query[None], 3, output_fields=["color"])
+    assert caught.value.field == "output_fields"
+    collection.delete([3])
+    assert collection.count() == 2
+
+
+def test_attach_by_text_ids(client: MilvusClient, foreign: Callable[..., str]) -> None:
+    name = foreign(key=DataType.VARCHAR, enable_dynamic_field=True)
+    collection = FocusedCollection.attach(client, name, **FIELDS, model=INFO)
+    rows = make_rows(['a"', "b"], title="t", more=1)
+    collection.upsert(rows)
+    assert collection.digests(['a"', "c"]) == {'a"': rows[0].digest}
+    with pytest.raises(InvalidInput, match="allows 20"):
+        collection.insert(make_rows(["x" * 21], title="t"))
+
+
+def test_attach_what_does_not_fit(client: MilvusClient, foreign: Callable[..., str]) -> None:
+    name = foreign(length=53)
+    has = "it has pk INT64, vector FLOAT_VECTOR, packed VARCHAR, title VARCHAR"
+    for fields, message in (
+        (
+            {"embedding_field": "nope", "state_field": "packed"},
+            f"no field 'nope' of type FLOAT_VECTOR.*{has}",
+        ),
+        ({"embedding_field": "title", "state_field": "packed"}, "no field 'title' of type FLOAT_VECTOR"),
+        (
+            {"embedding_field": "vector", "state_field": "phs_state"},
+            f"no field 'phs_state' of type VARCHAR.*{has}",
+        ),
+        ({"embedding_field": "vector", "state_field": "pk"}, "no field 'pk' of type VARCHAR"),
+        (FIELDS, "'packed' has max_length 53, but the model needs 56"),
+    ):
+        with pytest.raises(CollectionError, match=message):
+            FocusedCollection.attach(client, name, **fields, model=INFO)
+    with pytest.raises(CollectionError, match="'vector' has dim 16, but the model needs 17"):
+        FocusedCollection.attach(client, name, **FIELDS, model=replace(INFO, embedding_size=17))
+    with pytest.raises(CollectionError, match="no field 'embedding' of type FLOAT_VECTOR"):
+        FocusedCollection.open(client, name)
+
+
+def test_attach_where_milvus_makes_the_ids(client: MilvusClient, foreign: Callable[..., str]) -> None:
+    collection = FocusedCollection.attach(client, foreign(auto_id=True), **FIELDS, model=INFO)
+    row = make_rows(["x"])[0]
+    with pytest.raises(CollectionError, match="makes up its own ids"):
+        collection.insert([row])
+    record = {"vector": row.embedding, "packed": state_codec.pack(row.state), "title": "t"}
+    client.insert(collection.name, [record])
+    assert collection.search(row.embedding[None], 1, output_fields=["title"])[0].fields == [{"title": "t"}]
+
+
+def test_a_collection_dropped_meanwhile(client: MilvusClient, collection: FocusedCollection) -> None:
+    client.drop_collection(collection.name)
+    for use in (
+        collection.count,
+        lambda: collection.insert(make_rows(["a"])),
+        lambda: collection.search(make_rows(["a"])[0].embedding[None], 1, filter="a == 1"),
+    ):
+        with pytest.raises(CollectionError, match=collection.name):
+            use()
+
+
+def test_no_server() -> None:
+    with pytest.raises(CollectionError, match=r"no Milvus at http://127\.0\.0\.1:1: .*\.db"):
+        connect("http://127.0.0.1:1", timeout=2)
+    with pytest.raises(CollectionError, match="neither a path"):
+        connect("milvus")
+
+
+@lite_only
+def test_lite_takes_one_process_at_a_time(tmp_path: Path) -> None:
+    path = str(tmp_path / "held.db")
+    client = connect(path)
+    collection = FocusedCollection.create(client, "c", INFO)
+    collection.insert(make_rows(["a"]))
+    second = connect(path)  # the same process may
+    program = (
+        "import sys; from phs_milvus.milvus.collection import *\n"
+        "try: print(FocusedCollection.open(connect(sys.argv[1]), 'c').count())\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+
+    def elsewhere() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, timeout=60)
+
+    blocked = elsewhere()
+    assert "CollectionError cannot open Milvus Lite at" in blocked.stdout
+    assert "one process at a time" in blocked.stdout
+    assert "Traceback" not in blocked.stdout + blocked.stderr
+    close(second)
+    assert collection.count() == 1
+    collection.close()
+    assert elsewhere().stdout == "1\n"
+    with FocusedCollection.open(connect(path), "c") as again:
+        assert again.count() == 1 and again.model == collection.model
+
+
+@lite_only
+def test_lite_killed_while_it_stores_rows(tmp_path: Path) -> None:
+    """Rows are stored and the log of them is still there: as a kill -9 at that moment leaves it, see lite.py."""
+    path, copy = tmp_path / "killed.db", tmp_path / "wal"
+    rows = make_rows([f"r{index}" for index in range(50)])
+    with FocusedCollection.create(connect(str(path)), "c", INFO) as collection:
+        collection.insert(rows)
+        logs = path / "collections" / "c" / "wal"
+        shutil.copytree(logs, copy)
+        collection.flush()
+        collection.insert(make_rows(["later"]))
+        shutil.copytree(logs, copy, dirs_exist_ok=True)
+    assert len(list(copy.iterdir())) == 2
+    shutil.copytree(copy, logs, dirs_exist_ok=True)
+    manifest = logs.parent / "manifest.json"
+    manifest.write_text((logs.parent / "manifest.json.prev").read_text())  # before "later" was stored
+    for _ in range(2):
+        with FocusedCollection.open(connect(str(path)), "c") as collection:
+            assert collection.count() == 51
+            assert list(collection.iterate_ids()) == sorted([*(row.id for row in rows), "later"])
+            assert len(collection.search(rows[0].embedding[None], 100)[0]) == 51
+
+
+@lite_only
+def test_lite_at_a_path_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "old.db").write_bytes(b"SQLite format 3\0")
+    with pytest.raises(CollectionError, match="perhaps of Milvus Lite 2"):
+        connect(str(tmp_path / "old.db"))
+    with pytest.raises(CollectionError, match="cannot open Milvus Lite"):
+        connect(str(tmp_path / "old.db" / "x.db"))

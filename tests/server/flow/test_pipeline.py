@@ -1,0 +1,276 @@
+"""The pipeline without gRPC: the gate, priorities through both queues, per-item errors, deadlines, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, ImageError, PromptError
+from phs_milvus.contract.types import Encoding, Focus, MaskRuns
+from phs_server.config import Settings
+from phs_server.flow.gate import Gate
+from phs_server.flow.pipeline import Pipeline
+
+WAIT = 10.0
+
+
+def jpeg(seed: int, side: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+Make = Callable[..., Pipeline]
+
+
+@pytest.fixture
+def make(tiny_model: Path) -> Iterator[Make]:
+    made: list[Pipeline] = []
+
+    def make(**settings: Any) -> Pipeline:
+        defaults: dict[str, Any] = {"model": str(tiny_model), "precision": "float32", "max_queue_delay_ms": 0}
+        made.append(Pipeline(Settings(**(defaults | settings))))
+        return made[-1]
+
+    yield make
+    for pipeline in made:
+        pipeline.close(timeout=WAIT)
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> Iterator[None]:
+    """A pipeline sets torch's threads for its process; other tests shall not notice."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Hold:
+    """Stops a pipeline's engine at the next batch until released, and records the batch sizes."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        engine = pipeline._engines[0]
+        self._encode, self._go, self.entered = engine.encode, threading.Event(), threading.Event()
+        self.sizes: list[int] = []
+        engine.encode = self._held  # type: ignore[method-assign]
+
+    def _held(self, pixels: np.ndarray, *rest: np.ndarray) -> object:
+        self.sizes.append(len(pixels))
+        self.entered.set()
+        assert self._go.wait(WAIT)
+        return self._encode(pixels, *rest)
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self.entered.wait, WAIT)
+
+    def release(self) -> None:
+        self._go.set()
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async def bounded() -> Any:
+        return await asyncio.wait_for(coroutine, WAIT)
+
+    return asyncio.run(bounded())
+
+
+async def settled(condition: Callable[[], bool]) -> None:
+    """Waits until other threads have made `condition` true."""
+    for _ in range(int(WAIT * 100)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("never came true")
+
+
+def test_batched_and_single_results_are_the_same(make: Make) -> None:
+    pipeline = make(max_batch_size=8)
+    pipeline.warm_up()
+
+    async def scenario() -> None:
+        alone = [await pipeline.encode(jpeg(seed), None, Focus()) for seed in range(8)]
+        together = await asyncio.gather(*(pipeline.encode(jpeg(seed), None, Focus(), wait=True) for seed in range(8)))
+        for one, other in zip(alone, together, strict=True):
+            assert np.abs(one.embedding - other.embedding).max() < 1e-5
+            assert one.timings.decode_ms > 0
+        assert np.abs(alone[0].embedding - alone[1].embedding).max() > 0.01
+
+    run(scenario())
+
+
+def test_a_bad_item_fails_alone(make: Make) -> None:
+    pipeline = make()
+    mask = MaskRuns(9, 9, np.array([0, 81], np.uint32))
+
+    async def scenario() -> list[object]:
+        items = [(jpeg(1), None), (b"no image", None), (jpeg(2)[:200], None), (jpeg(3), mask), (jpeg(4), None)]
+        calls = (pipeline.encode(*item, Focus(), wait=True) for item in items)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    kinds = [type(result) for result in run(scenario())]
+    assert kinds == [Encoding, ImageError, ImageError, PromptError, Encoding]
+    assert pipeline._gate.images == pipeline._gate.bytes == 0
+    assert pipeline.healthy
+
+
+def test_interactive_overtakes_a_bulk_backlog(make: Make) -> None:
+    pipeline = make(max_batch_size=4, decode_threads=1)
+    hold = Hold(pipeline)
+    order: list[str] = []
+
+    async def item(name: str, wait: bool) -> None:
+        await pipeline.encode(jpeg(0), None, Focus(), wait=wait)
+        order.append(name)
+
+    async def scenario() -> None:
+        bulk = [asyncio.create_task(item(f"bulk {index}", True)) for index in range(30)]
+        await hold.reached()
+        urgent = asyncio.create_task(item("urgent", False))
+        await settled(lambda: sum(hold.sizes) + pipeline._encodes.depth == 31)
+        hold.release()
+        await asyncio.gather(urgent, *bulk)
+
+    run(scenario())
+    # At most the batch that was running and its own are before it.
+    assert order.index("urgent") < 8
+    assert sum(hold.sizes) == 31
+
+
+def test_a_full_server_refuses_unary_calls_and_makes_bulk_wait(make: Make) -> None:
+    pipeline = make(max_queue_size=4, max_batch_size=1)
+    hold = Hold(pipeline)
+
+    async def scenario() -> None:
+        bulk = [asyncio.create_task(pipeline.encode(jpeg(0), None, Focus(), wait=True)) for _ in range(6)]
+        await hold.reached()
+        assert pipeline._gate.images == 3  # bulk leaves a quarter free
+        last = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        await settled(lambda: pipeline._gate.images == 4)
+        with pytest.raises(EncoderBusy, match="4 images"):
+            await pipeline.encode(jpeg(0), None, Focus())
+        hold.release()
+        assert len(await asyncio.gather(last, *bulk)) == 7
+        assert pipeline._gate.images == pipeline._gate.bytes == 0
+
+    run(scenario())
+
+
+def test_deadlines_and_cancellation_free_their_place(make: Make) -> None:
+    pipeline = make(max_batch_size=1)
+    hold = Hold(pipeline)
+
+    async def scenario() -> None:
+        first = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        await hold.reached()
+        late = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus(), timeout=0.05))
+        gone = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        await settled(lambda: pipeline._encodes.depth == 2)
+        await asyncio.sleep(0.06)
+        gone.cancel()
+        hold.release()
+        await first
+        with pytest.raises(DeadlineExceeded):
+            await late
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert pipeline._gate.images == 0
+
+    run(scenario())
+    assert hold.sizes == [1]
+
+
+def test_closing_fails_what_cannot_be_finished(make: Make) -> None:
+    pipeline = make(max_batch_size=1)
+    hold = Hold(pipeline)
+
+    async def scenario() -> None:
+        first = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        await hold.reached()
+        second = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        await settled(lambda: pipeline._encodes.depth == 1)
+        await asyncio.to_thread(pipeline.close, 0.1)
+        with pytest.raises(EncoderUnavailable):
+            await second
+        hold.release()
+        await first
+
+    run(scenario())
+
+
+def test_the_gate_lets_bulk_in_by_turn_and_survives_cancellation() -> None:
+    async def scenario() -> None:
+        gate = Gate(max_images=4, max_bytes=100)
+        entered: list[str] = []
+        leave = asyncio.Event()
+
+        async def hold(name: str, size: int) -> None:
+            async with gate.admitted(size, wait=True):
+                entered.append(name)
+                await leave.wait()
+
+        tasks = {name: asyncio.create_task(hold(name, size)) for name, size in (("a", 60), ("b", 30), ("c", 1))}
+        await asyncio.sleep(0)
+        # b does not fit into 75 bytes, and c does not pass it.
+        assert entered == ["a"]
+        assert (gate.images, gate.bytes) == (1, 60)
+        tasks["b"].cancel()
+        await asyncio.sleep(0.01)
+        assert entered == ["a", "c"]
+        with pytest.raises(EncoderBusy, match="61 bytes"):
+            async with gate.admitted(40, wait=False):
+                pass
+        leave.set()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        assert (gate.images, gate.bytes) == (0, 0)
+        async with gate.admitted(1000, wait=False):  # larger than the limit, into an empty server
+            assert gate.bytes == 1000
+
+    run(scenario())
+
+
+def test_bulk_keeps_its_turn_where_calls_fill_the_gate() -> None:
+    async def scenario() -> None:
+        gate = Gate(max_images=4, max_bytes=100)
+        leave = [asyncio.Event() for _ in range(4)]
+        entered = 0
+
+        async def call(index: int) -> None:
+            async with gate.admitted(1, wait=False):
+                await leave[index].wait()
+
+        async def bulk() -> None:
+            nonlocal entered
+            async with gate.admitted(1, wait=True):
+                entered += 1
+                await asyncio.Event().wait()
+
+        calls = [asyncio.create_task(call(index)) for index in range(4)]
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(bulk()) for _ in range(5)]
+        for index in range(4):
+            await asyncio.sleep(0)
+            assert (entered, gate.waiting) == (index, 5 - index)
+            leave[index].set()
+            await calls[index]
+            # While bulk waits, a call gets a place only once bulk holds its share, three of four.
+            if index < 3:
+                with pytest.raises(EncoderBusy):
+                    await call(3)
+            await asyncio.sleep(0)
+        assert (entered, gate.images) == (3, 3)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert (gate.images, gate.bytes, gate.waiting) == (0, 0, 0)
+
+    run(scenario())
