@@ -117,11 +117,11 @@ def test_encode_from_any_source_gives_the_same(encoder: Encoder, images: list[Pa
 
 
 def test_encode_with_a_prompt_and_all_outputs(encoder: Encoder, images: list[Path]) -> None:
-    outputs = Outputs(state=True, heads=True, timings=True)
-    encoding = encoder.encode(images[0], Box(0, 0, 80, 60), focus=Focus(heads=1), outputs=outputs)
+    outputs = Outputs(state=True, head_weights=True, timings=True)
+    encoding = encoder.encode(images[0], Box(0, 0, 80, 60), focus=Focus(heads_on=1), outputs=outputs)
     assert encoding.state.shape == (2, HIDDEN) and encoding.state.dtype == np.float16
     assert sorted(encoding.head_weights) == [0, 0, 0, HEADS] and encoding.timings.compute_ms > 0
-    explanation = encoder.explain(images[0], Box(0, 0, 80, 60), focus=Focus(heads=1))
+    explanation = encoder.explain(images[0], Box(0, 0, 80, 60), focus=Focus(heads_on=1))
     assert explanation.selected_heads == [int(np.argmax(encoding.head_scores))]
     assert encoder.info.heads == HEADS and encoder.info is encoder.info
 
@@ -132,7 +132,7 @@ def test_wrong_input_is_reported_before_or_by_the_server(encoder: Encoder, image
     with pytest.raises(PromptError):
         encoder.encode(images[0], Box(500, 500, 600, 600))
     with pytest.raises(InvalidInput, match="model has 4") as caught:
-        encoder.encode(images[0], Box(0, 0, 9, 9), focus=Focus(heads=9))
+        encoder.encode(images[0], Box(0, 0, 9, 9), focus=Focus(heads_on=9))
     assert caught.value.field == "focus"
     data = images[0].read_bytes()
     with pytest.raises(ImageError, match="cannot be decoded") as caught:
@@ -246,7 +246,7 @@ def test_bulk_survives_an_item_over_a_lower_limit_of_the_server(
 
     async def asynchronously(address: str) -> list[Encoding | PhsError]:
         async with AsyncEncoder(address) as encoder:
-            await encoder.info()
+            await encoder.fetch_info()
             return await listed(encoder.encode_many([images[0], noise, images[1]]))
 
     settings = Settings(model=str(tiny_model), port=0, precision="float32", drain_seconds=2, **flags)
@@ -362,12 +362,12 @@ def test_bulk_survives_a_restart_in_the_middle(
 def test_async_encoder_gives_what_encoder_gives(address: str, images: list[Path], embeddings: np.ndarray) -> None:
     async def use() -> None:
         async with AsyncEncoder(address) as encoder:
-            assert (await encoder.info()).heads == HEADS
+            assert (await encoder.fetch_info()).heads == HEADS
             together = await asyncio.gather(*(encoder.encode(path) for path in images))
             np.testing.assert_allclose([encoding.embedding for encoding in together], embeddings, atol=1e-5)
             explanation = await encoder.explain(images[0], Box(0, 0, 80, 60))
             assert explanation.attention.shape == (HEADS, 4, 4)
-            query = await encoder.encode(images[0], outputs=Outputs(state=True, heads=True))
+            query = await encoder.encode(images[0], outputs=Outputs(state=True, head_weights=True))
             scores = await encoder.rerank(query.embedding[None], query.head_weights[None], query.state[None])
             np.testing.assert_allclose(scores, [[1]], atol=1e-4)
             with pytest.raises(ImageError, match="not found"):
@@ -424,7 +424,7 @@ def test_async_bulk_survives_kill_9(tiny_model: Path, images: list[Path], embedd
 def test_reranker_scores_by_the_definition(encoder: Encoder, tiny_model: Path, images: list[Path]) -> None:
     """Cosine of the query and each state read out, in plain torch, with the query's head weights."""
     reranker = Reranker(encoder)
-    query = reranker.query(images[0], Box(0, 0, 80, 60), focus=Focus(heads=2))
+    query = reranker.query(images[0], Box(0, 0, 80, 60), focus=Focus(heads_on=2))
     encodings = list(encoder.encode_many(images, outputs=Outputs(state=True)))
     states = np.stack([encoding.state for encoding in encodings])
     ranking = reranker.rerank_states(query, states, top_k=7)

@@ -87,7 +87,7 @@ class FocusEncoderServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """What each attention head looks at, which heads the mask selects, and why.
+        """Where each attention head attends to, which heads the mask selects, and why.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

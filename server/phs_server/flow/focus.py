@@ -32,7 +32,7 @@ def prepare_focused(
     """
     width, height = checked_size(data, limits)
     inside = expanded(mask, width, height)
-    box, zoom = bounding_box(inside), focus.only_zoom
+    box, zoom = bounding_box(inside), focus.single_zoom
     x0, y0, x1, y1 = region = zoom_region(box, zoom, width, height) if zoom else (0, 0, width, height)
     seen = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
     # Cropped before it is resized: `resize(box=...)` would mix in pixels from outside the region. Without zoom the
@@ -45,7 +45,7 @@ def prepare_focused(
         width=width,
         height=height,
         region=region,
-        roi=focus.roi,
+        roi=focus.attention_shift,
         fovea=focus.fovea * foveal_grid(seen, x1 - x0, y1 - y0, grid) if focus.fovea else None,
     )
 

@@ -224,7 +224,7 @@ class Pipeline:
             image,
             mask,
             focus,
-            focus.heads or self.info.default_heads,
+            focus.head_count(self.info.heads, self.info.default_heads),
             image_size=shape.image_size,
             resample=shape.resample,
             grid=shape.grid,

@@ -15,7 +15,7 @@ from phs_milvus.contract.errors import ImageError, InvalidInput
 from phs_milvus.contract.types import Encoding, Focus, Limits
 from phs_milvus.pointing.prompts import Box, to_array, to_runs
 from phs_milvus.search import zooms
-from phs_milvus.search.zooms import combined, encode_scales, encode_scales_many, query_db_scores, used_scales
+from phs_milvus.search.zooms import combined, encode_zooms, encode_zooms_many, query_db_scores, used_zooms
 from phs_server.flow.focus import bounding_box, foveal_grid, prepare_focused, zoom_region
 from phs_server.model import checkpoint
 from phs_server.model.head_selection import roi_attention
@@ -162,17 +162,17 @@ def picture() -> np.ndarray:
 
 
 BOX = Box(13, 9, 60, 52)
-EVERYTHING = Outputs(state=True, heads=True, attention=True)
+EVERYTHING = Outputs(state=True, head_weights=True, attention=True)
 
 
 def test_zoom_one_with_every_head_is_the_crop(encoder: Encoder, picture: np.ndarray) -> None:
-    zoomed = encoder.encode(picture, BOX, focus=Focus(heads=4, zoom=1))
+    zoomed = encoder.encode(picture, BOX, focus=Focus(heads_on=4, zoom=1))
     crop = encoder.encode(picture[9:52, 13:60])
     assert np.abs(zoomed.embedding - crop.embedding).max() < 1e-6
 
 
 def test_the_state_of_a_focused_encoding_reads_out_to_its_embedding(encoder: Encoder, picture: np.ndarray) -> None:
-    focused = encoder.encode(picture, BOX, focus=Focus(heads=2, roi=0.7, zoom=2), outputs=EVERYTHING)
+    focused = encoder.encode(picture, BOX, focus=Focus(heads_on=2, attention_shift=0.7, zoom=2), outputs=EVERYTHING)
     scores = encoder.rerank(focused.embedding[None], focused.head_weights[None], focused.state[None])
     assert scores[0, 0] > 0.9999
     assert focused.attention.shape == (4, 4, 4)
@@ -180,7 +180,7 @@ def test_the_state_of_a_focused_encoding_reads_out_to_its_embedding(encoder: Enc
 
 def test_explain_spans_the_crop_and_shows_roi(encoder: Encoder, picture: np.ndarray) -> None:
     plain = encoder.explain(picture, BOX)
-    focus = Focus(roi=1, zoom=1.5)
+    focus = Focus(attention_shift=1, zoom=1.5)
     explanation = encoder.explain(picture, BOX, focus=focus)
     assert plain.region == (0, 0, 101, 77)
     assert explanation.region == zoom_region((13, 9, 60, 52), 1.5, 101, 77)
@@ -192,9 +192,11 @@ def test_explain_spans_the_crop_and_shows_roi(encoder: Encoder, picture: np.ndar
 
 def test_items_of_one_batch_do_not_mix(encoder: Encoder, picture: np.ndarray) -> None:
     alone = encoder.encode(picture)
-    before = encoder.encode(picture, BOX, focus=Focus(roi=1))
+    before = encoder.encode(picture, BOX, focus=Focus(attention_shift=1))
     for result, expected in zip(
-        encoder.encode_many([picture] * 8, [BOX, None] * 4, focus=Focus(roi=1)), [before, alone] * 4, strict=True
+        encoder.encode_many([picture] * 8, [BOX, None] * 4, focus=Focus(attention_shift=1)),
+        [before, alone] * 4,
+        strict=True,
     ):
         assert isinstance(result, Encoding)
         assert np.abs(result.embedding - expected.embedding).max() < 1e-5
@@ -206,45 +208,46 @@ def test_many_queries_at_many_scales(
 ) -> None:
     """Side by side or over a stream: each query is as alone, in order, and one bad query fails alone."""
     monkeypatch.setattr(zooms, "_FEW", few)
-    focus = Focus(roi=1, zoom=(0, 2))
-    results = encode_scales_many(encoder, [picture, picture, b"no", picture], [BOX, None, BOX, Box(0, 0, 9, 9)], focus)
+    focus = Focus(attention_shift=1, zoom=(0, 2))
+    results = encode_zooms_many(encoder, [picture, picture, b"no", picture], [BOX, None, BOX, Box(0, 0, 9, 9)], focus)
     assert isinstance(results.pop(2), ImageError)
     for result, prompt, parts in zip(results, (BOX, None, Box(0, 0, 9, 9)), (2, 0, 2), strict=True):
-        assert isinstance(result, Encoding) and len(result.scales) == parts
-        alone = combined([encoder.encode(picture, prompt, focus=scale) for scale in used_scales(prompt, focus)])
+        assert isinstance(result, Encoding) and len(result.per_zoom) == parts
+        alone = combined([encoder.encode(picture, prompt, focus=scale) for scale in used_zooms(prompt, focus)])
         assert np.abs(result.embedding - alone.embedding).max() < 1e-5
 
 
 def test_scales_are_averaged(encoder: Encoder, picture: np.ndarray) -> None:
-    focus = Focus(heads=1, roi=1, zoom=(0, 2, 1.25))
-    query = encode_scales(encoder, picture, BOX, focus)
+    focus = Focus(heads_on=1, attention_shift=1, zoom=(0, 2, 1.25))
+    query = encode_zooms(encoder, picture, BOX, focus)
     singles = [
-        encoder.encode(picture, BOX, focus=Focus(heads=1, roi=1, zoom=z), outputs=EVERYTHING) for z in (0, 2, 1.25)
+        encoder.encode(picture, BOX, focus=Focus(heads_on=1, attention_shift=1, zoom=z), outputs=EVERYTHING)
+        for z in (0, 2, 1.25)
     ]
     mean = sum(single.embedding for single in singles)
     assert np.abs(query.embedding - mean / np.linalg.norm(mean)).max() < 1e-6
     states = np.stack([single.state for single in singles])
     expected = [encoder.rerank(s.embedding[None], s.head_weights[None], states)[0] for s in singles]
     assert np.abs(query_db_scores(encoder, query, states) - np.mean(expected, axis=0)).max() < 1e-6
-    (many,) = encode_scales_many(encoder, [picture], [BOX], focus)
-    assert isinstance(many, Encoding) and len(many.scales) == 3
+    (many,) = encode_zooms_many(encoder, [picture], [BOX], focus)
+    assert isinstance(many, Encoding) and len(many.per_zoom) == 3
     assert np.abs(many.embedding - query.embedding).max() < 1e-5
     assert combined([singles[0]]) is singles[0]
-    assert encode_scales(encoder, picture, None, focus).scales == ()
+    assert encode_zooms(encoder, picture, None, focus).per_zoom == ()
 
 
 @pytest.mark.parametrize(
     "focus",
     [
-        {"heads": 0},
-        {"heads": 2.5},
-        {"heads": 2**33},
-        {"heads": "2"},
-        {"roi": "1"},
+        {"heads_on": 0},
+        {"heads_on": 2.5},
+        {"heads_on": 2**33},
+        {"heads_on": "2"},
+        {"attention_shift": "1"},
         {"zoom": "2"},
         {"zoom": [0, None]},
-        {"roi": -0.1},
-        {"roi": 1.01},
+        {"attention_shift": -0.1},
+        {"attention_shift": 1.01},
         {"zoom": 0.5},
         {"zoom": ()},
         {"zoom": (0, float("nan"))},
@@ -258,19 +261,19 @@ def test_focus_out_of_range(focus: dict) -> None:
     assert Focus(np.int64(2), zoom=[0, 2]) == Focus(2, zoom=(0, 2))
 
 
-def test_one_encoding_has_one_scale(encoder: Encoder, picture: np.ndarray) -> None:
-    with pytest.raises(InvalidInput, match="several scales"):
+def test_one_encoding_has_one_zoom(encoder: Encoder, picture: np.ndarray) -> None:
+    with pytest.raises(InvalidInput, match="several zooms"):
         encoder.encode(picture, BOX, focus=Focus(zoom=(0, 2)))
 
 
 def test_fovea_through_the_server(encoder: Encoder, picture: np.ndarray) -> None:
-    plain, biased = (encoder.encode(picture, BOX, focus=Focus(heads=4, fovea=alpha)) for alpha in (0, 50))
+    plain, biased = (encoder.encode(picture, BOX, focus=Focus(heads_on=4, fovea=alpha)) for alpha in (0, 50))
     assert np.abs(plain.embedding - biased.embedding).max() > 1e-3
 
 
 def test_presets(encoder: Encoder, picture: np.ndarray) -> None:
     assert Focus.paper() == Focus()
-    robust = encode_scales(encoder, picture, BOX, Focus.robust())
-    by_hand = encode_scales(encoder, picture, BOX, Focus(4, roi=1, zoom=(0, 1.25, 2)))
+    robust = encode_zooms(encoder, picture, BOX, Focus.robust())
+    by_hand = encode_zooms(encoder, picture, BOX, Focus(4, attention_shift=1, zoom=(0, 1.25, 2)))
     assert robust.head_weights.tolist() == [1, 1, 1, 1]
     assert np.abs(robust.embedding - by_hand.embedding).max() < 1e-6
