@@ -1,6 +1,6 @@
 """Decoding, batching and the engines as one asynchronous call. Knows nothing of gRPC.
 
-    gate -> decode queue -> decode threads -> encode queue -> one engine per device
+    decode queue -> decode threads -> encode queue -> one engine per device
 
 Both queues let interactive items overtake bulk. Threads on N cores: on a CPU the model gets N, since its parallel
 loops run in lockstep and leave gaps, and decoding N/4, which suffices because an image costs several times more to
@@ -22,7 +22,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, InvalidInput, ModelError
+from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, InvalidInput, ModelError, ServerDraining
 from phs_milvus.contract.types import (
     Encoding,
     Explanation,
@@ -36,7 +36,6 @@ from phs_milvus.contract.types import (
 from phs_server.config import Settings
 from phs_server.flow.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
 from phs_server.flow.focus import attention_change, prepare_focused
-from phs_server.flow.gate import Gate
 from phs_server.flow.preprocess import Prepared, prepare_image
 from phs_server.model import checkpoint
 from phs_server.model.engine import EncodedBatch, FocusEngine, available_cores, resolve_devices
@@ -77,7 +76,6 @@ class Pipeline:
         ]
         self.info = _describe(loaded, self._engines[0], settings)
         self._batch_limit = settings.max_batch_size
-        self._gate = Gate(settings.max_queue_size, settings.max_in_flight_bytes)
         bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_in_flight_bytes}
         workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
         self._decodes: Batcher[_Undecoded, Prepared] = Batcher(
@@ -117,19 +115,19 @@ class Pipeline:
         focus: Focus,
         *,
         timeout: float | None = None,
-        wait: bool = False,
+        bulk: bool = False,
     ) -> Encoding:
         """Encodes one image; see `Encoding` for shapes.
 
         Args:
             timeout: seconds left for this item; None: no limit.
-            wait: bulk: let interactive items pass, and wait for room instead of raising EncoderBusy.
+            bulk: let interactive items pass.
 
         Raises:
             ImageError, PromptError: the item itself is wrong.
-            EncoderBusy, DeadlineExceeded, EncoderUnavailable: as their names say.
+            EncoderBusy, DeadlineExceeded, ServerDraining: as their names say.
         """
-        decoded, done = await self._run(image, mask, focus, timeout, wait)
+        decoded, done = await self._run(image, mask, focus, timeout, bulk)
         prepared, row = decoded.result, done.result
         return Encoding(
             embedding=row.embedding,
@@ -146,7 +144,7 @@ class Pipeline:
         self, image: bytes, mask: MaskRuns | None, focus: Focus, *, timeout: float | None = None
     ) -> Explanation:
         """What each head looks at in one image; raises as `encode` does."""
-        decoded, done = await self._run(image, mask, focus, timeout, wait=False)
+        decoded, done = await self._run(image, mask, focus, timeout, bulk=False)
         prepared, row = decoded.result, done.result
         return Explanation(
             attention=self._on_grid(row.attention),
@@ -177,11 +175,6 @@ class Pipeline:
         """Items that wait: images to be decoded, decoded images for a batch, reranks."""
         return {"decode": self._decodes.depth, "encode": self._encodes.depth, "rerank": self._reranks.depth}
 
-    @property
-    def waiting(self) -> int:
-        """Bulk images that wait in front of the queues."""
-        return self._gate.waiting
-
     def close(self, timeout: float) -> None:
         """Finishes queued work for up to `timeout` seconds, then fails what is left."""
         until = time.monotonic() + timeout
@@ -189,27 +182,24 @@ class Pipeline:
             batcher.close(max(0.0, until - time.monotonic()))
 
     async def _run(
-        self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, wait: bool
+        self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, bulk: bool
     ) -> tuple[Completed[Prepared], Completed[_Row]]:
         deadline = _deadline(timeout)
-        priority = Priority.BULK if wait else Priority.INTERACTIVE
-        side = self._preprocessing.image_size
-        # An image is held as a file first and as model input then, never as both for long.
-        async with self._gate.admitted(max(len(image), 3 * side * side), wait):
-            decoded = await _answered(
-                lambda: self._decodes.submit((image, mask, focus), deadline, priority=priority, size=len(image))
+        priority = Priority.BULK if bulk else Priority.INTERACTIVE
+        decoded = await _answered(
+            lambda: self._decodes.submit((image, mask, focus), deadline, priority=priority, size=len(image))
+        )
+        prepared = decoded.result
+        done = await _answered(
+            lambda: self._encodes.submit(
+                prepared,
+                deadline,
+                priority=priority,
+                # One item that changes the attention would take all of its batch off the recorded graphs.
+                key=prepared.changes_attention,
+                size=prepared.pixels.nbytes,
             )
-            prepared = decoded.result
-            done = await _answered(
-                lambda: self._encodes.submit(
-                    prepared,
-                    deadline,
-                    priority=priority,
-                    # One item that changes the attention would take all of its batch off the recorded graphs.
-                    key=prepared.changes_attention,
-                    size=prepared.pixels.nbytes,
-                )
-            )
+        )
         return decoded, done
 
     def _prepare(self, image: bytes, mask: MaskRuns | None, focus: Focus) -> Prepared:
@@ -294,4 +284,4 @@ async def _answered(submit: Callable[[], Future[Result]]) -> Result:
     except Expired as error:
         raise DeadlineExceeded(str(error)) from None
     except Closed as error:
-        raise EncoderUnavailable(str(error)) from None
+        raise ServerDraining(str(error)) from None

@@ -29,10 +29,12 @@ from PIL import Image
 from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
-from phs_milvus.contract.errors import EncoderUnavailable, ModelError
+from phs_milvus.contract.errors import ModelError, PortTaken
 from phs_milvus.contract.types import MaskRuns
 from phs_server.app import ServerThread
 from phs_server.config import Settings, add_flags, make_parser, parse
+from phs_server.edge.admission import Admission
+from phs_server.edge.callers import caller_of
 from phs_server.edge.service import FocusEncoderService
 from phs_server.flow.pipeline import Pipeline
 from phs_server.ops.metrics import Metrics
@@ -207,7 +209,8 @@ def test_rerank_names_the_tensor_that_does_not_fit(
 def test_a_shape_of_millions_of_sizes_is_refused_in_a_short_text(stub: pb_grpc.FocusEncoderStub) -> None:
     request = pb.RerankRequest(embeddings=pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=[1] * 2_000_000))
     error = failure(lambda: stub.Rerank(request, timeout=20))
-    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and "got 2000000 dimensions" in error.details()
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and len(error.details()) < 200
+    assert error.details().startswith("embeddings: ") and "shape" in error.details()
 
 
 def test_more_scores_than_fit_into_a_message_are_refused_with_how_many_do(tiny_model: Path) -> None:
@@ -342,7 +345,8 @@ def test_a_cancelled_stream_frees_its_place(tiny_model: Path) -> None:
 
 
 def test_an_item_read_as_its_stream_is_cancelled_gives_its_bytes_back(tiny_model: Path) -> None:
-    service = FocusEncoderService(settings(tiny_model), Metrics())
+    admission = Admission(settings(tiny_model))
+    service = FocusEncoderService(settings(tiny_model), Metrics(), admission)
     service.pipeline = Pipeline(settings(tiny_model))
     held: list[int] = []
 
@@ -352,31 +356,28 @@ def test_an_item_read_as_its_stream_is_cancelled_gives_its_bytes_back(tiny_model
         reads = 0
         stream: asyncio.Task[None]
 
-        def peer(self) -> str:
-            return "peer"
-
-        async def read(self) -> pb.EncodeStreamRequest:
+        async def read(self) -> bytes:
             self.reads += 1
             if self.reads == 1:
                 self.stream.cancel()
-                return next(items([jpeg()]))
-            held.append(service.admission.bytes_held)
+                return next(items([jpeg()])).SerializeToString()
+            held.append(admission.bytes_held)
             return await asyncio.Event().wait()
 
     async def scenario() -> None:
         context = Context()
 
-        async def read() -> None:
-            async for _ in service._answers(context):
-                pass
+        async def serve() -> None:
+            with admission.streams.taken(caller_of("ipv4:127.0.0.1:1")) as place:
+                await service._encode_stream(context, place.caller, place)
 
-        context.stream = asyncio.create_task(read())
+        context.stream = asyncio.create_task(serve())
         await asyncio.gather(context.stream, return_exceptions=True)
         await asyncio.sleep(0.1)
 
     asyncio.run(scenario())
     service.pipeline.close(timeout=10)
-    assert held[0] > 0 and service.admission.bytes_held == 0
+    assert held[0] > 0 and admission.bytes_held == admission.images == len(admission.streams) == 0
 
 
 def held_open(gate: threading.Event) -> Iterator[pb.EncodeStreamRequest]:
@@ -513,13 +514,20 @@ def test_bytes_in_flight_are_bounded(tiny_model: Path) -> None:
 # --- health, reflection, start and stop -------------------------------------------------------------------------------
 
 
-def test_health_names_and_reflection(address: str, channel: grpc.Channel) -> None:
+def test_health_names(address: str) -> None:
     assert [health(address, name) for name in ("", "readiness", "liveness", "phs.v1.FocusEncoder")] == ["SERVING"] * 4
     assert health(address, "nonsense") == "NOT_FOUND"
-    ask = reflection_pb2.ServerReflectionRequest(list_services="")
-    (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]), timeout=20)
-    names = {service.name for service in answer.list_services_response.service}
-    assert names >= {"phs.v1.FocusEncoder", "grpc.health.v1.Health"}
+
+
+def test_reflection_is_there_where_it_is_asked_for(address: str, channel: grpc.Channel, tiny_model: Path) -> None:
+    def names(channel: grpc.Channel) -> set[str]:
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]), timeout=20)
+        return {service.name for service in answer.list_services_response.service}
+
+    assert failure(lambda: names(channel)).code() is grpc.StatusCode.UNIMPLEMENTED
+    with ServerThread(settings(tiny_model, reflection=True)) as server, open_channel(server.address) as telling:
+        assert names(telling) >= {"phs.v1.FocusEncoder", "grpc.health.v1.Health"}
 
 
 def test_while_loading_alive_but_not_ready_and_stopped_by_sigterm_all_the_same(deit: Path) -> None:
@@ -583,7 +591,7 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tiny_model: Pat
 def test_a_taken_port_is_an_error_that_names_it(address: str, tiny_model: Path) -> None:
     port = int(address.rpartition(":")[2])
     with (
-        pytest.raises(EncoderUnavailable, match=f"127.0.0.1:{port}: is the port taken"),
+        pytest.raises(PortTaken, match=f"127.0.0.1:{port}: is the port taken"),
         ServerThread(settings(tiny_model, port=port)),
     ):
         pass
@@ -636,11 +644,10 @@ def test_metrics_count_what_happened(tiny_model: Path) -> None:
         assert float(values["phs_ready"]) == 1
         for queue in ("decode", "encode", "rerank"):
             assert float(values[f'phs_queue_depth{{queue="{queue}"}}']) == 0
-        for room in ("bytes", "images"):
-            assert float(values[f'phs_bulk_waiting{{room="{room}"}}']) == 0
+        assert float(values["phs_bulk_waiting"]) == float(values["phs_in_flight_images"]) == 0
         assert float(values["phs_in_flight_bytes"]) == 0 and float(values["process_resident_memory_bytes"]) > 1e7
         with (
-            pytest.raises(EncoderUnavailable, match=f"metrics on 127.0.0.1:{port}"),
+            pytest.raises(PortTaken, match=f"metrics on 127.0.0.1:{port}"),
             ServerThread(settings(tiny_model, metrics_port=port)),
         ):
             pass
