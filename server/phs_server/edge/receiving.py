@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import Counter, defaultdict
 
@@ -21,7 +22,7 @@ from phs_server.ops import memory
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.02
 # What a message of some size takes on the wire beside itself, in frames, headers and TLS records.
 _OVERHEAD, _SHARE_OVERHEAD = 128, 0.004
 # Addresses that may have all that one may have.
@@ -68,7 +69,8 @@ class Receiver:
             if sum(map(len, self._reading.values())) > self._most_harmless:
                 started = time.monotonic()
                 if self._look():
-                    await asyncio.to_thread(memory.trim)
+                    # Not awaited: it takes as long as many more bytes take to come.
+                    threading.Thread(target=memory.trim, name="trim", daemon=True).start()
                 # With thousands of connections a look takes milliseconds.
                 pause = max(_LOOK_SECONDS, 10 * (time.monotonic() - started))
 
@@ -83,12 +85,12 @@ class Receiver:
                 self._delivered[peer] = known  # exactly: what calls that were cancelled had sent is gone
         unfinished = {peer: received.get(endpoint_of(peer), 0) - self._delivered[peer] for peer in self._reading}
         refused = False
-        while peer := self._too_much(unfinished):
-            size = unfinished.pop(peer)
-            log.warning("refused calls of %s, whose messages are unfinished at %d MiB", peer, size / 2**20)
-            for place in list(self._reading[peer]):
+        while most := self._too_much(unfinished):
+            size = unfinished.pop(most)
+            log.warning("refused calls of %s, whose messages are unfinished at %d MiB", most, size / 2**20)
+            for place in list(self._reading[most]):
                 place.end()
-            self._delivered[peer] += size
+            self._delivered[most] += size
             refused = True
         return refused
 
