@@ -1,4 +1,4 @@
-"""The entry point of `phs-server`. Imports little before signals are taken: a start lasts seconds, most of it imports."""
+"""The entry point of `phs-server`: takes signals before the imports, which last seconds."""
 
 from __future__ import annotations
 
