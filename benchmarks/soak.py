@@ -1,6 +1,7 @@
 """Twice the load the server can take, with hostile, cancelled and expired requests, a kill -9 and a SIGTERM restart.
 
     .venv/bin/python benchmarks/soak.py --minutes 10          # .venv as `make test` makes it
+    .venv/bin/python benchmarks/soak.py --hostile --minutes 30      # good callers beside attackers; see soak_hostile.py
 
 Starts a server of a tiny checkpoint made here as a process on loopback, measures what it can take with good images
 only, then offers twice that, open loop: requests are sent when they are due, whether or not the ones before are
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import random
 import sys
 import tempfile
@@ -26,8 +26,9 @@ from statistics import median
 
 import grpc
 import numpy as np
-from PIL import Image
 
+from benchmarks import soak_hostile
+from benchmarks.soak_hostile import embedding, photo
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
@@ -261,18 +262,6 @@ async def outcome_of(call: grpc.aio.UnaryUnaryCall, timeout: float) -> tuple[str
         return "REFUSED_STREAM" if refused else error.code().name, None
 
 
-def photo(seed: int) -> bytes:
-    """A JPEG of 1600x1200, so that the server has work to do and the sender has little."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(blocks).resize((1600, 1200), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
-
-
-def embedding(answer: pb.EncodeResponse) -> np.ndarray:
-    return np.frombuffer(answer.embedding.data, np.float32)
-
-
 def report(soak: Soak, capacity: float) -> list[str]:
     """Prints the tables; returns what is wrong."""
     problems = [f"{count}x {text}" for text, count in Counter(soak.tally.wrong).most_common(20)]
@@ -311,7 +300,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the overload (default 10)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hostile", action="store_true", help="good callers alone, then beside every kind of attack")
     options = parser.parse_args()
+    if options.hostile:
+        return soak_hostile.main(options.minutes, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         model = save_checkpoint("dinov2", Path(folder))
         with ServerProcess(model, precision="float32", max_calls=32, drain_seconds=10) as server:

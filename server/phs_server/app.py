@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -123,12 +123,14 @@ class Server:
     def _register(self) -> None:
         reader, calls, probes = ProbeReader(), self._calls, self._admission.probes
 
-        def probe(name: str, answer: Callable[[bytes, grpc.aio.ServicerContext], object]) -> grpc.RpcMethodHandler:
-            async def serve(context: grpc.aio.ServicerContext, caller: Caller, _: Place) -> None:
+        def probe(
+            name: str, answer: Callable[[bytes, grpc.aio.ServicerContext, Place], Awaitable[None]]
+        ) -> grpc.RpcMethodHandler:
+            async def serve(context: grpc.aio.ServicerContext, caller: Caller, place: Place) -> None:
                 message = await reader.read(context, caller)
                 if message is None:
                     raise InvalidInput("the call carries no message", "request")
-                await answer(message, context)  # type: ignore[misc]
+                await answer(message, context, place)
 
             return calls.open_to_all(name, probes, serve)
 
@@ -141,7 +143,7 @@ class Server:
         }
         if self.settings.reflection:
             listing = reflection.Reflection(tuple(services), reader)
-            serve: Serve = lambda context, caller, _: listing.serve(context, caller)  # noqa: E731
+            serve: Serve = lambda context, caller, place: listing.serve(context, caller, place)  # noqa: E731
             services[reflection.SERVICE_NAME] = {
                 "ServerReflectionInfo": calls.guarded("ServerReflectionInfo", probes, serve)
             }

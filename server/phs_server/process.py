@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from typing import Any, NoReturn
 
 from phs_milvus.contract.errors import InvalidInput, PhsError
@@ -30,10 +29,10 @@ def run(settings: Settings) -> NoReturn:
     writer = logs.configure(settings.log_level, settings.log_format)
     try:
         # Not asyncio.run: cancelling what gRPC leaves behind makes it write tracebacks, and the process ends anyway.
-        status = asyncio.new_event_loop().run_until_complete(_serve(settings))
+        status = asyncio.new_event_loop().run_until_complete(_serve(settings, writer))
     except PhsError as error:
         field = error.field if isinstance(error, InvalidInput) else ""
-        print(f"phs-server: {f'{field}: ' if field else ''}{error}", file=sys.stderr)
+        writer.write(f"phs-server: {f'{field}: ' if field else ''}{error}\n")
         status = UNUSABLE if isinstance(error, InvalidInput) else FAILED
     except KeyboardInterrupt:
         status = STOPPED
@@ -42,7 +41,7 @@ def run(settings: Settings) -> NoReturn:
     os._exit(status)
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, writer: logs.Writer) -> int:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def on_signal() -> None:
@@ -60,7 +59,7 @@ async def _serve(settings: Settings) -> int:
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             starting.result()
-            if not await _supervised(server, stopping):
+            if not await _supervised(server, stopping, writer):
                 return BROKEN
         log.info("draining for up to %g s", settings.drain_seconds)
     finally:
@@ -71,9 +70,9 @@ async def _serve(settings: Settings) -> int:
     return STOPPED
 
 
-async def _supervised(server: Server, stopping: asyncio.Task[Any]) -> bool:
+async def _supervised(server: Server, stopping: asyncio.Task[Any], writer: logs.Writer) -> bool:
     """Waits for the signal to stop; False where the server ended by itself before."""
-    supervisor = Supervisor(server.private_address, _give_up) if server.private_address else None
+    supervisor = Supervisor(server.private_address, lambda: _give_up(writer)) if server.private_address else None
     ended = asyncio.create_task(server.ended())
     if supervisor:
         supervisor.start()
@@ -87,9 +86,8 @@ async def _supervised(server: Server, stopping: asyncio.Task[Any]) -> bool:
     return False
 
 
-def _give_up() -> None:
+def _give_up(writer: logs.Writer) -> None:
     """On the supervisor's thread: nothing else in this process can be relied upon."""
     log.critical("the server does not answer its own calls any more; start it again")
-    if isinstance(sys.stderr, logs.Writer):
-        sys.stderr.drain(_LOG_SECONDS)
+    writer.drain(_LOG_SECONDS)
     os._exit(BROKEN)

@@ -34,6 +34,7 @@ class Client:
     """
 
     def __init__(self, address: str, source: str = "127.0.0.1", window: int = 65535) -> None:
+        self.address = address
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)), SECONDS, (source, 0))
         config = H2Configuration(client_side=True, validate_outbound_headers=False, normalize_outbound_headers=False)

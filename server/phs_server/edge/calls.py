@@ -81,12 +81,11 @@ class Calls:
             with places.taken(caller) as place:
                 await serve(context, caller, place)
             return
-        except asyncio.CancelledError:  # by the client, or its deadline passed
+        except (asyncio.CancelledError, grpc.aio.InternalError):
+            # By the client, its deadline, or the end of its connection while it was answered. gRPC is told so: it would
+            # otherwise try to send a status.
             self._metrics.failed(name, grpc.StatusCode.CANCELLED.name)
-            raise
-        except grpc.aio.InternalError:  # its connection ended while it was answered
-            self._metrics.failed(name, grpc.StatusCode.CANCELLED.name)
-            return
+            raise asyncio.CancelledError from None
         except Exception as error:
             status = status_and_details(error)
         self._fail(name, context, *status)

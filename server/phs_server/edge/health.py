@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from phs_milvus.contract.errors import InvalidInput, ServerDraining
+from phs_server.edge.places import Place
 
 SERVICE_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _Status = health_pb2.HealthCheckResponse
@@ -46,7 +47,7 @@ class Health:
         self._draining = True
         self.report(ready=False)
 
-    async def check(self, message: bytes, context: grpc.aio.ServicerContext) -> None:
+    async def check(self, message: bytes, context: grpc.aio.ServicerContext, place: Place) -> None:
         """Answers once.
 
         Raises:
@@ -57,9 +58,10 @@ class Health:
             context.set_code(grpc.StatusCode.NOT_FOUND)
             context.set_details(f"known names: {', '.join(sorted(name for name in self._statuses if name))}")
         else:
-            await context.write(_Status(status=status).SerializeToString())
+            with place.sending():
+                await context.write(_Status(status=status).SerializeToString())
 
-    async def watch(self, message: bytes, context: grpc.aio.ServicerContext) -> None:
+    async def watch(self, message: bytes, context: grpc.aio.ServicerContext, place: Place) -> None:
         """Answers at once and at every change.
 
         Raises:
@@ -70,7 +72,8 @@ class Health:
         while True:
             news, status = self._news, self._statuses.get(name, _Status.SERVICE_UNKNOWN)
             if status != told:
-                await context.write(_Status(status=status).SerializeToString())
+                with place.sending():
+                    await context.write(_Status(status=status).SerializeToString())
                 told = status
                 continue  # it may have changed while this was written
             if self._draining:

@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from phs_milvus.contract.errors import InvalidInput
 from phs_server.edge.callers import Caller
+from phs_server.edge.places import Place
 from phs_server.edge.probes import ProbeReader
 
 SERVICE_NAME = reflection.SERVICE_NAME
@@ -28,10 +29,11 @@ class Reflection:
         self._answers = reflection.aio.ReflectionServicer((*names, SERVICE_NAME))
         self._reader = reader
 
-    async def serve(self, context: grpc.aio.ServicerContext, caller: Caller) -> None:
+    async def serve(self, context: grpc.aio.ServicerContext, caller: Caller, place: Place) -> None:
         """Answers one call; raises what `ProbeReader.read` does."""
         async for answer in self._answers.ServerReflectionInfo(self._questions(context, caller), context):
-            await context.write(answer.SerializeToString())
+            with place.sending():
+                await context.write(answer.SerializeToString())
 
     async def _questions(
         self, context: grpc.aio.ServicerContext, caller: Caller

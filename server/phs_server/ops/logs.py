@@ -49,8 +49,8 @@ class TextFormatter(logging.Formatter):
         return shortened(super().format(record))
 
 
-class Writer(io.TextIOBase):
-    """Writes to a file descriptor from a thread of its own, and drops what it does not take. Stands in for stderr.
+class Writer:
+    """Writes to a file descriptor from a thread of its own, and drops what it does not take.
 
     Args:
         descriptor: stays open and as it is: another process may share it.
@@ -63,19 +63,15 @@ class Writer(io.TextIOBase):
         self._writing = False
         threading.Thread(target=self._work, name="log", daemon=True).start()
 
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> None:
         with self._changed:
             self._waiting.append(text.encode(errors="replace"))
             self._changed.notify_all()
-        return len(text)
 
     def drain(self, seconds: float) -> None:
         """Waits until everything is written, but no longer than that."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting and not self._writing, seconds)
-
-    def fileno(self) -> int:
-        return self._descriptor
 
     def _work(self) -> None:
         while True:
@@ -128,9 +124,26 @@ def configure(level: str, form: str) -> Writer:
     """Sends logs, and whatever else Python writes there, to stderr; `form` is "text" or "json"."""
     sys.stderr.flush()
     writer = Writer(sys.stderr.fileno())
-    sys.stderr = writer
+    sys.stderr = _Captured()
     handler = BoundedHandler(writer)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(_TEXT))
     logging.captureWarnings(True)  # Pillow's, about images with corrupt metadata
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if level != "debug":
+        # Tracebacks about what callers sent; errors of our own code do not come this far.
+        logging.getLogger("grpc").setLevel(logging.CRITICAL)
     return writer
+
+
+class _Captured(io.TextIOBase):
+    """What Python code writes to stderr past logging becomes log lines, and is bounded as they are."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text[:_LONGEST]).split("\n")
+        for line in filter(str.strip, lines):
+            logging.getLogger("stderr").warning("%s", line)
+        self._line = self._line[:_LONGEST]
+        return len(text)

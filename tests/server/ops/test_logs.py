@@ -37,9 +37,8 @@ class Lines(logs.Writer):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> None:
         self.lines.append(text)
-        return len(text)
 
 
 def test_a_flood_of_one_level_is_cut_and_counted_and_hides_no_other_level(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +72,25 @@ def test_a_line_is_no_longer_than_so_much() -> None:
     assert len(lines.lines[0]) < 3000 and "start" in lines.lines[0] and "end" in lines.lines[0]
     text = logs.JsonFormatter().format(record("y" * 10**6))
     assert len(text) < 3000 and json.loads(text)["message"].startswith("yyy")
+
+
+def test_what_is_written_to_stderr_past_logging_is_bounded_too(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    kept = root.handlers[:], root.level, logging.getLogger("grpc").level
+    monkeypatch.setattr(logs.sys, "stderr", os.fdopen(os.dup(2), "w"))
+    writer = logs.configure("info", "text")
+    try:
+        for index in range(5000):
+            print(f"line {index}", "x" * 50, file=logs.sys.stderr)
+        writer.drain(10)
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:], root.level = kept[0], kept[1]
+        logging.getLogger("grpc").setLevel(kept[2])
+    written = capfd.readouterr().err
+    assert "WARNING stderr: line 0 xxx" in written and len(written) < 50_000
 
 
 def test_writing_into_a_full_pipe_returns_at_once_and_goes_on_when_it_is_read(pipe: tuple[int, int]) -> None:
