@@ -183,6 +183,12 @@ def visit(name: str, trail: tuple[str, ...], graph: dict[str, set[str]], done: s
     done.add(name)
 
 
+def test_test_files_are_short() -> None:
+    """A longer one is split by what its tests are about; what the parts share goes into support.py beside them."""
+    long = {path: len(path.read_text().splitlines()) for path in (REPO / "tests").rglob("*.py")}
+    assert not {str(path.relative_to(REPO)): lines for path, lines in long.items() if lines > 350}
+
+
 def test_committed_stubs_are_what_the_contract_generates(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "phs_milvus/contract/_pb=proto/phs/v1"]
     command += [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python", "pyi")]

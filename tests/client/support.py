@@ -1,0 +1,53 @@
+"""What the tests of the client share: a server that follows a script, and images without end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+
+from phs_milvus.contract._pb import encoder_pb2 as pb
+from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
+
+HEADS, HIDDEN = 4, 48
+BUSY, GONE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
+
+
+class Scripted(pb_grpc.FocusEncoderServicer):
+    """A gRPC server that follows a script: what a real one cannot be made to do on demand."""
+
+    def __init__(self, *statuses: tuple[grpc.StatusCode, tuple[tuple[str, str], ...]]) -> None:
+        self.statuses = list(statuses)
+        self.arrivals: list[float] = []
+
+    def GetModelInfo(self, request: pb.GetModelInfoRequest, context: grpc.ServicerContext) -> pb.ModelInfo:
+        self.arrivals.append(time.monotonic())
+        if self.statuses:
+            code, trailing = self.statuses.pop(0)
+            context.set_trailing_metadata(trailing)
+            context.abort(code, "scripted")
+        return pb.ModelInfo(model_id="scripted")
+
+    def EncodeStream(
+        self, requests: Iterator[pb.EncodeStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.EncodeStreamResponse]:
+        """Answers in pairs, the wrong way round, and each item twice."""
+        if self.statuses:
+            next(iter(requests))
+            context.abort(self.statuses.pop(0)[0], "scripted")
+        pair = []
+        for item in requests:
+            answer = pb.EncodeStreamResponse(id=item.id, response=pb.EncodeResponse(width=int(item.id) + 1))
+            pair.append(answer)
+            if len(pair) == 2:
+                yield from (*reversed(pair), *pair)
+                pair.clear()
+        yield from pair
+
+
+def lingering(images: list[Path]) -> Iterator[Path]:
+    yield from images
+    while True:
+        yield images[0]
