@@ -265,12 +265,12 @@ class Bench:
     def close(self) -> None:
         """Drops the collection, if one was made, also where filling it failed."""
         if self._to_drop is not None:
-            from phs_milvus.milvus.connection import close, errors
+            from phs_milvus.milvus.connection import close, translated_errors
 
             client, name = self._to_drop
             self._to_drop = None
             try:
-                with errors(f"cannot drop collection {name!r}"):
+                with translated_errors(f"cannot drop collection {name!r}"):
                     if client.has_collection(name):
                         client.drop_collection(name)
             finally:

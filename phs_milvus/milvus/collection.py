@@ -13,7 +13,7 @@ from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, InvalidInput
 from phs_milvus.contract.types import Float32Array, ModelInfo
 from phs_milvus.milvus import schema
-from phs_milvus.milvus.connection import MilvusClient, close, connect, errors
+from phs_milvus.milvus.connection import MilvusClient, close, connect, translated_errors
 from phs_milvus.milvus.rows import Candidates, Id, ModelRecord, Row, batches, check_rows, normalised, quote
 from phs_milvus.milvus.table import BYTES_PER_ANSWER, BYTES_PER_CALL, ROWS_PER_CALL, Table
 
@@ -65,7 +65,7 @@ class FocusedCollection:
         """
         record = ModelRecord.of(model)
         schema.check(name, record, index_type, id_max_length)
-        with errors(f"cannot create collection {name!r}"):
+        with translated_errors(f"cannot create collection {name!r}"):
             if client.has_collection(name):
                 if not overwrite:
                     raise CollectionError(f"collection {name!r} exists; open it, or create it with overwrite=True")
@@ -103,7 +103,7 @@ class FocusedCollection:
             CollectionError: no such collection, or a field that is missing or of another type or size.
             ModelMismatch: the collection remembers another model.
         """
-        with errors(f"cannot open collection {name!r}"):
+        with translated_errors(f"cannot open collection {name!r}"):
             if not client.has_collection(name):
                 there = ", ".join(sorted(client.list_collections())) or "none"
                 raise CollectionError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from phs_milvus.contract.errors import CollectionError, InvalidInput
-from phs_milvus.milvus.connection import MilvusClient, errors, is_lite, message_of
+from phs_milvus.milvus.connection import MilvusClient, is_lite, message_of, translated_errors
 from phs_milvus.milvus.rows import Id, literal
 
 # A proxy takes messages of 64 MiB in, and fails on answers of about 100 MB.
@@ -37,7 +37,7 @@ class Table:
         # A server searches a snapshot that may be seconds old; after a write of ours the next search asks for
         # the present. Reads by id always do.
         self._written = False
-        with errors(f"cannot load collection {name!r}"):
+        with translated_errors(f"cannot load collection {name!r}"):
             client.load_collection(name)  # Milvus Lite wants it after every reopen
 
     def insert(self, records: list[dict[str, Any]]) -> None:
@@ -50,19 +50,19 @@ class Table:
         self._write(self._client.insert if self._lite else self._client.upsert, records)
 
     def _write(self, call: Any, records: list[dict[str, Any]]) -> None:
-        with errors(f"cannot write to collection {self._name!r}"):
+        with translated_errors(f"cannot write to collection {self._name!r}"):
             call(self._name, records, timeout=_TIMEOUT_S)
         self._written = True
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Deletes records by id."""
-        with errors(f"cannot delete from collection {self._name!r}"):
+        with translated_errors(f"cannot delete from collection {self._name!r}"):
             self._client.delete(self._name, filter=self._among(ids), timeout=_TIMEOUT_S)
         self._written = True
 
     def flush(self) -> None:
         """Seals and indexes what was written."""
-        with errors(f"cannot flush collection {self._name!r}"):
+        with translated_errors(f"cannot flush collection {self._name!r}"):
             self._client.flush(self._name, timeout=_TIMEOUT_S)
 
     def count(self) -> int:
@@ -120,7 +120,7 @@ class Table:
             )
 
         try:
-            with errors(f"cannot search collection {self._name!r}"):
+            with translated_errors(f"cannot search collection {self._name!r}"):
                 written, self._written = self._written, False
                 hits = call(**_STRONG if written else {})
                 # Nothing at all may mean nothing yet, where somebody else has just written.
@@ -140,7 +140,7 @@ class Table:
             raise InvalidInput(f"Milvus does not take the filter {filter!r}: {cause}", "filter") from error
 
     def _query(self, filter: str, names: list[str], **options: Any) -> list[dict[str, Any]]:
-        with errors(f"cannot read collection {self._name!r}"):
+        with translated_errors(f"cannot read collection {self._name!r}"):
             rows = self._client.query(
                 self._name, filter=filter, output_fields=names, timeout=_TIMEOUT_S, **_STRONG, **options
             )
