@@ -12,7 +12,7 @@ import numpy as np
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, InvalidInput
 from phs_milvus.contract.types import Float32Array, ModelInfo
-from phs_milvus.milvus import schema
+from phs_milvus.milvus import creation, schema
 from phs_milvus.milvus.connection import MilvusClient, close, connect, translated_errors
 from phs_milvus.milvus.rows import Candidates, Id, ModelRecord, Row, batches, check_rows, normalised, quote
 from phs_milvus.milvus.table import BYTES_PER_ANSWER, BYTES_PER_CALL, ROWS_PER_CALL, Table
@@ -57,20 +57,21 @@ class FocusedCollection:
             name: letters, digits and underscores, not starting with a digit.
             index_type: "AUTOINDEX", "HNSW" or "FLAT" (exhaustive).
             id_max_length: UTF-8 bytes an id may have.
-            overwrite: drop a collection of that name first, with all its rows.
+            overwrite: if a collection of that name is there, put the new one in its place and drop it with all its
+                rows, when the new one is ready. Aliases of the name stay.
 
         Raises:
             InvalidInput: a name, index type or id length that Milvus does not take.
-            CollectionError: the name is taken, or the model's state does not fit a row.
+            CollectionError: the name is taken, or it is an alias, whose collection is never overwritten; or the
+                model's state does not fit a row.
         """
         record = ModelRecord.of(model)
-        schema.check(name, record, index_type, id_max_length)
+        creation.check(name, record, index_type, id_max_length)
         with translated_errors(f"cannot create collection {name!r}"):
-            if client.has_collection(name):
-                if not overwrite:
-                    raise CollectionError(f"collection {name!r} exists; open it, or create it with overwrite=True")
-                client.drop_collection(name)
-            schema.make(client, name, record, index_type, id_max_length)
+            exists = client.has_collection(name)
+            if exists and not overwrite:
+                raise CollectionError(f"collection {name!r} exists; open it, or create it with overwrite=True")
+            (creation.replace if exists else creation.create)(client, name, record, index_type, id_max_length)
         return cls.open(client, name)
 
     @classmethod

@@ -1,47 +1,14 @@
-"""What the fields of a collection are: the schema that we make, and how to read somebody else's."""
+"""What the fields of a collection are, whoever made it."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from phs_milvus.contract import state as state_codec
-from phs_milvus.contract.errors import CollectionError, InvalidInput
+from phs_milvus.contract.errors import CollectionError
 from phs_milvus.milvus.connection import DataType, MilvusClient
 from phs_milvus.milvus.rows import ModelRecord
-
-
-def make(client: MilvusClient, name: str, record: ModelRecord, index_type: str, id_max_length: int) -> None:
-    """Makes an empty collection; arguments as of `FocusedCollection.create`, checked there by `check`."""
-    text = record.to_json()
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=True, description=text)
-    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=id_max_length)
-    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=record.embedding_size)
-    schema.add_field("phs_state", DataType.VARCHAR, max_length=state_codec.text_length(record.hidden_size))
-    schema.add_field("digest", DataType.VARCHAR, max_length=64)
-    index = client.prepare_index_params()
-    params = {"M": 16, "efConstruction": 200} if index_type == "HNSW" else {}
-    index.add_index("embedding", index_type=index_type, metric_type="COSINE", params=params)
-    # Milvus Lite forgets the description and keeps properties; servers keep both.
-    client.create_collection(name, schema=schema, properties={"phs": text})
-    # There is nothing to index yet, so nothing to wait for.
-    client.create_index(name, index, sync=False)
-
-
-def check(name: str, record: ModelRecord, index_type: str, id_max_length: int) -> None:
-    """Raises InvalidInput for what Milvus does not take, CollectionError for a state that no row can hold."""
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
-        raise InvalidInput(f"a collection's name has letters, digits and underscores, got {name!r}", "collection")
-    if index_type not in ("AUTOINDEX", "HNSW", "FLAT"):
-        raise InvalidInput(f"index_type is AUTOINDEX, HNSW or FLAT, got {index_type!r}", "index_type")
-    if not 1 <= id_max_length <= 65_535:
-        raise InvalidInput(f"id_max_length is 1 to 65535, got {id_max_length}", "id_max_length")
-    if record.hidden_size > state_codec.MAX_HIDDEN_SIZE:
-        raise CollectionError(
-            f"{record.model_id!r} has hidden size {record.hidden_size}; a row can hold the state of at most "
-            f"{state_codec.MAX_HIDDEN_SIZE}"
-        )
 
 
 def remembered(description: dict[str, Any]) -> ModelRecord | None:
