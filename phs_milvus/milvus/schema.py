@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError
+from phs_milvus.contract.types import Float32Array
 from phs_milvus.milvus.connection import DataType, MilvusClient
 from phs_milvus.milvus.rows import ModelRecord
+
+# Embeddings that were kept in half precision somewhere on the way are within it.
+NORM_TOLERANCE = 0.01
 
 
 def remembered(description: dict[str, Any]) -> ModelRecord | None:
@@ -97,3 +103,23 @@ def _metric(client: MilvusClient, name: str, embedding: str) -> str:
                 )
             return metric
     raise CollectionError(f"collection {name!r} has no index on {embedding!r}: create one, by COSINE")
+
+
+def check_norms(name: str, field: str, metric: str, embeddings: Float32Array) -> None:
+    """Raises CollectionError unless stored embeddings [n, E] are all of norm 1: by IP and L2 the search would rank by
+    length, and give scores that are no cosine similarities."""
+    norms = np.linalg.norm(embeddings.astype(np.float64), axis=1)
+    wrong = ~(np.abs(norms - 1) <= NORM_TOLERANCE)  # NaN is wrong too
+    if wrong.any():
+        spread = " to ".join(dict.fromkeys(f"{norm:.3g}" for norm in (norms.min(), norms.max())))
+        raise not_of_norm_1(
+            name, field, metric, f"{wrong.sum()} of {len(norms)} rows looked at are not, norms {spread}"
+        )
+
+
+def not_of_norm_1(name: str, field: str, metric: str, found: str) -> CollectionError:
+    """The error for embeddings that cannot be searched by their metric."""
+    return CollectionError(
+        f"collection {name!r}: {field!r} is indexed by {metric}, which needs embeddings of norm 1, and {found}; "
+        "index the field by COSINE, or store the embeddings divided by their norm"
+    )

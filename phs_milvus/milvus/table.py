@@ -1,6 +1,7 @@
-"""A Milvus collection as a table of plain records; differences between Milvus Lite and servers end here.
+"""A Milvus collection as a table of plain records, read and written alike on Milvus Lite and on servers.
 
-What there was to even out was found by experiment with milvus-lite 3.2 and Milvus 2.3.5.
+What had to be evened out was found by experiment with milvus-lite 3.2 and Milvus 2.3.5; making and connecting have
+differences of their own (creation.py, connection.py).
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from phs_milvus.contract.errors import CollectionError, InvalidInput
+import numpy as np
+
+from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
+from phs_milvus.contract.types import Float32Array
 from phs_milvus.milvus.connection import MilvusClient, is_lite, message_of, translated_errors
 from phs_milvus.milvus.rows import Id, literal
 
@@ -77,6 +81,11 @@ class Table:
             found |= {row[self.key]: row for row in rows}
         return [found[key] for key in ids if key in found]
 
+    def sample(self, name: str, count: int) -> Float32Array:
+        """float32 [n, E]: the vectors of at most `count` records, whichever Milvus gives first."""
+        vectors = [row[name] for row in self._query("", [name], limit=count)]
+        return np.array(vectors, np.float32).reshape(len(vectors), -1) if vectors else np.empty((0, 0), np.float32)
+
     def iterate_keys(self) -> Iterator[Id]:
         """All ids in ascending order, a page at a time."""
         # Each page starts after the last id of the one before. pymilvus' own iterator does so too, but does
@@ -137,7 +146,9 @@ class Table:
             self._query(filter, [self.key], limit=1)
         except CollectionError as error:
             cause = message_of(error.__cause__ or error)
-            raise InvalidInput(f"Milvus does not take the filter {filter!r}: {cause}", "filter") from error
+            raise InvalidInput(
+                f"Milvus does not take the filter {shown(filter)!r}: {shown(cause)}", "filter"
+            ) from error
 
     def _query(self, filter: str, names: list[str], **options: Any) -> list[dict[str, Any]]:
         with translated_errors(f"cannot read collection {self._name!r}"):

@@ -11,7 +11,7 @@ from pymilvus import DataType, MilvusClient
 
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, InvalidInput
-from phs_milvus.milvus.collection import FocusedCollection
+from phs_milvus.milvus.collection import FocusedCollection, Row
 from tests.milvus.support import INFO, make_rows
 
 FIELDS = {"embedding_field": "vector", "state_field": "packed"}
@@ -89,3 +89,56 @@ def test_attach_where_milvus_makes_the_ids(client: MilvusClient, foreign: Callab
     record = {"vector": row.embedding, "packed": state_codec.pack(row.state), "title": "t"}
     client.insert(collection.name, [record])
     assert collection.search(row.embedding[None], 1, output_fields=["title"])[0].fields == [{"title": "t"}]
+
+
+def add_raw(client: MilvusClient, name: str, norms: list[float]) -> list[Row]:
+    """Rows whose embeddings have these norms, as an owner writes them."""
+    rows = make_rows(list(range(len(norms))))
+    for row, norm in zip(rows, norms, strict=True):
+        record = {"pk": row.id, "vector": norm * row.embedding, "packed": state_codec.pack(row.state), "title": "t"}
+        client.insert(name, [record])
+    return rows
+
+
+@pytest.mark.parametrize("metric", ["IP", "L2"])
+@pytest.mark.parametrize(
+    ("norms", "found"),
+    [
+        ([3.0, 6.0, 12.0], "3 of 3 rows looked at are not, norms 3 to 12"),
+        ([1.0, 1.0, 0.5], "1 of 3 rows looked at are not, norms 0.5 to 1"),
+        ([1.0, 0.0], "1 of 2 rows looked at are not, norms 0 to 1"),
+    ],
+)
+def test_raw_embeddings_are_refused(
+    client: MilvusClient, foreign: Callable[..., str], metric: str, norms: list[float], found: str
+) -> None:
+    name = foreign(metric)
+    add_raw(client, name, norms)
+    with pytest.raises(CollectionError, match=f"{metric}, which needs embeddings of norm 1, and {found}; .*COSINE"):
+        FocusedCollection.attach(client, name, **FIELDS, model=INFO)
+
+
+@pytest.mark.parametrize("metric", ["IP", "L2"])
+def test_raw_embeddings_written_later_are_noticed_by_a_search(
+    client: MilvusClient, foreign: Callable[..., str], metric: str
+) -> None:
+    collection = FocusedCollection.attach(client, foreign(metric), **FIELDS, model=INFO)
+    query = make_rows([0])[0].embedding
+    add_raw(client, collection.name, [1.0, 1.0])
+    collection.upsert(make_rows([7], seed=1, title="ours"))  # the search after a write of ours sees the present
+    assert len(collection.search(query[None], 5)[0]) == 3
+    client.upsert(collection.name, [{"pk": 9, "vector": 30 * query, "packed": "", "title": ""}])
+    collection.upsert(make_rows([7], seed=1, title="ours"))
+    with pytest.raises(CollectionError, match=f"{metric}, which needs embeddings of norm 1, and a 'cosine' is"):
+        collection.search(query[None], 5)
+
+
+def test_by_cosine_raw_embeddings_are_as_good(client: MilvusClient, foreign: Callable[..., str]) -> None:
+    name = foreign("COSINE")
+    rows = add_raw(client, name, [3.0, 0.1, 500.0])
+    collection = FocusedCollection.attach(client, name, **FIELDS, model=INFO)
+    client.flush(name)
+    query = rows[1].embedding
+    found = collection.search(query[None], 3)[0]
+    assert found.ids[0] == 1 and found.scores[0] == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(sorted(found.scores), sorted(float(row.embedding @ query) for row in rows), atol=1e-5)
