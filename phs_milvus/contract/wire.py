@@ -1,4 +1,4 @@
-"""protobuf <-> types: the only module that reads or writes message fields, used by the client and by the server.
+"""Messages of the contract <-> our types, for the client and for the server.
 
 Reading validates: a message may come from anyone. Every `InvalidInput` raised here names the field.
 """
