@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTO := proto/phs/v1/encoder.proto
 
-.PHONY: demo test lint format proto bench clean
+.PHONY: demo test test-all lint format proto bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/phs-milvus demo
 
+# Each worker has servers of its own and takes whole files.
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+
+# What is slow by nature, which `make test` leaves out; then the tests that a real Milvus server can take.
+test-all: $(VENV)/.dev
+	$(BIN)/pytest -m slow
+	tests/milvus_standalone.sh $(BIN)/pytest tests/milvus tests/ingest tests/search
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -40,15 +40,12 @@ def test_server_imports_without_pymilvus() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_the_package_is_quick() -> None:
-    """Under 0.3 s more than what it stands on; the best of three, so that a busy machine does not fail it."""
-    code = """
-import time, numpy, PIL.Image, grpc
-start = time.perf_counter()
-import phs_milvus
-print(time.perf_counter() - start)
-"""
-    assert min(float(run_python(code).stdout) for _ in range(3)) < 0.3
+def test_importing_the_package_loads_nothing_it_stands_on() -> None:
+    """Importing is quick because every name is loaded when it is first used."""
+    done = run_python("import phs_milvus, sys; print(*{name.partition('.')[0] for name in sys.modules})")
+    loaded = set(done.stdout.split())
+    assert "phs_milvus" in loaded
+    assert not loaded & {"numpy", "PIL", "grpc", "google", "pymilvus", "pandas", "torch", "asyncio", "tqdm"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
 
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
+from phs_milvus.contract.errors import PhsError
+from phs_milvus.contract.types import Encoding
 
 HEADS, HIDDEN = 4, 48
 BUSY, GONE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
@@ -51,3 +53,7 @@ def lingering(images: list[Path]) -> Iterator[Path]:
     yield from images
     while True:
         yield images[0]
+
+
+async def listed(results: AsyncIterator[Encoding | PhsError]) -> list[Encoding | PhsError]:
+    return [result async for result in results]

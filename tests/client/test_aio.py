@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -12,10 +12,10 @@ import pytest
 
 from phs_milvus.client.aio import AsyncEncoder
 from phs_milvus.client.requests import Outputs
-from phs_milvus.contract.errors import DeadlineExceeded, ImageError, InvalidInput, PhsError
+from phs_milvus.contract.errors import DeadlineExceeded, ImageError, InvalidInput
 from phs_milvus.contract.types import Encoding
 from phs_milvus.pointing.prompts import Box
-from tests.client.support import BUSY, GONE, HEADS, Scripted, lingering
+from tests.client.support import BUSY, GONE, HEADS, Scripted, lingering, listed
 from tests.servers import ServerProcess
 
 
@@ -42,10 +42,6 @@ def test_async_encoder_gives_what_encoder_gives(address: str, images: list[Path]
                 await listed(encoder.encode_many(images[:3], [None]))
 
     asyncio.run(use())
-
-
-async def listed(results: AsyncIterator[Encoding | PhsError]) -> list[Encoding | PhsError]:
-    return [result async for result in results]
 
 
 def test_async_bulk_survives_full_gone_and_twice_and_gives_up(

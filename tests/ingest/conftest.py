@@ -10,12 +10,11 @@ from pymilvus import MilvusClient
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.milvus.collection import FocusedCollection, close, connect
-from tests.ingest.support import URI
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusClient]:
-    client = connect(URI or str(tmp_path_factory.mktemp("milvus") / "test.db"))
+def client(milvus_uri: str) -> Iterator[MilvusClient]:
+    client = connect(milvus_uri)
     yield client
     close(client)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
+import sys
+from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -78,15 +80,36 @@ def test_prompts_are_values() -> None:
     assert len({Point(1, 2), Point(1.0, 2.0), Polygon([(0, 0), (1, 0), (0, 1)])}) == 2
 
 
-def test_large_images_are_fast() -> None:
-    corners = [(2000 + 1500 * math.cos(a / 50), 1500 + 1200 * math.sin(a / 50)) for a in range(314)]
-    for prompt in (Box(100, 100, 3000, 2000), Point(2000, 1500), Polygon(corners)):
-        elapsed = []
-        for _ in range(3):
-            start = time.perf_counter()
-            to_runs(prompt, 4000, 3000)
-            elapsed.append(time.perf_counter() - start)
-        assert min(elapsed) < 0.5  # a few to twenty milliseconds; the margin is for busy machines
+def test_large_images_cost_python_no_step_per_row() -> None:
+    """That is what makes them fast: pixels and rows are numpy's work."""
+
+    def steps(scale: int) -> list[int]:
+        corners = [(200 + 150 * math.cos(a / 50), 150 + 120 * math.sin(a / 50)) for a in range(314)]
+        polygon = Polygon([(scale * x, scale * y) for x, y in corners])
+        box, point = Box(10 * scale, 10 * scale, 300 * scale, 200 * scale), Point(200 * scale, 150 * scale)
+        width, height = 400 * scale, 300 * scale
+        return [python_lines(lambda prompt=prompt: to_runs(prompt, width, height)) for prompt in (box, point, polygon)]
+
+    for large, small in zip(steps(10), steps(1), strict=True):
+        assert large - small < 2700  # as many rows more
+
+
+def python_lines(call: Callable[[], object]) -> int:
+    """How many lines of Python a call runs."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., object]:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return lines
 
 
 def test_parsing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from phs_milvus.contract._pb import encoder_pb2 as pb
+from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.types import MaskRuns
 from phs_server.config import Settings
 
@@ -49,12 +51,26 @@ def settings(model: Path, **changes: object) -> Settings:
     return Settings(**{"model": str(model), "port": 0, "precision": "float32", "drain_seconds": 2, **changes})
 
 
-def open_channel(address: str) -> grpc.Channel:
+def open_channel(address: str, *options: tuple[str, int]) -> grpc.Channel:
     """Without retries, so that a test sees what the server says."""
-    return grpc.insecure_channel(
-        address,
-        [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)],
-    )
+    own = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+    return grpc.insecure_channel(address, [*own, *options])
+
+
+def refused_beside(stub: pb_grpc.FocusEncoderStub, request: pb.EncodeRequest) -> tuple[grpc.Future, grpc.RpcError]:
+    """`request`, still being worked on, and how a small call was refused meanwhile.
+
+    Whether the small call comes while the other is worked on is chance on a busy machine, so it is tried again.
+    """
+    for _ in range(20):
+        working = stub.Encode.future(request, timeout=60)
+        while not working.done():
+            try:
+                stub.Encode(pb.EncodeRequest(image=jpeg()), timeout=60)
+            except grpc.RpcError as error:
+                if not working.done():
+                    return working, error
+    raise AssertionError("a small call was never refused; make the request slower")
 
 
 def failure(call: Callable[[], object]) -> grpc.RpcError:
@@ -83,6 +99,13 @@ def eventually(check: Callable[[], bool], seconds: float = 10) -> None:
             pass
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def metrics(port: int) -> dict[str, float]:
+    """What a server counts, by name and labels, as Prometheus would read it."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20).read().decode()
+    lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
 
 
 def silence(gate: threading.Event) -> Iterator[bytes]:

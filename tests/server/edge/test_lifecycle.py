@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import grpc
@@ -20,8 +19,18 @@ from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.errors import EncoderUnavailable, ModelError
 from phs_server.app import ServerThread
-from tests.server.edge.support import HEADS, eventually, failure, held_open, jpeg, open_channel, settings, slow_png
-from tests.servers import REPO, ServerProcess, health
+from tests.server.edge.support import (
+    HEADS,
+    eventually,
+    failure,
+    held_open,
+    jpeg,
+    metrics,
+    open_channel,
+    settings,
+    slow_png,
+)
+from tests.servers import REPO, ServerProcess, free_port, health
 
 
 def test_health_names_and_reflection(address: str, channel: grpc.Channel) -> None:
@@ -66,21 +75,24 @@ def test_a_dead_worker_turns_health_off_and_callers_do_not_hang(tiny_model: Path
 
 
 def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tiny_model: Path) -> None:
-    with (
-        ServerProcess(tiny_model, decode_threads=1, drain_seconds=20) as server,
-        open_channel(server.address) as channel,
-    ):
+    """Long before drain_seconds, which an open watch or stream would use up."""
+    metrics_port, image = free_port(), slow_png()
+    flags = {"decode_threads": 1, "drain_seconds": 600, "metrics_port": metrics_port}
+    with ServerProcess(tiny_model, **flags) as server, open_channel(server.address) as channel:
         stub = pb_grpc.FocusEncoderStub(channel)
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         gate = threading.Event()
         stream = stub.EncodeStream(held_open(gate))
         assert next(stream).id == 0
-        accepted = [stub.Encode.future(pb.EncodeRequest(image=slow_png()), timeout=30) for _ in range(3)]
-        time.sleep(0.3)
-        started = time.monotonic()
-        assert server.terminate() == 0
-        assert time.monotonic() - started < 15, "an open watch or stream must not hold up the drain"
+        accepted = [stub.Encode.future(pb.EncodeRequest(image=image), timeout=60) for _ in range(3)]
+        # In this order: a call that ends between the two is counted late, and never twice.
+        eventually(
+            lambda: (
+                sum(call.done() for call in accepted) + metrics(metrics_port)["phs_in_flight_bytes"] // len(image) == 3
+            )
+        )
+        assert server.terminate(timeout=120) == 0
         assert [call.result().width for call in accepted] == [9000] * 3
         assert failure(lambda: next(stream)).code() is grpc.StatusCode.UNAVAILABLE
         assert (
