@@ -27,9 +27,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Stubs are committed; tests/test_architecture.py fails when they differ from what this makes.
-proto: $(VENV)/.dev
-	$(BIN)/python -m grpc_tools.protoc -I phs_milvus/contract/_pb=proto/phs/v1 \
+# Stubs are committed; tests/test_architecture.py fails when they are not the contract's. They refuse a grpcio or protobuf
+# older than their generator, so the oldest that pyproject.toml allows makes them.
+proto: | $(VENV)
+	$(PYTHON) -m venv $(VENV)/proto
+	$(VENV)/proto/bin/python -m pip install --quiet grpcio-tools==1.72.1 setuptools
+	$(VENV)/proto/bin/python -m grpc_tools.protoc -I phs_milvus/contract/_pb=proto/phs/v1 \
 		--python_out=. --grpc_python_out=. --pyi_out=. phs_milvus/contract/_pb/encoder.proto
 
 # One stamp per set of extras; a changed pyproject or constraints file installs again.

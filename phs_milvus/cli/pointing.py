@@ -31,7 +31,9 @@ def add_prompt_flags(command: argparse.ArgumentParser) -> None:
         choices=("paper", "robust"),
         help="paper: as published; robust: what held up best on clean and bad prompts; the flags below change it",
     )
-    group.add_argument("--heads", type=int, metavar="N", help="attention heads to keep (default: the model's)")
+    group.add_argument(
+        "--heads", type=_heads, metavar="N", help="attention heads to keep, or 'all' (default: the model's number)"
+    )
     group.add_argument(
         "--roi",
         type=float,
@@ -65,8 +67,8 @@ def focus_of(options: argparse.Namespace, settings: SearchSettings | None = None
     if options.focus and settings is not None:
         raise PhsError("--focus and --settings exclude each other: both say how to focus")
     base = getattr(Focus, options.focus)() if options.focus else Focus() if settings is None else settings.focus
-    given = {name: getattr(options, name) for name in ("heads", "roi", "zoom") if getattr(options, name) is not None}
-    return replace(base, **given)
+    flags = {"heads_on": options.heads, "attention_shift": options.roi, "zoom": options.zoom}
+    return replace(base, **{name: value for name, value in flags.items() if value is not None})
 
 
 def settings_of(options: argparse.Namespace, fingerprint: str) -> SearchSettings | None:
@@ -80,6 +82,11 @@ def settings_of(options: argparse.Namespace, fingerprint: str) -> SearchSettings
             f"{fingerprint[:12]}; run phs-milvus tune with this model"
         )
     return settings
+
+
+def _heads(text: str) -> int | str:
+    """Reads "3" or "all"; argparse reports a ValueError under the flag's name."""
+    return text if text == "all" else int(text)
 
 
 def _zoom(text: str) -> float | tuple[float, ...]:

@@ -102,14 +102,14 @@ def _candidates(options: argparse.Namespace, settings: SearchSettings | None) ->
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from phs_milvus.search.zooms import used_scales
+    from phs_milvus.search.zooms import used_zooms
 
     prompt = prompt_of(options)
     with open_encoder(options) as encoder:
         focus = focus_of(options, settings_of(options, encoder.info.fingerprint))
         explanations = {
-            f"zoom {scale.only_zoom:g}": encoder.explain(options.image, prompt, focus=scale)
-            for scale in used_scales(prompt, focus)
+            f"zoom {single.single_zoom:g}": encoder.explain(options.image, prompt, focus=single)
+            for single in used_zooms(prompt, focus)
         }
     if options.json:
         facts = [_facts(explanation) for explanation in explanations.values()]

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from phs_milvus.client import requests
-from phs_milvus.client.bulk import Patience, Window
+from phs_milvus.client.bulk import RetryBudget, Window
 from phs_milvus.client.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
 from phs_milvus.client.requests import DEFAULT_ADDRESS, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Outputs
 from phs_milvus.contract import wire
@@ -47,9 +47,9 @@ class AsyncEncoder:
         )
         self._stub = pb_grpc.FocusEncoderStub(self._channel)
 
-    async def info(self) -> ModelInfo:
-        """The server's model and limits. Binds this client to that model, see `Encoder.info`."""
-        info = wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+    async def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
+        """See `Encoder.fetch_info`."""
+        info = wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout))
         self._expected = requests.bound_to(self._expected, info)
         self._limits = info.limits
         return info
@@ -81,7 +81,7 @@ class AsyncEncoder:
     ) -> AsyncIterator[Encoding | PhsError]:
         """See `Encoder.encode_many`. `images` is read on the event loop, each image on a thread."""
         pairs = requests.pairs(images, prompts)
-        window, patience = Window(in_flight), Patience(timeout or self._timeout)
+        window, budget = Window(in_flight), RetryBudget(timeout or self._timeout)
         stream = _AsyncStream(self._stub, self._metadata, self.address)
         exhausted = False
         try:
@@ -99,14 +99,14 @@ class AsyncEncoder:
                 if window.empty:
                     if exhausted:
                         return
-                    patience.progress()
+                    budget.progress()
                     continue
                 try:
-                    window.answer(*requests.stream_answer(await stream.receive(patience)))
-                    patience.progress()
+                    window.answer(*requests.stream_answer(await stream.receive(budget)))
+                    budget.progress()
                 except requests.TRANSIENT as error:
-                    with patience.waiting():
-                        await asyncio.sleep(patience.pause(error))
+                    with budget.waiting():
+                        await asyncio.sleep(budget.pause(error))
                     stream.close()
                     stream = _AsyncStream(self._stub, self._metadata, self.address)
                     for message in window.unanswered():
@@ -172,12 +172,12 @@ class _AsyncStream:
     def send(self, message: pb.EncodeStreamRequest) -> None:
         self._requests.put_nowait(message)
 
-    async def receive(self, patience: Patience) -> pb.EncodeStreamResponse:
+    async def receive(self, budget: RetryBudget) -> pb.EncodeStreamResponse:
         try:
-            with patience.waiting() as left:
+            with budget.waiting() as left:
                 answer = await asyncio.wait_for(self._call.read(), left)
         except asyncio.TimeoutError:
-            raise patience.timed_out(self._address) from None
+            raise budget.timed_out(self._address) from None
         except grpc.RpcError as error:
             raise requests.stream_error(error, self._address) from None
         if answer is grpc.aio.EOF:

@@ -75,7 +75,7 @@ class Window:
         return [message for message in self._items.values() if isinstance(message, pb.EncodeStreamRequest)]
 
 
-class Patience:
+class RetryBudget:
     """How long to go on without progress: `timeout` seconds of waiting, with jittered, growing pauses between attempts.
 
     Only time inside `waiting()` counts: a caller may take as long as it likes over a result or over the next image.
@@ -93,7 +93,7 @@ class Patience:
 
     @contextmanager
     def waiting(self) -> Iterator[float]:
-        """Around a wait for the server; gives the seconds until patience runs out."""
+        """Around a wait for the server; gives the seconds until budget runs out."""
         started = time.monotonic()
         try:
             yield max(0.0, self._left)
@@ -101,7 +101,7 @@ class Patience:
             self._left -= time.monotonic() - started
 
     def timed_out(self, address: str) -> PhsError:
-        """What to raise when patience runs out: why the stream broke last, or that nothing was answered."""
+        """What to raise when budget runs out: why the stream broke last, or that nothing was answered."""
         return self._error or DeadlineExceeded(
             f"the embedding server at {address} answered none of the items in flight for {self._timeout:g} s"
         )
@@ -110,7 +110,7 @@ class Patience:
         """Seconds to wait before the next attempt.
 
         Raises:
-            `error`: when patience has run out.
+            `error`: when budget has run out.
         """
         if self._left <= 0:
             raise error

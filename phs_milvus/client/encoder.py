@@ -25,7 +25,7 @@ from typing import Any
 import grpc
 
 from phs_milvus.client import requests
-from phs_milvus.client.bulk import Patience, Window
+from phs_milvus.client.bulk import RetryBudget, Window
 from phs_milvus.client.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
 from phs_milvus.client.requests import DEFAULT_ADDRESS, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Outputs
 from phs_milvus.contract import wire
@@ -76,18 +76,26 @@ class Encoder:
         )
         self._stub = pb_grpc.FocusEncoderStub(self._channel)
 
-    @cached_property
-    def info(self) -> ModelInfo:
-        """The server's model and limits; asked once.
+    def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
+        """Asks the server for its model and limits: one call over the network.
 
-        From then on this Encoder is for that model: if the server comes back with another one, calls fail with
-        ModelMismatch, where embeddings of two models would otherwise be mixed. And from then on images over the
-        server's limits fail before they are sent, if its limits are other than the defaults.
+        From then on this Encoder is bound to that model: if the server comes back with another one, calls fail with
+        ModelMismatch instead of mixing embeddings of two models. Images over the server's limits then fail before
+        they are sent.
+
+        Raises:
+            EncoderError: the server could not answer; see phs_milvus.contract.errors.
         """
-        info = wire.info_from_pb(self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), None))
+        answer = self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout)
+        info = wire.info_from_pb(answer)
         self._expected = requests.bound_to(self._expected, info)
         self._limits = info.limits
         return info
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """What `fetch_info` answered: the first use calls the server and may raise as it does; later uses do not."""
+        return self.fetch_info()
 
     def encode(
         self,
@@ -131,7 +139,7 @@ class Encoder:
             InvalidInput: another number of prompts than of images.
         """
         pairs = requests.pairs(images, prompts)
-        window, patience = Window(in_flight), Patience(timeout or self._timeout)
+        window, budget = Window(in_flight), RetryBudget(timeout or self._timeout)
         stream = _Stream(self._stub, self._metadata, self.address)
         exhausted = False
         try:
@@ -146,14 +154,14 @@ class Encoder:
                 if window.empty:
                     if exhausted:
                         return
-                    patience.progress()
+                    budget.progress()
                     continue
                 try:
-                    window.answer(*requests.stream_answer(stream.receive(patience)))
-                    patience.progress()
+                    window.answer(*requests.stream_answer(stream.receive(budget)))
+                    budget.progress()
                 except requests.TRANSIENT as error:
-                    with patience.waiting():
-                        time.sleep(patience.pause(error))
+                    with budget.waiting():
+                        time.sleep(budget.pause(error))
                     stream.close()
                     stream = _Stream(self._stub, self._metadata, self.address)
                     for message in window.unanswered():
@@ -226,12 +234,12 @@ class _Stream:
     def send(self, message: pb.EncodeStreamRequest) -> None:
         self._requests.put(message)
 
-    def receive(self, patience: Patience) -> pb.EncodeStreamResponse:
+    def receive(self, budget: RetryBudget) -> pb.EncodeStreamResponse:
         try:
-            with patience.waiting() as left:
+            with budget.waiting() as left:
                 answer = self._answers.get(timeout=left)
         except queue.Empty:
-            raise patience.timed_out(self._address) from None
+            raise budget.timed_out(self._address) from None
         if isinstance(answer, PhsError):
             raise answer
         return answer

@@ -45,17 +45,17 @@ TRANSIENT = (EncoderUnavailable, EncoderBusy)
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an Encoding shall hold beside the embedding.
+    """What an Encoding should hold beside the embedding.
 
     Attributes:
         state: the PHS state, for storing with the image.
-        heads: head scores and weights.
+        head_weights: head scores and head weights.
         timings: milliseconds in each stage of the server.
-        attention: what each head looks at, as in Explanation.
+        attention: where each head attends to, as in Explanation.
     """
 
     state: bool = False
-    heads: bool = False
+    head_weights: bool = False
     timings: bool = False
     attention: bool = False
 
@@ -107,7 +107,7 @@ def encode_request(
         to_runs(prompt, source.width, source.height),
         focus,
         state=outputs.state,
-        heads=outputs.heads,
+        head_weights=outputs.head_weights,
         timings=outputs.timings,
         attention=outputs.attention,
         expected_fingerprint=expected,

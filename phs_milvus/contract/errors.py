@@ -17,7 +17,12 @@ PhsError
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_SHOWN_CHARACTERS = 200
+# Greedy up to the last "@" of a word: passwords may hold "/", ":" and "@".
+_CREDENTIALS = re.compile(r"://[^\s'\"]*@")
 
 
 class PhsError(Exception):
@@ -82,6 +87,21 @@ class DeadlineExceeded(EncoderError, TimeoutError):
 
 class EncoderUnauthenticated(EncoderError):
     """The embedding server wants a token, or a different one."""
+
+
+def shown(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
+    """A value as it stands in a message: `str(value)` in one line, without the password of a URI, its middle left out
+    where it is longer than `limit` characters.
+
+    For text that others gave: a path may be a photo in base64, and a foreign exception may quote all of a file.
+    """
+    text = str(value)
+    if len(text) > 4 * limit:  # the rest is neither shown nor worth searching
+        text = f"{text[: 2 * limit]} ... {text[-2 * limit :]}"
+    text = _CREDENTIALS.sub("://***@", " ".join(text.split()))
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit * 3 // 4]} ... {text[-(limit // 4) :]}"
 
 
 # gRPC status code names (grpc.StatusCode.NAME) and the errors they become in the client. The server answers with the

@@ -1,6 +1,6 @@
 """Plain values that travel between the parts: frozen, no behaviour beyond their own consistency.
 
-H = attention heads of the model's last layer, D = hidden size, E = embedding size (DESIGN.md section 2).
+H = attention heads of the model's last layer, D = hidden size, E = embedding size (docs/DESIGN.md, "The method").
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,8 @@ Float32Array = npt.NDArray[np.float32]
 Float16Array = npt.NDArray[np.float16]
 Region = tuple[int, int, int, int]
 
-# As `Focus.heads`: every head, however many the model has, so that none is selected.
-ALL_HEADS = 2**32 - 1
+# More than any model has; what is above is a slip.
+_MOST_HEADS = 2**16
 
 
 @dataclass(frozen=True)
@@ -27,32 +28,38 @@ class Focus:
     """How to focus on a prompt.
 
     Attributes:
-        heads: attention heads to keep (h_on in the paper, section 3.2); None means the model's default:
-            5 for models of 12 or 16 heads, 1 for 24, about a third below 12. ALL_HEADS keeps them all.
-        roi: share of the last layer's [CLS] attention that is moved onto the prompt, 0 (none) to 1 (all of it).
-        zoom: 0 looks at the whole image; 1 or more at the crop around the prompt's bounding box, its sides grown by
-            this factor and clipped to the image. Several values, for example (0, 2), are scales of one query: search
-            encodes it once for each, and averages embeddings in stage one and scores in the reranking.
+        heads_on: attention heads to keep (h_on in the paper, section 3.2). None: the model's default, which is 5 for
+            models of 12 or 16 heads, 1 for 24 and about a third below 12. "all": every head, so that none is selected.
+        attention_shift: share of the last layer's [CLS] attention that is moved onto the prompt's region, from 0 (none)
+            to 1 (all of it). Called roi on the command line and in tables.
+        zoom: 0 encodes the whole image; 1 or more encodes the crop around the prompt's bounding box, its sides grown by
+            this factor and clipped to the image. Several values, for example (0, 2), make one query at several zooms:
+            search encodes it once for each, and averages embeddings in stage one and scores in the reranking.
         fovea: alpha of foveal attention, a baseline of the paper (0.2 there); for evaluation only.
 
     Only the query changes: a collection serves any focus.
+
+    Raises:
+        InvalidInput: a value out of its range.
     """
 
-    heads: int | None = None
-    roi: float = 0.0
+    heads_on: int | Literal["all"] | None = None
+    attention_shift: float = 0.0
     zoom: float | tuple[float, ...] = 0.0
     fovea: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.zoom, list):
-            object.__setattr__(self, "zoom", tuple(self.zoom))
-        if self.heads is not None and not (isinstance(self.heads, Integral) and 1 <= self.heads <= ALL_HEADS):
-            raise InvalidInput(f"heads must be a whole number from 1, or None, got {self.heads!r}", "focus")
-        if not all(isinstance(value, Real) for value in (self.roi, self.fovea, *self._zooms)):
-            raise InvalidInput(f"roi, zoom and fovea must be numbers, got {self}", "focus")
-        if not 0 <= self.roi <= 1:
-            raise InvalidInput(f"roi must be 0 to 1, got {self.roi}", "focus")
-        if not self._zooms or not all(zoom == 0 or 1 <= zoom < math.inf for zoom in self._zooms):
+        if isinstance(self.zoom, (list, tuple)):  # one zoom has one form, so that equal focuses are equal
+            zooms = tuple(self.zoom)
+            object.__setattr__(self, "zoom", zooms[0] if len(zooms) == 1 else zooms)
+        is_count = isinstance(self.heads_on, Integral) and 1 <= self.heads_on <= _MOST_HEADS
+        if not (self.heads_on is None or self.heads_on == "all" or is_count):
+            raise InvalidInput(f"heads_on must be a whole number from 1, 'all' or None, got {self.heads_on!r}", "focus")
+        if not all(isinstance(value, Real) for value in (self.attention_shift, self.fovea, *self.zooms)):
+            raise InvalidInput(f"attention_shift, zoom and fovea must be numbers, got {self}", "focus")
+        if not 0 <= self.attention_shift <= 1:
+            raise InvalidInput(f"attention_shift must be 0 to 1, got {self.attention_shift}", "focus")
+        if not self.zooms or not all(zoom == 0 or 1 <= zoom < math.inf for zoom in self.zooms):
             raise InvalidInput(f"zoom must be 0 (the whole image) or at least 1, got {self.zoom}", "focus")
         if not 0 <= self.fovea < math.inf:
             raise InvalidInput(f"fovea must be 0 or more, got {self.fovea}", "focus")
@@ -64,30 +71,39 @@ class Focus:
 
     @classmethod
     def robust(cls) -> Focus:
-        """What held up best over clean boxes, jittered boxes and clicks: roi at three scales, no head selection.
+        """The best over clean boxes, jittered boxes and clicks: full attention shift at three zooms, every head kept.
 
         All five folds chose it on 991 VOC images with a model of 3 heads (benchmarks/quality/robustness). With many
         heads selection may help as well: `phs-milvus tune` tells. A query costs three encodings.
         """
-        return cls(ALL_HEADS, roi=1.0, zoom=(0.0, 1.25, 2.0))
+        return cls("all", attention_shift=1.0, zoom=(0.0, 1.25, 2.0))
 
     @property
-    def scales(self) -> tuple[Focus, ...]:
-        """This focus at each of its scales: as many as `zoom` has values, each with one."""
-        return tuple(replace(self, zoom=zoom) for zoom in self._zooms)
-
-    @property
-    def only_zoom(self) -> float:
-        """The zoom of a focus with one scale; InvalidInput where there are several."""
-        if len(self._zooms) > 1:
-            raise InvalidInput(
-                "has several scales, which is for FocusedSearch and Reranker; an encoding has one", "focus"
-            )
-        return self._zooms[0]
-
-    @property
-    def _zooms(self) -> tuple[float, ...]:
+    def zooms(self) -> tuple[float, ...]:
+        """`zoom` as a tuple, also where it is one number."""
         return self.zoom if isinstance(self.zoom, tuple) else (self.zoom,)
+
+    @property
+    def per_zoom(self) -> tuple[Focus, ...]:
+        """This focus at each of its zooms: as many as `zoom` has values, each with one."""
+        return tuple(replace(self, zoom=zoom) for zoom in self.zooms)
+
+    @property
+    def single_zoom(self) -> float:
+        """The zoom of a focus that has one.
+
+        Raises:
+            InvalidInput: it has several.
+        """
+        if len(self.zooms) > 1:
+            raise InvalidInput(
+                "has several zooms, which FocusedSearch and Reranker take; a single encoding has one zoom", "focus"
+            )
+        return self.zooms[0]
+
+    def head_count(self, heads: int, default: int) -> int:
+        """How many of a model's `heads` attention heads are kept, where the model keeps `default` unless told."""
+        return heads if self.heads_on == "all" else self.heads_on or default
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +170,8 @@ class Encoding:
         head_weights: float32 [H], H / heads for selected heads, else 0; ones without a prompt.
         width, height: upright image size in pixels.
         attention: float32 [H, grid_height, grid_width], as in `Explanation`.
-        scales: the encodings at each scale where the focus has several; `embedding` is then their normalised mean and
-            the other fields are those of the first scale.
+        per_zoom: the encodings at each zoom where the focus has several; `embedding` is then their normalised mean and
+            the other fields are those of the first zoom.
     """
 
     embedding: Float32Array | None
@@ -166,15 +182,15 @@ class Encoding:
     width: int
     height: int
     attention: Float32Array | None = None
-    scales: tuple[Encoding, ...] = ()
+    per_zoom: tuple[Encoding, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What each head of the last layer looks at.
+    """Which patches each attention head of the last layer attends to.
 
     Attributes:
-        attention: float32 [H, grid_height, grid_width], the [CLS] row over the patches, after roi.
+        attention: float32 [H, grid_height, grid_width], the [CLS] row over the patches, after the attention shift.
         mask: float32 [grid_height, grid_width] in [0, 1], the prompt on the patch grid; None without a prompt.
         head_scores: float32 [H]; None without a prompt.
         head_weights: float32 [H].
@@ -216,7 +232,7 @@ class ModelInfo:
         heads, hidden_size, embedding_size: H, D, E.
         grid_height, grid_width: patches.
         image_size: side of the model's square input in pixels.
-        default_heads: heads kept where `Focus.heads` is None.
+        default_heads: heads kept where `Focus.heads_on` is None.
         precision: "float32", "bfloat16" or "float16".
     """
 

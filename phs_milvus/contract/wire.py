@@ -1,4 +1,4 @@
-"""protobuf <-> types: the only module that reads or writes message fields, used by the client and by the server.
+"""Messages of the contract <-> our types, for the client and for the server.
 
 Reading validates: a message may come from anyone. Every `InvalidInput` raised here names the field.
 """
@@ -6,6 +6,7 @@ Reading validates: a message may come from anyone. Every `InvalidInput` raised h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,6 @@ import numpy.typing as npt
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.contract.types import (
-    ALL_HEADS,
     Encoding,
     Explanation,
     Float16Array,
@@ -92,7 +92,7 @@ def encode_request(
     *,
     embedding: bool = True,
     state: bool = False,
-    heads: bool = False,
+    head_weights: bool = False,
     timings: bool = False,
     attention: bool = False,
     expected_fingerprint: str = "",
@@ -101,7 +101,7 @@ def encode_request(
     flags = [
         (embedding, pb.OUTPUT_EMBEDDING),
         (state, pb.OUTPUT_STATE),
-        (heads, pb.OUTPUT_HEADS),
+        (head_weights, pb.OUTPUT_HEADS),
         (timings, pb.OUTPUT_TIMINGS),
         (attention, pb.OUTPUT_ATTENTION),
     ]
@@ -164,7 +164,12 @@ def _mask_to_pb(mask: MaskRuns | None) -> pb.Mask | None:
 
 
 def _focus_to_pb(focus: Focus) -> pb.Focus:
-    return pb.Focus(heads=focus.heads or 0, roi=focus.roi, zoom=focus.only_zoom, fovea=focus.fovea)
+    message = pb.Focus(attention_shift=focus.attention_shift, zoom=focus.single_zoom, fovea=focus.fovea)
+    if focus.heads_on == "all":
+        message.all_heads = True
+    elif focus.heads_on is not None:
+        message.heads_on = focus.heads_on
+    return message
 
 
 def mask_from_pb(request: pb.EncodeRequest | pb.ExplainRequest) -> MaskRuns | None:
@@ -181,13 +186,17 @@ def focus_from_pb(request: pb.EncodeRequest | pb.ExplainRequest, model_heads: in
     Raises:
         InvalidInput: more heads than the model has, or a number out of range.
     """
-    heads = request.focus.heads
-    if heads == ALL_HEADS:
-        heads = model_heads
-    if heads > model_heads:
-        raise InvalidInput(f"heads is {heads}, but the model has {model_heads}; use 1 to {model_heads}", "focus")
     focus = request.focus
-    return Focus(heads=heads or None, roi=focus.roi, zoom=focus.zoom, fovea=focus.fovea)
+    heads_on: int | Literal["all"] | None = None
+    if focus.WhichOneof("heads") == "all_heads":
+        heads_on = "all" if focus.all_heads else None
+    elif focus.WhichOneof("heads") == "heads_on":
+        heads_on = focus.heads_on
+        if not 1 <= heads_on <= model_heads:
+            raise InvalidInput(
+                f"heads_on is {heads_on}, but the model has {model_heads} heads; use 1 to {model_heads}", "focus"
+            )
+    return Focus(heads_on, attention_shift=focus.attention_shift, zoom=focus.zoom, fovea=focus.fovea)
 
 
 def stream_request(item: int, request: pb.EncodeRequest) -> pb.EncodeStreamRequest:

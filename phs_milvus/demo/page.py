@@ -92,7 +92,7 @@ def _intro(info: ModelInfo, focus: Focus, pictures: int, truth: bool, bundled: b
     text = (
         f"<p>{pictures:,} pictures were encoded by a real gRPC server and stored in Milvus Lite. Each query below is "
         "searched twice: with the whole picture, and with what was pointed at. Pointing selects the attention heads "
-        f"of the model's last layer that look there: {focus.heads} of {info.heads}. The candidates are then "
+        f"of the model's last layer that look there: {focus.heads_on} of {info.heads}. The candidates are then "
         "scored again with the same heads (Query-DB PHS), from two small vectors stored with each picture.</p>"
     )
     if truth:

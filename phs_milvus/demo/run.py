@@ -40,7 +40,7 @@ BUNDLED_MODEL = ASSETS / "demo_model"
 BUNDLED_SCENES = ASSETS / "demo_scenes"
 PHOTO_MODEL = "facebook/dinov2-base"
 # Chosen for the bundled model on scenes that are neither shipped nor reported (tools/demo_model/README.md).
-BUNDLED_FOCUS = Focus(heads=3)
+BUNDLED_FOCUS = Focus(heads_on=3)
 
 _SHOWN = 6
 _HITS = 7
@@ -87,7 +87,7 @@ def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -
     ingested = time.perf_counter()
     search = FocusedSearch(collection, encoder)
     bundled = encoder.info.model_id == str(BUNDLED_MODEL)
-    focus = BUNDLED_FOCUS if bundled else Focus(heads=encoder.info.default_heads)
+    focus = BUNDLED_FOCUS if bundled else Focus(heads_on=encoder.info.default_heads)
     scenes = [] if images else load_scenes(folder)
     shown = [_from_scene(folder, scenes, query) for query in queries(scenes, ("box", "point", "mask"), _SHOWN)]
     if images:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from phs_milvus.contract.types import ALL_HEADS, Float16Array, Float32Array, Focus
+from phs_milvus.contract.types import Float16Array, Float32Array, Focus
 from phs_milvus.evaluation.bench import Bench, QuerySet
 from phs_milvus.evaluation.edits import Edit
 from phs_milvus.evaluation.heads import fixed_weights, head_weights
@@ -78,7 +78,7 @@ class Focused:
     """PHS, roi and zoom, together or alone; with several zooms, the mean over them.
 
     Attributes:
-        focus: `heads` None is the model's default; all of them (PHS off) is H.
+        focus: `heads_on` None is the model's default; "all" turns PHS off.
         query_db: read the database out with the query's weights too; False is Query-Only.
         pick, scaled: as in `head_weights`; anything but the defaults is a control.
     """
@@ -95,8 +95,8 @@ class Focused:
 
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         parts = []
-        for scale in self.focus.scales:
-            embeddings, weights = self.read(bench, queries, scale)
+        for single in self.focus.per_zoom:
+            embeddings, weights = self.read(bench, queries, single)
             every_head = bool((weights == 1).all())
             if self.query_db and not every_head:
                 parts.append(bench.rerank(embeddings, weights))
@@ -104,15 +104,14 @@ class Focused:
                 parts.append(embeddings @ bench.embeddings.T)
         return np.mean(parts, axis=0) if len(parts) > 1 else parts[0]
 
-    def read(self, bench: Bench, queries: QuerySet, scale: Focus) -> tuple[Float32Array, Float32Array]:
-        """The queries at one scale: (embeddings [Q, E], head weights [Q, H])."""
+    def read(self, bench: Bench, queries: QuerySet, single: Focus) -> tuple[Float32Array, Float32Array]:
+        """The queries at one zoom: (embeddings [Q, E], head weights [Q, H])."""
         states: Float16Array
-        if scale.roi or scale.only_zoom:
-            states, scores = bench.look(queries, focus=scale)
+        if single.attention_shift or single.single_zoom:
+            states, scores = bench.look(queries, focus=single)
         else:
             states, scores = bench.states[queries.images], bench.head_scores(queries)
-        every = bench.info.heads
-        count = every if scale.heads == ALL_HEADS else scale.heads or bench.info.default_heads
+        count = single.head_count(bench.info.heads, bench.info.default_heads)
         weights = head_weights(scores, count, pick=self.pick, scaled=self.scaled)
         return bench.readout(states, weights), weights
 
@@ -149,7 +148,7 @@ class TwoStage:
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         from phs_milvus.contract import state as state_codec
 
-        looks = [Focused(self.focus).read(bench, queries, scale) for scale in self.focus.scales]
+        looks = [Focused(self.focus).read(bench, queries, single) for single in self.focus.per_zoom]
         stage_one = _unit(np.mean([embeddings for embeddings, _ in looks], axis=0))
         scores = stage_one @ bench.embeddings.T + _NOT_A_CANDIDATE
         for start in range(0, len(queries), _SEARCHED_TOGETHER):
@@ -188,12 +187,12 @@ class Average:
 def describe(focus: Focus, query_db: bool | None, pick: str, scaled: bool) -> str:
     """A focus in words: "zoom 0+2, roi 1, PHS h=1, Query-DB"."""
     parts = []
-    zooms = [scale.only_zoom for scale in focus.scales]
+    zooms = focus.zooms
     if any(zooms):
         parts.append("zoom " + "+".join(f"{zoom:g}" for zoom in zooms))
-    if focus.roi:
-        parts.append(f"roi {focus.roi:g}")
-    heads = {None: "default", ALL_HEADS: "all"}.get(focus.heads, str(focus.heads))
+    if focus.attention_shift:
+        parts.append(f"roi {focus.attention_shift:g}")
+    heads = "default" if focus.heads_on is None else str(focus.heads_on)
     parts.append(
         {"top": "PHS", "bottom": "bottom heads", "random": "random heads", "all": "all heads, total of"}[pick]
         + f" h={heads}"

@@ -37,7 +37,7 @@ class Look:
     Attributes:
         digest: sha256 of the file at `path`.
         edit: applied to the pixels with `mask`; the server then sees a plain image.
-        focus: of which roi, zoom and fovea count; head counts are a matter of the readout.
+        focus: of which attention shift, zoom and fovea count; head counts are a matter of the readout.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Look:
     @property
     def key(self) -> bytes:
         """16 bytes that say what is asked, of which image."""
-        asked = (float(self.focus.roi), float(self.focus.only_zoom), float(self.focus.fovea))
+        asked = (float(self.focus.attention_shift), float(self.focus.single_zoom), float(self.focus.fovea))
         focus = "" if self.mask is None or self.edit else str(asked)
         what = hashlib.sha256(f"{self.digest} {self.edit.name if self.edit else ''} {focus}".encode())
         if self.mask is not None:
@@ -125,12 +125,14 @@ class Store:
         self, items: list[tuple[bytes, Look]], encoder: Encoder, bar: Any, failed: dict[bytes, ImageError] | None
     ) -> None:
         looks = [look for _, look in items]
-        focus = Focus(roi=looks[0].focus.roi, zoom=looks[0].focus.zoom, fovea=looks[0].focus.fovea)
+        focus = Focus(
+            attention_shift=looks[0].focus.attention_shift, zoom=looks[0].focus.zoom, fovea=looks[0].focus.fovea
+        )
         results = encoder.encode_many(
             (_image(look, encoder.info.limits.image_bytes) for look in looks),
             (_prompt(look) for look in looks),
             focus=focus,
-            outputs=Outputs(state=True, heads=True, attention=looks[0].mask is None),
+            outputs=Outputs(state=True, head_weights=True, attention=looks[0].mask is None),
         )
         rows: list[tuple[bytes, bytes, bytes, bytes | None]] = []
         try:
@@ -176,7 +178,7 @@ class Store:
 
 def _asked_together(look: Look) -> tuple[Any, ...]:
     """Looks with equal values can share one stream."""
-    return look.mask is None, look.edit is not None, look.focus.roi, look.focus.zoom, look.focus.fovea
+    return look.mask is None, look.edit is not None, look.focus.attention_shift, look.focus.zoom, look.focus.fovea
 
 
 def _image(look: Look, limit: int) -> Path | bytes:

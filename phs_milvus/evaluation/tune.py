@@ -63,7 +63,7 @@ def grid(heads: int) -> list[Focus]:
     """Every setting tried on a model with H heads."""
     counts = sorted({1, max(1, heads // 3), max(1, heads // 2), max(1, 2 * heads // 3), heads})
     return [
-        Focus(count, roi=roi, zoom=zoom if len(zoom) > 1 else zoom[0])
+        Focus(count, attention_shift=roi, zoom=zoom if len(zoom) > 1 else zoom[0])
         for zoom in _ZOOMS
         for roi in _ROIS
         for count in counts
@@ -147,8 +147,8 @@ def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int |
 
 
 def _cost(focus: Focus) -> tuple[float, ...]:
-    """What latency depends on: the scales; roi and head counts cost nothing."""
-    return tuple(scale.only_zoom for scale in focus.scales)
+    """What latency depends on: the zooms; attention shift and head counts cost nothing."""
+    return focus.zooms
 
 
 def _latencies(study: Study, focuses: Sequence[Focus]) -> dict[tuple[float, ...], float]:

@@ -25,7 +25,7 @@ from phs_milvus.milvus.rows import Id
 from phs_milvus.pointing.prompts import Prompt
 from phs_milvus.search.pictures import below
 from phs_milvus.search.rerank import Reranker
-from phs_milvus.search.zooms import encode_scales_many
+from phs_milvus.search.zooms import encode_zooms_many
 
 DEFAULT_LIMIT = 10
 # Stage one looks this many times deeper than the answer, and never less than MIN_CANDIDATES: a wrong order among
@@ -230,7 +230,7 @@ class FocusedSearch:
     def _encode(self, queries: Sequence[Query], focus: Focus) -> list[Encoding]:
         images = self._located([query.image for query in queries])
         prompts = [query.prompt for query in queries]
-        results = encode_scales_many(self._encoder, images, prompts, focus)
+        results = encode_zooms_many(self._encoder, images, prompts, focus)
         for position, result in enumerate(results):
             if isinstance(result, InvalidInput) and len(queries) > 1:
                 raise type(result)(f"query {position}: {result}", result.field)

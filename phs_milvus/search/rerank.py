@@ -23,7 +23,7 @@ from phs_milvus.contract.errors import InvalidInput, PhsError
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus
 from phs_milvus.pointing.prompts import Prompt
-from phs_milvus.search.zooms import encode_scales, query_db_scores
+from phs_milvus.search.zooms import encode_zooms, query_db_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Reranker:
 
     def query(self, image: ImageSource, prompt: Prompt | None = None, *, focus: Focus = Focus()) -> Encoding:
         """Encodes a query once, at each scale of its focus, for use with any number of candidate lists."""
-        return encode_scales(self._encoder, image, prompt, focus)
+        return encode_zooms(self._encoder, image, prompt, focus)
 
     def scores(self, query: Encoding, states: Float16Array) -> Float32Array:
         """float32 [K] scores of states [K, 2, D], in their order; the mean over the query's scales.

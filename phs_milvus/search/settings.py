@@ -35,7 +35,7 @@ def read_settings(path: str | Path) -> SearchSettings:
     """
     try:
         values = json.loads(Path(path).read_text("utf-8"))
-        settings = SearchSettings(Focus(**values.pop("focus", {})), **values)
+        settings = SearchSettings(_focus(values.pop("focus", {})), **values)
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}", "settings") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -43,3 +43,16 @@ def read_settings(path: str | Path) -> SearchSettings:
     if not isinstance(settings.candidates, int | None) or not isinstance(settings.fingerprint, str):
         raise InvalidInput(f"{path}: candidates must be a whole number and fingerprint text", "settings")
     return settings
+
+
+# Names of 0.1.0, and what took their place.
+_RENAMED = {"heads": "heads_on", "roi": "attention_shift"}
+_EVERY_HEAD_0_1_0 = 2**32 - 1
+
+
+def _focus(values: dict[str, Any]) -> Focus:
+    """A Focus of its JSON object, written by this version or by 0.1.0."""
+    named = {_RENAMED.get(name, name): value for name, value in values.items()}
+    if named.get("heads_on") == _EVERY_HEAD_0_1_0:
+        named["heads_on"] = "all"
+    return Focus(**named)

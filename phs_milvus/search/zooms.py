@@ -1,8 +1,8 @@
-"""A query at several scales: encoded once for each, its embeddings averaged in stage one, its scores in the reranking.
+"""A query at several zooms: encoded once for each, its embeddings averaged in stage one, its scores in the reranking.
 
-encoding = encode_scales(encoder, "street.jpg", Box(40, 60, 180, 220), Focus(roi=1, zoom=(0, 2)))
+encoding = encode_zooms(encoder, "street.jpg", Box(40, 60, 180, 220), Focus(attention_shift=1, zoom=(0, 2)))
 encoding.embedding          # float32 [E], the normalised mean
-encoding.scales             # one Encoding per scale
+encoding.per_zoom           # one Encoding per zoom
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus
 from phs_milvus.pointing.prompts import Prompt
 
-_OUTPUTS = Outputs(heads=True)
+_OUTPUTS = Outputs(head_weights=True)
 # Up to so many encodings are unary calls, side by side: these go before bulk work in the server, a stream queues in it.
 _FEW = 16
 
 
 class View(NamedTuple):
-    """One encoding: an image, what to look at in it, and a focus with one scale."""
+    """One encoding: an image, a prompt in it, and a focus with one zoom."""
 
     image: ImageSource
     prompt: Prompt | None
-    scale: Focus
+    focus: Focus
 
 
-def encode_scales(encoder: Encoder, image: ImageSource, prompt: Prompt | None, focus: Focus) -> Encoding:
-    """Encodes one query, with head scores and weights, at each scale of its focus; raises as `Encoder.encode`."""
-    (result,) = encode_scales_many(encoder, [image], [prompt], focus)
+def encode_zooms(encoder: Encoder, image: ImageSource, prompt: Prompt | None, focus: Focus) -> Encoding:
+    """Encodes one query, with head scores and weights, at each zoom of its focus; raises as `Encoder.encode`."""
+    (result,) = encode_zooms_many(encoder, [image], [prompt], focus)
     if isinstance(result, PhsError):
         raise result
     return result
 
 
-def encode_scales_many(
+def encode_zooms_many(
     encoder: Encoder, images: Sequence[ImageSource], prompts: Sequence[Prompt | None], focus: Focus
 ) -> list[Encoding | PhsError]:
-    """`encode_scales` for many queries; one that failed is its error."""
+    """`encode_zooms` for many queries; one that failed is its error."""
     views = [
-        View(image, prompt, scale)
+        View(image, prompt, single)
         for image, prompt in zip(images, prompts, strict=True)
-        for scale in used_scales(prompt, focus)
+        for single in used_zooms(prompt, focus)
     ]
     parts = iter(_together(encoder, views) if len(views) <= _FEW else _streamed(encoder, views))
-    return [_whole(list(islice(parts, len(used_scales(prompt, focus))))) for prompt in prompts]
+    return [_whole(list(islice(parts, len(used_zooms(prompt, focus))))) for prompt in prompts]
 
 
 def _together(encoder: Encoder, views: Sequence[View]) -> list[Encoding | PhsError]:
@@ -61,7 +61,7 @@ def _together(encoder: Encoder, views: Sequence[View]) -> list[Encoding | PhsErr
 
     def encode(view: View) -> Encoding | PhsError:
         try:
-            return encoder.encode(view.image, view.prompt, focus=view.scale, outputs=_OUTPUTS)
+            return encoder.encode(view.image, view.prompt, focus=view.focus, outputs=_OUTPUTS)
         except PhsError as error:
             return error
 
@@ -72,12 +72,12 @@ def _together(encoder: Encoder, views: Sequence[View]) -> list[Encoding | PhsErr
 
 
 def _streamed(encoder: Encoder, views: Sequence[View]) -> list[Encoding | PhsError]:
-    """One bulk encode for each scale."""
+    """One bulk encode for each zoom."""
     results: dict[int, Encoding | PhsError] = {}
-    for scale in {view.scale for view in views}:
-        chosen = [index for index, view in enumerate(views) if view.scale == scale]
+    for focus in {view.focus for view in views}:
+        chosen = [index for index, view in enumerate(views) if view.focus == focus]
         images, prompts = [views[index].image for index in chosen], [views[index].prompt for index in chosen]
-        results |= zip(chosen, encoder.encode_many(images, prompts, focus=scale, outputs=_OUTPUTS), strict=True)
+        results |= zip(chosen, encoder.encode_many(images, prompts, focus=focus, outputs=_OUTPUTS), strict=True)
     return [results[index] for index in range(len(views))]
 
 
@@ -92,28 +92,28 @@ def _whole(parts: Sequence[Encoding | PhsError]) -> Encoding | PhsError:
 
 
 def combined(encodings: Sequence[Encoding]) -> Encoding:
-    """The encodings of one query at each scale as one; a single one is returned as it is."""
+    """The encodings of one query at each zoom as one; a single one is returned as it is."""
     if len(encodings) == 1:
         return encodings[0]
     mean = np.mean([encoding.embedding for encoding in encodings if encoding.embedding is not None], axis=0)
     length = float(np.linalg.norm(mean))
-    return replace(encodings[0], embedding=(mean / (length or 1.0)).astype(np.float32), scales=tuple(encodings))
+    return replace(encodings[0], embedding=(mean / (length or 1.0)).astype(np.float32), per_zoom=tuple(encodings))
 
 
 def query_db_scores(encoder: Encoder, query: Encoding, states: Float16Array) -> Float32Array:
-    """float32 [K] exact Query-DB scores of states [K, 2, D], the mean over the query's scales.
+    """float32 [K] exact Query-DB scores of states [K, 2, D], the mean over the query's zooms.
 
     Raises:
         InvalidInput: a query without head weights.
     """
-    parts = query.scales or (query,)
+    parts = query.per_zoom or (query,)
     embeddings = [part.embedding for part in parts if part.embedding is not None]
     weights = [part.head_weights for part in parts if part.head_weights is not None]
     if not len(embeddings) == len(weights) == len(parts):
-        raise InvalidInput("has no head weights; encode it with Outputs(heads=True) or Reranker.query", "query")
+        raise InvalidInput("has no head weights; encode it with Outputs(head_weights=True) or Reranker.query", "query")
     return encoder.rerank(np.stack(embeddings), np.stack(weights), states).mean(axis=0)
 
 
-def used_scales(prompt: Prompt | None, focus: Focus) -> tuple[Focus, ...]:
-    """The focus at each scale that is encoded: without a prompt every scale is the whole image, so one will do."""
-    return focus.scales if prompt is not None else focus.scales[:1]
+def used_zooms(prompt: Prompt | None, focus: Focus) -> tuple[Focus, ...]:
+    """The focus at each zoom that is encoded: without a prompt every zoom is the whole image, so one will do."""
+    return focus.per_zoom if prompt is not None else focus.per_zoom[:1]

@@ -22,12 +22,12 @@ from tests.servers import ServerProcess
 def test_async_encoder_gives_what_encoder_gives(address: str, images: list[Path], embeddings: np.ndarray) -> None:
     async def use() -> None:
         async with AsyncEncoder(address) as encoder:
-            assert (await encoder.info()).heads == HEADS
+            assert (await encoder.fetch_info()).heads == HEADS
             together = await asyncio.gather(*(encoder.encode(path) for path in images))
             np.testing.assert_allclose([encoding.embedding for encoding in together], embeddings, atol=1e-5)
             explanation = await encoder.explain(images[0], Box(0, 0, 80, 60))
             assert explanation.attention.shape == (HEADS, 4, 4)
-            query = await encoder.encode(images[0], outputs=Outputs(state=True, heads=True))
+            query = await encoder.encode(images[0], outputs=Outputs(state=True, head_weights=True))
             scores = await encoder.rerank(query.embedding[None], query.head_weights[None], query.state[None])
             np.testing.assert_allclose(scores, [[1]], atol=1e-4)
             with pytest.raises(ImageError, match="not found"):

@@ -45,7 +45,7 @@ def test_bulk_survives_an_item_over_a_lower_limit_of_the_server(
 
     async def asynchronously(address: str) -> list[Encoding | PhsError]:
         async with AsyncEncoder(address) as encoder:
-            await encoder.info()
+            await encoder.fetch_info()
             return await listed(encoder.encode_many([images[0], noise, images[1]]))
 
     settings = Settings(model=str(tiny_model), port=0, precision="float32", drain_seconds=2, **flags)

@@ -39,11 +39,11 @@ def test_encode_from_any_source_gives_the_same(encoder: Encoder, images: list[Pa
 
 
 def test_encode_with_a_prompt_and_all_outputs(encoder: Encoder, images: list[Path]) -> None:
-    outputs = Outputs(state=True, heads=True, timings=True)
-    encoding = encoder.encode(images[0], Box(0, 0, 80, 60), focus=Focus(heads=1), outputs=outputs)
+    outputs = Outputs(state=True, head_weights=True, timings=True)
+    encoding = encoder.encode(images[0], Box(0, 0, 80, 60), focus=Focus(heads_on=1), outputs=outputs)
     assert encoding.state.shape == (2, HIDDEN) and encoding.state.dtype == np.float16
     assert sorted(encoding.head_weights) == [0, 0, 0, HEADS] and encoding.timings.compute_ms > 0
-    explanation = encoder.explain(images[0], Box(0, 0, 80, 60), focus=Focus(heads=1))
+    explanation = encoder.explain(images[0], Box(0, 0, 80, 60), focus=Focus(heads_on=1))
     assert explanation.selected_heads == [int(np.argmax(encoding.head_scores))]
     assert encoder.info.heads == HEADS and encoder.info is encoder.info
 
@@ -54,7 +54,7 @@ def test_wrong_input_is_reported_before_or_by_the_server(encoder: Encoder, image
     with pytest.raises(PromptError):
         encoder.encode(images[0], Box(500, 500, 600, 600))
     with pytest.raises(InvalidInput, match="model has 4") as caught:
-        encoder.encode(images[0], Box(0, 0, 9, 9), focus=Focus(heads=9))
+        encoder.encode(images[0], Box(0, 0, 9, 9), focus=Focus(heads_on=9))
     assert caught.value.field == "focus"
     data = images[0].read_bytes()
     with pytest.raises(ImageError, match="cannot be decoded") as caught:

@@ -139,7 +139,7 @@ def test_the_page_speaks_of_what_is_shown_whatever_the_model(encoder: Encoder, t
     """Ground truth comes with the pictures, the warning with the model: either may be there without the other."""
     measured = [Measured("whole image", 0.2, 0.0, 0.0)]
     for figures, bundled in ((measured, False), ([], True)):
-        file = write_page(tmp_path / "p.html", encoder.info, Focus(heads=2), 9, [], figures, 9, 0.1, bundled=bundled)
+        file = write_page(tmp_path / "p.html", encoder.info, Focus(heads_on=2), 9, [], figures, 9, 0.1, bundled=bundled)
         page = file.read_text()
         assert ("A green frame" in page) == bool(figures)
         assert ("middle of each picture" in page) != bool(figures)

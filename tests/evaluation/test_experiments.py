@@ -161,7 +161,16 @@ def test_the_cheapest_within_one_standard_error_is_recommended() -> None:
 
 
 def test_tune(study: Study) -> None:
-    choice = tune(study, [Focus(4), Focus(1), Focus(2, roi=1), Focus(4, zoom=1.25), Focus(1, roi=1, zoom=(0.0, 2.0))])
+    choice = tune(
+        study,
+        [
+            Focus(4),
+            Focus(1),
+            Focus(2, attention_shift=1),
+            Focus(4, zoom=1.25),
+            Focus(1, attention_shift=1, zoom=(0.0, 2.0)),
+        ],
+    )
     assert [row["recommended"] for row in choice.rows].count("yes") == 1
     qualities = [row["mAP"] for row in choice.rows]
     assert qualities == sorted(qualities, reverse=True) and choice.quality <= qualities[0] + 1e-9
@@ -202,15 +211,15 @@ def test_candidates_are_as_few_as_are_enough(qualities: tuple[float, ...], candi
 def test_settings_round_trip(tmp_path: Path) -> None:
     from dataclasses import asdict
 
-    settings = SearchSettings(Focus(2, roi=0.5, zoom=(0.0, 2.0)), 500, "f" * 64, {"MP@100": 0.5})
+    settings = SearchSettings(Focus(2, attention_shift=0.5, zoom=(0.0, 2.0)), 500, "f" * 64, {"MP@100": 0.5})
     path = tmp_path / "focus.json"
     path.write_text(json.dumps(asdict(settings)))
     assert read_settings(path) == settings
     for text, complaint in (
         ("{", "is not a settings file"),
         ("[]", "is not a settings file"),
-        ('{"focus": {"roi": 2}}', "roi must be 0 to 1"),
-        ('{"focus": {"heads": "two"}}', "heads must be a whole number"),
+        ('{"focus": {"roi": 2}}', "attention_shift must be 0 to 1"),
+        ('{"focus": {"heads": "two"}}', "heads_on must be a whole number"),
         ('{"candidates": "many"}', "candidates must be a whole number"),
         ('{"candidats": 3}', "is not a settings file"),
     ):
@@ -276,7 +285,7 @@ def test_tune_then_search_with_its_settings(
     assert run(*search, "--settings", settings) == 0
     found = json.loads(capsys.readouterr().out)
     focus = chosen.focus
-    flags = ["--heads", focus.heads, "--roi", focus.roi, "--zoom", focus.zoom]
+    flags = ["--heads", focus.heads_on, "--roi", focus.attention_shift, "--zoom", focus.zoom]
     assert run(*search, *flags) == 0
     assert json.loads(capsys.readouterr().out) == found
     assert run(*search, "--settings", settings, "--focus", "robust") == 1

@@ -163,15 +163,15 @@ def test_ties_go_to_the_lower_head() -> None:
 
 @pytest.mark.parametrize(("count", "roi", "zoom"), [(4, 1, 0), (1, 0.5, 0), (4, 0, 1), (2, 0, 1.25), (1, 1, 2)])
 def test_roi_and_zoom(bench: Bench, queries: QuerySet, plain: Plain, count: int, roi: float, zoom: float) -> None:
-    method = Focused(Focus(count, roi=roi, zoom=zoom))
+    method = Focused(Focus(count, attention_shift=roi, zoom=zoom))
     check(method.scores(bench, queries), plain.focused(count, roi, zoom))
 
 
 def test_scales_and_averages(bench: Bench, queries: QuerySet, plain: Plain) -> None:
     expected = (plain.focused(2, 1, 0) + plain.focused(2, 1, 1.25)) / 2
-    check(Focused(Focus(2, roi=1, zoom=(0.0, 1.25))).scores(bench, queries), expected)
+    check(Focused(Focus(2, attention_shift=1, zoom=(0.0, 1.25))).scores(bench, queries), expected)
     crop = plain.edited(lambda image, mask: image.crop(mask.getbbox()))
-    both = Average([Edited(e.CROP), Focused(Focus(4, roi=1))]).scores(bench, queries)
+    both = Average([Edited(e.CROP), Focused(Focus(4, attention_shift=1))]).scores(bench, queries)
     check(both, (crop + plain.focused(4, 1, 0)) / 2)
 
 
@@ -217,7 +217,7 @@ def test_foveal_attention(bench: Bench, queries: QuerySet, plain: Plain) -> None
     assert np.abs(plain.foveal(4.0) - plain.foveal(0.0)).max() > 3 * TOLERANCE
 
 
-@pytest.mark.parametrize("focus", [Focus(2), Focus(1, roi=1, zoom=(0.0, 2.0))])
+@pytest.mark.parametrize("focus", [Focus(2), Focus(1, attention_shift=1, zoom=(0.0, 2.0))])
 def test_two_stages_through_milvus(bench: Bench, queries: QuerySet, focus: Focus) -> None:
     exhaustive = Focused(focus).scores(bench, queries)
     assert np.abs(TwoStage(focus, 50).scores(bench, queries) - exhaustive).max() < 1e-5
@@ -230,7 +230,7 @@ def test_two_stages_through_milvus(bench: Bench, queries: QuerySet, focus: Focus
 
 
 def test_two_stages_are_what_search_does(bench: Bench, queries: QuerySet) -> None:
-    focus = Focus(1, roi=1, zoom=(0.0, 2.0))
+    focus = Focus(1, attention_shift=1, zoom=(0.0, 2.0))
     scores = TwoStage(focus, 12).scores(bench, queries)
     search = FocusedSearch(bench.collection, bench.encoder)
     asked = [

@@ -72,7 +72,7 @@ def test_a_second_run_asks_the_server_nothing(labels: Path, vit_encoder: Encoder
             seen = (
                 bench.states,
                 bench.attention,
-                bench.look(queries, focus=Focus(roi=1))[0],
+                bench.look(queries, focus=Focus(attention_shift=1))[0],
                 bench.look(queries, edit=CROP)[0],
             )
             outcomes.append([part.tobytes() for part in seen])
@@ -116,15 +116,15 @@ def test_what_is_asked_decides_the_key(queries: QuerySet) -> None:
         replace(look, mask=queries.masks[1]),
         replace(masked, edit=CROP),
         replace(masked, edit=MASK_BLACK),
-        *(replace(masked, focus=focus) for focus in (Focus(roi=1), Focus(zoom=1), Focus(fovea=0.2))),
+        *(replace(masked, focus=focus) for focus in (Focus(attention_shift=1), Focus(zoom=1), Focus(fovea=0.2))),
         replace(look, mask=MaskRuns(3, 2, np.array([1, 5], np.uint32))),
         replace(look, mask=MaskRuns(2, 3, np.array([1, 5], np.uint32))),
     ]
     assert len({look.key for look in looks}) == len(looks)
     # Head counts are a matter of the readout; where the file lies is not either.
-    assert replace(masked, focus=Focus(heads=2)).key == masked.key
+    assert replace(masked, focus=Focus(heads_on=2)).key == masked.key
     assert replace(look, path=Path("b")).key == look.key
-    whole, fractional = (replace(masked, focus=Focus(roi=one, zoom=2 * one)) for one in (1, 1.0))
+    whole, fractional = (replace(masked, focus=Focus(attention_shift=one, zoom=2 * one)) for one in (1, 1.0))
     assert whole.key == fractional.key
 
 

@@ -25,7 +25,7 @@ class Case:
     image: bytes
     expected: str
     mask: tuple[int, int, tuple[int, ...]] | None = None
-    heads: int = 0
+    heads_on: int | None = None
 
 
 def save(image: Image.Image, form: str, **options: object) -> bytes:

@@ -216,8 +216,8 @@ def _masks(image: bytes, rng: np.random.Generator) -> Iterator[Case]:
     yield Case("mask-for-the-image-before-exif", upright, "mask", (width, height, (0, area)))
     yield Case("mask-for-the-upright-image", upright, ACCEPTED, (height, width, (0, area)))
     yield Case("mask-with-a-broken-image", image[:100], "image", (width, height, (0, area)))
-    for heads in (1000, 2**31, 2**32 - 2):  # 2**32 - 1 is ALL_HEADS, and accepted
-        yield Case(f"heads-{heads}", image, "focus", (width, height, (0, area)), heads)
+    for heads_on in (0, 1000, 2**31, 2**32 - 1):
+        yield Case(f"heads-{heads_on}", image, "focus", (width, height, (0, area)), heads_on)
 
 
 def main(arguments: list[str]) -> None:

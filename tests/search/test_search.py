@@ -55,7 +55,7 @@ def search(collection: FocusedCollection, encoder: Encoder) -> FocusedSearch:
 
 def exhaustive(encoder: Encoder, image: Path, paths: list[Path]) -> dict[str, float]:
     """Query-DB scores of all images, without Milvus."""
-    query = encoder.encode(image, PROMPT, outputs=Outputs(heads=True))
+    query = encoder.encode(image, PROMPT, outputs=Outputs(head_weights=True))
     states = np.stack([encoder.encode(path, outputs=Outputs(state=True)).state for path in paths])
     scores = encoder.rerank(query.embedding[None], query.head_weights[None], states)[0]
     return {path.name: float(score) for path, score in zip(paths, scores, strict=True)}

@@ -52,16 +52,18 @@ class Mask(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., runs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Focus(_message.Message):
-    __slots__ = ("heads", "roi", "zoom", "fovea")
-    HEADS_FIELD_NUMBER: _ClassVar[int]
-    ROI_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("heads_on", "all_heads", "attention_shift", "zoom", "fovea")
+    HEADS_ON_FIELD_NUMBER: _ClassVar[int]
+    ALL_HEADS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_SHIFT_FIELD_NUMBER: _ClassVar[int]
     ZOOM_FIELD_NUMBER: _ClassVar[int]
     FOVEA_FIELD_NUMBER: _ClassVar[int]
-    heads: int
-    roi: float
+    heads_on: int
+    all_heads: bool
+    attention_shift: float
     zoom: float
     fovea: float
-    def __init__(self, heads: _Optional[int] = ..., roi: _Optional[float] = ..., zoom: _Optional[float] = ..., fovea: _Optional[float] = ...) -> None: ...
+    def __init__(self, heads_on: _Optional[int] = ..., all_heads: bool = ..., attention_shift: _Optional[float] = ..., zoom: _Optional[float] = ..., fovea: _Optional[float] = ...) -> None: ...
 
 class Region(_message.Message):
     __slots__ = ("x0", "y0", "x1", "y1")

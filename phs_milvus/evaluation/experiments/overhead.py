@@ -15,7 +15,7 @@ from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.report import Rows, Section
 from phs_milvus.pointing.prompts import Mask
-from phs_milvus.search.zooms import encode_scales
+from phs_milvus.search.zooms import encode_zooms
 
 _REPEATS = 20
 _CANDIDATES = 1000
@@ -34,7 +34,7 @@ def query_milliseconds(study: Study, focus: Focus | None, repeats: int = _REPEAT
     def encode(number: int) -> None:
         row = number % len(queries)
         prompt = None if focus is None else Mask(queries.masks[row])
-        encode_scales(study.bench.encoder, images[queries.images[row]].path, prompt, focus or Focus())
+        encode_zooms(study.bench.encoder, images[queries.images[row]].path, prompt, focus or Focus())
 
     return _timed(encode, repeats)
 
@@ -43,7 +43,7 @@ def _latency(study: Study) -> Section:
     bench, focus = study.bench, Focus()
     encoder, info = bench.encoder, bench.info
     repeated = np.resize(bench.states, (_CANDIDATES, 2, info.hidden_size))
-    query = encode_scales(
+    query = encode_zooms(
         encoder, bench.dataset.images[study.pointed.images[0]].path, Mask(study.pointed.masks[0]), focus
     )
     assert query.embedding is not None and query.head_weights is not None
@@ -57,9 +57,9 @@ def _latency(study: Study) -> Section:
     rows = [
         _row("encode a query, no prompt", *query_milliseconds(study, None)),
         _row("encode a query, Query-Only PHS", *query_milliseconds(study, focus)),
-        _row("encode a query, roi", *query_milliseconds(study, Focus(roi=1))),
-        _row("encode a query, zoom 1.25", *query_milliseconds(study, Focus(roi=1, zoom=1.25))),
-        _row("encode a query, zoom 0 and 2", *query_milliseconds(study, Focus(roi=1, zoom=(0.0, 2.0)))),
+        _row("encode a query, roi", *query_milliseconds(study, Focus(attention_shift=1))),
+        _row("encode a query, zoom 1.25", *query_milliseconds(study, Focus(attention_shift=1, zoom=1.25))),
+        _row("encode a query, zoom 0 and 2", *query_milliseconds(study, Focus(attention_shift=1, zoom=(0.0, 2.0)))),
         _row(f"Query-DB of {_CANDIDATES} candidates from states", rerank, rerank_slow),
         _row(f"Query-DB of {_CANDIDATES} candidates, re-encoded", encode * _CANDIDATES),
         _row("encode one image in bulk", encode),

@@ -23,7 +23,7 @@ def run(study: Study) -> list[Section]:
     default = study.bench.info.default_heads
     focuses = {
         f"PHS h={default}": Focus(default),
-        f"zoom 0+2, roi 1, PHS h={default}": Focus(default, roi=1, zoom=(0.0, 2.0)),
+        f"zoom 0+2, roi 1, PHS h={default}": Focus(default, attention_shift=1, zoom=(0.0, 2.0)),
     }
     rows, lines = [], {}
     count = len(study.bench.states)

@@ -31,9 +31,11 @@ _ZOOMS: tuple[tuple[float, ...], ...] = (
 
 
 def choose(study: Study, conditions: Mapping[str, QuerySet]) -> Section:
-    """Every scale combination and head count under each condition, with the folds that would choose it."""
+    """Every combination of zooms and head count under each condition, with the folds that would choose it."""
     counts = sorted({1, study.bench.info.default_heads, max(1, study.heads - 1), study.heads})
-    focuses = [Focus(count, roi=1, zoom=zoom if len(zoom) > 1 else zoom[0]) for zoom in _ZOOMS for count in counts]
+    focuses = [
+        Focus(count, attention_shift=1, zoom=zoom if len(zoom) > 1 else zoom[0]) for zoom in _ZOOMS for count in counts
+    ]
     methods = [Focused(focus) for focus in focuses]
     by_condition = {name: study.measure(methods, queries) for name, queries in conditions.items()}
     metric = study.metric

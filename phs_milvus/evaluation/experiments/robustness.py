@@ -28,19 +28,19 @@ _SHARES = (-0.3, 0.0, 0.3)
 
 def methods(heads: int, default: int) -> list[Method]:
     """PHS, crop and mask, the knobs beyond the paper, and averages of scales."""
-    roi = Focused(Focus(heads, roi=1), label="roi 1")
+    roi = Focused(Focus(heads, attention_shift=1), label="roi 1")
     return [
         WholeImage(),
         Focused(Focus(default)),
         Edited(CROP),
         Edited(MASK_MEAN),
         roi,
-        Focused(Focus(default, roi=1)),
-        Focused(Focus(default, roi=1, zoom=1.25)),
-        Focused(Focus(default, roi=1, zoom=2)),
+        Focused(Focus(default, attention_shift=1)),
+        Focused(Focus(default, attention_shift=1, zoom=1.25)),
+        Focused(Focus(default, attention_shift=1, zoom=2)),
         Average([Edited(CROP), roi]),
-        Focused(Focus(default, roi=1, zoom=(0.0, 2.0))),
-        Focused(Focus(default, roi=1, zoom=(0.0, 1.25, 2.0))),
+        Focused(Focus(default, attention_shift=1, zoom=(0.0, 2.0))),
+        Focused(Focus(default, attention_shift=1, zoom=(0.0, 1.25, 2.0))),
     ]
 
 

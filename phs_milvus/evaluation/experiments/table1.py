@@ -46,12 +46,12 @@ def methods(heads: int, default: int) -> list[Method]:
     counts = sorted({default, max(default, 2 * heads // 3)})
     beyond: list[Method] = [Focused(Focus(count)) for count in counts if count != default]
     for roi, zoom in _BEYOND:
-        name = describe(Focus(roi=roi, zoom=zoom), None, "top", True).rpartition(", ")[0]
-        beyond += [Focused(Focus(count, roi=roi, zoom=zoom)) for count in counts]
-        beyond.append(Focused(Focus(heads, roi=roi, zoom=zoom), label=name))
+        name = describe(Focus(attention_shift=roi, zoom=zoom), None, "top", True).rpartition(", ")[0]
+        beyond += [Focused(Focus(count, attention_shift=roi, zoom=zoom)) for count in counts]
+        beyond.append(Focused(Focus(heads, attention_shift=roi, zoom=zoom), label=name))
     beyond += [
-        Average([Edited(CROP), Focused(Focus(heads, roi=1), label="roi 1")]),
-        TwoStage(Focus(default, roi=1, zoom=(0.0, 2.0)), _CANDIDATES),
+        Average([Edited(CROP), Focused(Focus(heads, attention_shift=1), label="roi 1")]),
+        TwoStage(Focus(default, attention_shift=1, zoom=(0.0, 2.0)), _CANDIDATES),
     ]
     controls: list[Method] = [
         Focused(Focus(default), scaled=False),

@@ -69,7 +69,7 @@ def test_tls(plain: Settings, pem: Path) -> None:
 
         async def use() -> int:
             async with AsyncEncoder(address, tls=Tls(ca=pem / "ca.pem")) as encoder:
-                return (await encoder.info()).heads
+                return (await encoder.fetch_info()).heads
 
         assert asyncio.run(use()) == 4
 
@@ -139,7 +139,7 @@ def test_tokens(plain: Settings, tmp_path: Path, make_images: Callable[..., list
     async def knows_async(token: str | None) -> bool:
         async with AsyncEncoder(server.address, token=token) as encoder:
             try:
-                return (await encoder.info()).heads == 4
+                return (await encoder.fetch_info()).heads == 4
             except EncoderUnauthenticated:
                 return False
 

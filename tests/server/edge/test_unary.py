@@ -31,7 +31,7 @@ from tests.server.edge.support import (
 
 
 def test_encode_answers_with_all_that_is_asked(stub: pb_grpc.FocusEncoderStub) -> None:
-    focus = pb.Focus(heads=2)
+    focus = pb.Focus(heads_on=2)
     answer = stub.Encode(pb.EncodeRequest(image=jpeg(), mask=box_mask(), focus=focus, outputs=ALL), timeout=20)
     assert (answer.width, answer.height) == (160, 120)
     embedding = float32(answer.embedding)
@@ -94,7 +94,7 @@ def bad_requests() -> list[tuple[str, dict[str, object], str]]:
         ("no runs", {"mask": pb.Mask(width=160, height=120)}, "mask: "),
         ("nothing set", {"mask": pb.Mask(width=160, height=120, runs=[160 * 120])}, "mask: "),
         ("millions of runs", {"mask": pb.Mask(width=160, height=120, runs=[0] * (2**22 + 1))}, "mask: "),
-        ("too many heads", {"focus": pb.Focus(heads=5)}, "focus: "),
+        ("too many heads", {"focus": pb.Focus(heads_on=5)}, "focus: "),
     ]
 
 

@@ -64,7 +64,7 @@ class Hold:
         self.sizes: list[int] = []
         engine.encode = self._held  # type: ignore[method-assign]
 
-    def _held(self, pixels: np.ndarray, *rest: np.ndarray) -> object:
+    def _held(self, pixels: np.ndarray, *rest: object) -> object:
         self.sizes.append(len(pixels))
         self.entered.set()
         assert self._go.wait(WAIT)
