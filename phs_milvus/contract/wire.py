@@ -55,7 +55,7 @@ def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[i
     """
     found = _DTYPES.get(tensor.dtype)
     if found != np.dtype(dtype):
-        name = pb.DType.Name(tensor.dtype) if tensor.dtype in pb.DType.values() else tensor.dtype
+        name = pb.Dtype.Name(tensor.dtype) if tensor.dtype in pb.Dtype.values() else tensor.dtype
         raise InvalidInput(f"expected {np.dtype(dtype).name}, got dtype {name}", field)
     wanted = ", ".join("any" if size is None else str(size) for size in shape)
     if len(tensor.shape) > len(shape):  # not listed: a message can hold millions of sizes
