@@ -226,8 +226,8 @@ class _Stream:
 
     def __init__(self, stub: pb_grpc.FocusEncoderStub, metadata: requests.Metadata, address: str) -> None:
         self._address = address
-        self._requests: queue.SimpleQueue = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[pb.EncodeStreamRequest | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[pb.EncodeStreamResponse | PhsError] = queue.SimpleQueue()
         self._call = stub.EncodeStream(iter(self._requests.get, None), metadata=metadata)
         threading.Thread(target=self._pump, name="phs-encode-stream", daemon=True).start()
 

@@ -6,7 +6,7 @@ Reading validates: a message may come from anyone. Every `InvalidInput` raised h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,14 +35,14 @@ _SCORES_OVERHEAD = 1024
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def tensor_to_pb(array: npt.NDArray) -> pb.Tensor:
+def tensor_to_pb(array: npt.NDArray[np.floating]) -> pb.Tensor:
     """float32 or float16 of any shape -> Tensor."""
     code = pb.DTYPE_FLOAT16 if array.dtype == np.float16 else pb.DTYPE_FLOAT32
     data = np.ascontiguousarray(array, dtype=_DTYPES[code]).tobytes()
     return pb.Tensor(dtype=code, shape=array.shape, data=data)
 
 
-def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[int | None]) -> npt.NDArray:
+def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[int | None]) -> npt.NDArray[Any]:
     """Tensor -> read-only array over the message's own bytes.
 
     Args:
@@ -74,7 +74,7 @@ def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[i
     return array
 
 
-def _optional(message: object, field: str, dtype: type) -> npt.NDArray | None:
+def _optional(message: object, field: str, dtype: type) -> npt.NDArray[Any] | None:
     """A tensor field of a response, or None where it is not set."""
     if not message.HasField(field):  # type: ignore[attr-defined]
         return None

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from phs_milvus.client.encoder import Encoder, Outputs
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.client.requests import Outputs
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, EncoderError, ImageError, InvalidInput, ModelMismatch, PhsError
 from phs_milvus.contract.images import EncodedImage, load_image

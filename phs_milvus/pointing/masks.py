@@ -60,10 +60,12 @@ def _lit(image: Image.Image) -> BoolArray:
         raise PromptError("mask: float pixels; threshold scores first, for example scores > 0.5")
     if image.has_transparency_data:
         pixels = np.asarray(image.convert("RGBA"))
-        return np.any(pixels[..., :3], axis=2) & (pixels[..., 3] > 0)
-    if image.mode in ("1", "L") or image.mode.startswith("I"):
-        return np.asarray(image) != 0
-    return np.any(np.asarray(image.convert("RGB")), axis=2)
+        lit: BoolArray = np.any(pixels[..., :3], axis=2) & (pixels[..., 3] > 0)
+    elif image.mode in ("1", "L") or image.mode.startswith("I"):
+        lit = np.asarray(image) != 0
+    else:
+        lit = np.any(np.asarray(image.convert("RGB")), axis=2)
+    return lit
 
 
 def _check_size(mask_width: int, mask_height: int, width: int, height: int) -> None:

@@ -111,7 +111,8 @@ def query_db_scores(encoder: Encoder, query: Encoding, states: Float16Array) -> 
     weights = [part.head_weights for part in parts if part.head_weights is not None]
     if not len(embeddings) == len(weights) == len(parts):
         raise InvalidInput("has no head weights; encode it with Outputs(head_weights=True) or Reranker.query", "query")
-    return encoder.rerank(np.stack(embeddings), np.stack(weights), states).mean(axis=0)
+    scores: Float32Array = encoder.rerank(np.stack(embeddings), np.stack(weights), states).mean(axis=0)
+    return scores
 
 
 def used_zooms(prompt: Prompt | None, focus: Focus) -> tuple[Focus, ...]:
