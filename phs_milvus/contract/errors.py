@@ -95,6 +95,8 @@ _BY_STATUS: dict[str, type[PhsError]] = {
     "UNAUTHENTICATED": EncoderUnauthenticated,
     "PERMISSION_DENIED": EncoderUnauthenticated,
 }
+# Characters of a server's message that an error keeps.
+_LONGEST_DETAILS = 1000
 _INVALID_BY_FIELD: dict[str, type[InvalidInput]] = {
     "image": ImageError,
     "mask": PromptError,
@@ -119,6 +121,7 @@ def error_from_status(code: str, details: str) -> PhsError:
         code: the name of a grpc.StatusCode, for example "INVALID_ARGUMENT".
         details: the status message.
     """
+    details = _shown(details)
     kind = _BY_STATUS.get(code)
     if kind is None:
         return EncoderError(f"{code}: {details}")
@@ -127,3 +130,9 @@ def error_from_status(code: str, details: str) -> PhsError:
         if colon and field.isidentifier():
             return _INVALID_BY_FIELD.get(field, InvalidInput)(message, field)
     return kind(details)
+
+
+def _shown(details: str) -> str:
+    """What may be shown of a server's words: one line of a bounded length, without control characters."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in details[:_LONGEST_DETAILS])
+    return shown + "…" if len(details) > _LONGEST_DETAILS else shown
