@@ -1,4 +1,4 @@
-"""protobuf <-> types, for both halves: tensors and model info both ways, requests, and the answers a server writes.
+"""Messages of the contract <-> our types: tensors and model info both ways, requests, and the answers a server writes.
 
 Reading validates, because a message may come from anyone: every `InvalidInput` raised here names the field. What the
 client reads of answers is in phs_milvus.client.answers, which checks them against the request and the model.

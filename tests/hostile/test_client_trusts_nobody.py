@@ -3,174 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import re
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import numpy as np
 import pytest
-from google.protobuf.message import Message
-from PIL import Image
 
-from phs_milvus import AsyncEncoder, Box, Encoder, EncoderError, Focus, Outputs, PhsError
-from phs_milvus.contract import wire
+from phs_milvus import Encoder, EncoderError, Focus
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.types import Limits
-
-H, D, E, SIDE = 4, 12, 6, 2
-EVERYTHING = Outputs(state=True, head_weights=True, timings=True, attention=True)
-PROMPT = Box(8, 8, 40, 30)
-Change = Callable[[Message], object]
-
-
-def png() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (64, 48)).save(file, "PNG")
-    return file.getvalue()
-
-
-def full(shape: list[int], value: float, dtype: type = np.float32) -> pb.Tensor:
-    return wire.tensor_to_pb(np.full(shape, value, dtype))
-
-
-def info() -> pb.ModelInfo:
-    names = {"model_id": "hostile", "model_type": "vit", "fingerprint": "f" * 64, "precision": "float32"}
-    sizes = {"heads": H, "hidden_size": D, "embedding_size": E, "grid_height": SIDE, "grid_width": SIDE}
-    limits = pb.Limits(image_bytes=2**25, image_pixels=10**8, message_bytes=2**26)
-    return pb.ModelInfo(**names, **sizes, image_size=32, default_heads=2, limits=limits)
-
-
-def encoded() -> pb.EncodeResponse:
-    return pb.EncodeResponse(
-        embedding=full([E], E**-0.5),
-        state=full([2, D], 1, np.float16),
-        head_scores=full([H], 0.5),
-        head_weights=full([H], 1),
-        attention=full([H, SIDE, SIDE], 0.1),
-        timings=pb.Timings(decode_ms=1, queue_ms=2, compute_ms=3),
-        width=64,
-        height=48,
-    )
-
-
-def explained() -> pb.ExplainResponse:
-    return pb.ExplainResponse(
-        attention=full([H, SIDE, SIDE], 0.1),
-        mask=full([SIDE, SIDE], 0.5),
-        head_scores=full([H], 0.5),
-        head_weights=full([H], 1),
-        width=64,
-        height=48,
-        region=pb.Region(x0=0, y0=0, x1=64, y1=48),
-    )
-
-
-GOOD = {
-    "GetModelInfo": info,
-    "Encode": encoded,
-    "Explain": explained,
-    "Rerank": lambda: pb.RerankResponse(scores=full([2, 3], 0.5)),
-}
-
-
-class Hostile:
-    """A real gRPC server that answers each method with a good answer, changed; or with the bytes given."""
-
-    def __init__(self) -> None:
-        self.change: dict[str, Change | bytes] = {}
-        self.stream: Callable[[Iterator[pb.EncodeStreamRequest]], Iterator[Message]] = self._streamed
-        handlers = {
-            name: grpc.unary_unary_rpc_method_handler(lambda _, __, name=name: self._answer(name)) for name in GOOD
-        }
-        handlers["EncodeStream"] = grpc.stream_stream_rpc_method_handler(
-            lambda sent, _: (
-                self._bytes(answer) for answer in self.stream(map(pb.EncodeStreamRequest.FromString, sent))
-            )
-        )
-        self.server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_send_message_length", -1)])
-        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("phs.v1.FocusEncoder", handlers),))
-        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
-        self.server.start()
-
-    def _answer(self, name: str) -> bytes:
-        change = self.change.get(name)
-        if isinstance(change, bytes):
-            return change
-        answer = GOOD[name]()
-        if change is not None:
-            change(answer)
-        return answer.SerializeToString()
-
-    def _streamed(self, sent: Iterator[pb.EncodeStreamRequest]) -> Iterator[Message]:
-        for item in sent:
-            response = pb.EncodeResponse.FromString(self._answer("Encode"))
-            yield pb.EncodeStreamResponse(id=item.id, response=response)
-
-    @staticmethod
-    def _bytes(answer: Message | bytes) -> bytes:
-        return answer if isinstance(answer, bytes) else answer.SerializeToString()
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Hostile]:
-    hostile = Hostile()
-    yield hostile
-    hostile.server.stop(None).wait()
-
-
-@pytest.fixture
-def hostile(running: Hostile) -> Hostile:
-    running.change, running.stream = {}, running._streamed
-    return running
-
-
-def many(encoder: Encoder, **options: object) -> object:
-    """One item of a bulk encode, raised where it is an error."""
-    (result,) = encoder.encode_many([png()], [PROMPT], **options)
-    if isinstance(result, PhsError):
-        raise result
-    return result
-
-
-async def asynchronously(address: str, use: Callable[[AsyncEncoder], object]) -> object:
-    async with AsyncEncoder(address, timeout=10) as encoder:
-        return await use(encoder)
-
-
-async def many_async(encoder: AsyncEncoder, **options: object) -> object:
-    (result,) = [result async for result in encoder.encode_many([png()], [PROMPT], **options)]
-    if isinstance(result, PhsError):
-        raise result
-    return result
-
-
-def refused(hostile: Hostile, field: str, *uses: Callable[[Encoder], object]) -> None:
-    """Every use raises an EncoderError that names server and field, from a client that knows nothing yet."""
-    for use in uses:
-        with Encoder(hostile.address, timeout=10) as encoder:
-            with pytest.raises(EncoderError, match=rf"{re.escape(hostile.address)}: {re.escape(field)}: ") as caught:
-                use(encoder)
-            assert len(str(caught.value)) < 400
-
-
-def put(field: str, shape: list[int], value: float = 0.5, dtype: type = np.float32) -> Change:
-    return lambda answer: getattr(answer, field).CopyFrom(full(shape, value, dtype))
-
-
-def clear(field: str) -> Change:
-    return lambda answer: answer.ClearField(field)
-
-
-def assign(**values: object) -> Change:
-    return lambda answer: [setattr(answer, field, value) for field, value in values.items()]
-
-
-def lie(field: str, shape: list[int], data: bytes = b"") -> Change:
-    return lambda answer: getattr(answer, field).CopyFrom(pb.Tensor(dtype=1, shape=shape, data=data))
-
+from tests.hostile.hostile_server import (
+    EVERYTHING,
+    PROMPT,
+    SIDE,
+    Change,
+    D,
+    E,
+    H,
+    Hostile,
+    assign,
+    asynchronously,
+    clear,
+    lie,
+    many,
+    many_async,
+    png,
+    put,
+    refused,
+)
 
 UNIT = E**-0.5
 ENCODE = [
@@ -322,65 +180,6 @@ def test_bytes_that_are_no_message_or_too_many(hostile: Hostile, name: str, garb
     for use in (lambda encoder: encoder.encode(png()), lambda encoder: many_async(encoder)):
         with pytest.raises(EncoderError, match=f"wrong answer .* {hostile.address}"):
             asyncio.run(asynchronously(hostile.address, use))
-
-
-# --- streams ----------------------------------------------------------------------------------------------------------
-
-
-def forever(item: int) -> Iterator[pb.EncodeStreamResponse]:
-    while True:
-        yield pb.EncodeStreamResponse(id=item, response=encoded())
-
-
-@pytest.mark.parametrize("item", [0, 1, 77, 2**64 - 1])
-def test_answers_to_items_never_sent_or_answered_before_end_the_bulk(hostile: Hostile, item: int) -> None:
-    """Item 0 is answered again for ever, while a second one waits for its first answer."""
-    hostile.stream = lambda sent: forever(item)
-    with Encoder(hostile.address, timeout=10) as encoder, pytest.raises(EncoderError, match=r": id: is \d+"):
-        list(encoder.encode_many([png()] * (2 if item == 0 else 1), in_flight=2))
-
-    async def use(encoder: AsyncEncoder) -> None:
-        async for _ in encoder.encode_many([png()] * (2 if item == 0 else 1), in_flight=2):
-            pass
-
-    with pytest.raises(EncoderError, match=r": id: is \d+"):
-        asyncio.run(asynchronously(hostile.address, use))
-
-
-def test_a_flood_of_answers_is_not_taken_off_the_wire(hostile: Hostile) -> None:
-    made = 0
-
-    def flood(sent: Iterator[pb.EncodeStreamRequest]) -> Iterator[bytes]:
-        nonlocal made
-        answer = pb.EncodeStreamResponse(id=next(sent).id, response=encoded())
-        answer.response.attention.data = bytes(2**20)
-        for made in range(1, 2000):  # noqa: B007
-            yield answer.SerializeToString()
-
-    hostile.stream = flood
-    with Encoder(hostile.address, timeout=10) as encoder:
-        results = encoder.encode_many([png()] * 9, in_flight=2)
-        next(results)
-        before = -1
-        while made != before:  # until the server is held back
-            before = made
-            time.sleep(0.3)
-        results.close()
-    assert made < 100
-
-
-def test_an_item_error_is_shown_in_one_line_and_never_at_length(hostile: Hostile) -> None:
-    text = "image: \x1b[2Jcannot\nbe read " + "A" * 2**20
-    errors = iter([pb.ItemError(code=3, message=text), pb.ItemError(code=-9, message=text)])
-    hostile.stream = lambda sent: (pb.EncodeStreamResponse(id=item.id, error=next(errors)) for item in sent)
-    with Encoder(hostile.address, timeout=10) as encoder:
-        for result in encoder.encode_many([png()] * 2):
-            assert isinstance(result, PhsError) and len(str(result)) < 1100 and str(result).isprintable()
-
-
-def test_an_answer_that_is_neither_a_response_nor_an_error(hostile: Hostile) -> None:
-    hostile.stream = lambda sent: (pb.EncodeStreamResponse(id=item.id) for item in sent)
-    refused(hostile, "result", many)
 
 
 def test_what_was_not_asked_for_is_left_unread(hostile: Hostile) -> None:

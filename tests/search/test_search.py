@@ -21,8 +21,8 @@ PROMPT = Box(20, 20, 90, 100)
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    client = connect(str(tmp_path_factory.mktemp("milvus") / "search.db"))
+def client(milvus_uri: str) -> Iterator[object]:
+    client = connect(milvus_uri)
     yield client
     close(client)
 
@@ -43,7 +43,7 @@ def fill(collection: FocusedCollection, encoder: Encoder, paths: list[Path]) -> 
 
 @pytest.fixture(scope="module")
 def collection(client: object, encoder: Encoder, images: list[Path]) -> FocusedCollection:
-    collection = FocusedCollection.create(client, "images", encoder.info)
+    collection = FocusedCollection.create(client, "images", encoder.info, overwrite=True)
     fill(collection, encoder, images)
     return collection
 

@@ -35,11 +35,12 @@ from phs_milvus.contract.types import (
 )
 from phs_server.config import Settings
 from phs_server.flow.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
-from phs_server.flow.focus import attention_change, prepare_focused
+from phs_server.flow.focus import prepare_focused, prompts_of
 from phs_server.flow.gate import Gate
 from phs_server.flow.preprocess import Prepared, prepare_image
 from phs_server.model import checkpoint
-from phs_server.model.engine import EncodedBatch, FocusEngine, available_cores, resolve_devices
+from phs_server.model.batch import Encoded
+from phs_server.model.engine import FocusEngine, available_cores, resolve_devices
 from phs_server.model.head_selection import default_head_count
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Pipeline:
         )
         # Two threads per GPU: one prepares and collects a batch while the GPU computes the other's.
         threads_per_engine = 2 if on_gpu else 1
-        self._encodes: Batcher[Prepared, _Row] = Batcher(
+        self._encodes: Batcher[Prepared, Encoded] = Batcher(
             *(partial(self._run_batch, engine) for engine in self._engines for _ in range(threads_per_engine)),
             max_batch_size=settings.max_batch_size,
             max_delay_ms=settings.max_queue_delay_ms,
@@ -130,16 +131,16 @@ class Pipeline:
             EncoderBusy, DeadlineExceeded, EncoderUnavailable: as their names say.
         """
         decoded, done = await self._run(image, mask, focus, timeout, wait)
-        prepared, row = decoded.result, done.result
+        prepared, encoded = decoded.result, done.result
         return Encoding(
-            embedding=row.embedding,
-            state=row.state,
-            head_scores=None if mask is None else row.scores,
-            head_weights=row.weights,
+            embedding=encoded.embedding,
+            state=encoded.state,
+            head_scores=None if mask is None else encoded.head_scores,
+            head_weights=encoded.head_weights,
             timings=Timings(decoded.compute_ms, decoded.queue_ms + done.queue_ms, done.compute_ms),
             width=prepared.width,
             height=prepared.height,
-            attention=self._on_grid(row.attention),
+            attention=self._on_grid(encoded.attention),
         )
 
     async def explain(
@@ -147,12 +148,12 @@ class Pipeline:
     ) -> Explanation:
         """What each head looks at in one image; raises as `encode` does."""
         decoded, done = await self._run(image, mask, focus, timeout, wait=False)
-        prepared, row = decoded.result, done.result
+        prepared, encoded = decoded.result, done.result
         return Explanation(
-            attention=self._on_grid(row.attention),
-            mask=None if mask is None else self._on_grid(prepared.mask)[0],
-            head_scores=None if mask is None else row.scores,
-            head_weights=row.weights,
+            attention=self._on_grid(encoded.attention),
+            mask=None if prepared.mask is None else self._on_grid(prepared.mask)[0],
+            head_scores=None if mask is None else encoded.head_scores,
+            head_weights=encoded.head_weights,
             width=prepared.width,
             height=prepared.height,
             region=prepared.region,
@@ -190,7 +191,7 @@ class Pipeline:
 
     async def _run(
         self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, wait: bool
-    ) -> tuple[Completed[Prepared], Completed[_Row]]:
+    ) -> tuple[Completed[Prepared], Completed[Encoded]]:
         deadline = _deadline(timeout)
         priority = Priority.BULK if wait else Priority.INTERACTIVE
         side = self._preprocessing.image_size
@@ -217,7 +218,7 @@ class Pipeline:
         shape = self._preprocessing
         if mask is None:
             pixels, width, height = prepare_image(image, shape.image_size, shape.resample, self._limits)
-            return Prepared(pixels, np.zeros(shape.grid**2, np.float32), 0, width, height, (0, 0, width, height))
+            return Prepared(pixels, width, height, region=(0, 0, width, height))
         if focus.fovea and not self._engines[0].has_fovea:
             raise InvalidInput(f"fovea is not for {self.info.model_type} models in this transformers release", "focus")
         return prepare_focused(
@@ -231,27 +232,11 @@ class Pipeline:
             limits=self._limits,
         )
 
-    def _run_batch(self, engine: FocusEngine, items: Sequence[Prepared]) -> list[_Row]:
+    def _run_batch(self, engine: FocusEngine, items: Sequence[Prepared]) -> list[Encoded]:
         """On an encode thread."""
         self.observe_batch(len(items))
-        batch = engine.encode(
-            np.stack([item.pixels for item in items]),
-            np.stack([item.mask for item in items]),
-            np.array([item.heads for item in items], np.int64),
-            attention_change(items),
-        )
-        return [_Row(batch, index) for index in range(len(items))]
-
-
-class _Row:
-    """One image's part of a batch."""
-
-    def __init__(self, batch: EncodedBatch, index: int) -> None:
-        self.embedding = batch.embeddings[index]
-        self.state = batch.states[index]
-        self.scores = batch.scores[index]
-        self.weights = batch.weights[index]
-        self.attention = batch.attention[index]
+        prompts = prompts_of(items, self.info.heads, self._preprocessing.grid**2)
+        return engine.encode(np.stack([item.pixels for item in items]), prompts).rows()
 
 
 def _rerank(engine: FocusEngine, items: Sequence[RerankInputs]) -> list[Float32Array]:

@@ -25,24 +25,29 @@ _DRAFT_MARGIN = 3
 class Prepared:
     """One item of a batch.
 
-    pixels: uint8 [3, S, S], RGB; mask: float32 [grid * grid] in [0, 1], zeros without a prompt;
-    heads: h_on, 0 without a prompt; width, height: upright image in pixels; region: what of it is in `pixels`;
-    roi: see `Focus`; fovea: float32 [grid * grid] to add to the [CLS] logits, or None.
+    Attributes:
+        pixels: uint8 [3, S, S], RGB.
+        width, height: the upright image in pixels.
+        region: what of it is in `pixels`.
+        mask: float32 [N] in [0, 1], the prompt on the patch grid; None without a prompt.
+        heads_on: attention heads to keep; None: every head, none is selected.
+        attention_shift: see `Focus`.
+        fovea: float32 [N] to add to the [CLS] logits, or None.
     """
 
     pixels: npt.NDArray[np.uint8]
-    mask: Float32Array
-    heads: int
     width: int
     height: int
     region: Region
-    roi: float = 0.0
+    mask: Float32Array | None = None
+    heads_on: int | None = None
+    attention_shift: float = 0.0
     fovea: Float32Array | None = None
 
     @property
     def changes_attention(self) -> bool:
-        """Whether it needs an `AttentionChange`."""
-        return bool(self.roi) or self.fovea is not None
+        """Whether it changes the attention itself and not only which heads are kept."""
+        return bool(self.attention_shift) or self.fovea is not None
 
 
 def prepare_image(

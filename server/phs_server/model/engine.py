@@ -9,8 +9,6 @@ import logging
 import os
 import sys
 import threading
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +16,12 @@ from torch import Tensor
 
 from phs_milvus.contract.errors import ModelError
 from phs_milvus.contract.types import Float16Array, Float32Array
+from phs_server.model.batch import Encoded, PromptBatch, to_tensors
 from phs_server.model.checkpoint import Checkpoint
 from phs_server.model.cuda import CudaRunner
 from phs_server.model.fovea import takes_bias
-from phs_server.model.head_selection import roi_attention, roi_scores, select_heads
+from phs_server.model.head_selection import score_heads, select_heads, shifted_attention
 from phs_server.model.kernels import speed_up
-from phs_server.model.last_layer import Look
 
 log = logging.getLogger(__name__)
 
@@ -33,28 +31,6 @@ _RERANK_ROWS = 2048
 _RERANK_WEIGHTS = 32
 # With the model's own float32 embedding, for an engine that is to be served.
 _LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.999, "float16": 0.999}
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedBatch:
-    """Results for B images.
-
-    embeddings: float32 [B, E]; states: float16 [B, 2, D]; scores, weights: float32 [B, H];
-    attention: float32 [B, H, N], after roi.
-    """
-
-    embeddings: Float32Array
-    states: Float16Array
-    scores: Float32Array
-    weights: Float32Array
-    attention: Float32Array
-
-
-class AttentionChange(NamedTuple):
-    """roi: float32 [B], see `Focus`; fovea: float32 [B, N], added to the [CLS] logits."""
-
-    roi: Float32Array
-    fovea: Float32Array
 
 
 class FocusEngine:
@@ -102,10 +78,10 @@ class FocusEngine:
         """
         sizes = {1, max_batch_size} if self._cuda is None else batch_buckets(max_batch_size)
         for size in sorted(sizes):
-            batch = self.sample_batch(size)
+            pixels, prompts = self.sample_batch(size)
             if self._cuda is not None and self._gpu_mode != "eager":
                 try:
-                    self._cuda.capture(*batch)
+                    self._cuda.capture(pixels, prompts.masks, prompts.head_counts)
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise ModelError(f"not one image fits into the memory of {self.device}") from None
@@ -116,42 +92,35 @@ class FocusEngine:
                     log.warning("CUDA graphs are off, this model cannot be captured: %s", str(error).splitlines()[0])
                     self._cuda = CudaRunner(self._forward, self.device, self._lock)  # not compiled either
                     self._gpu_mode = "eager"
-            self._check(self.encode(*batch).embeddings)
+            self._check(self.encode(pixels, prompts).embedding)
 
     @property
     def has_fovea(self) -> bool:
         """Whether the model can run foveal attention."""
         return takes_bias(self.backbone.layers)
 
-    def encode(
-        self, pixels: np.ndarray, masks: np.ndarray, head_counts: np.ndarray, change: AttentionChange | None = None
-    ) -> EncodedBatch:
+    def encode(self, pixels: np.ndarray, prompts: PromptBatch[np.ndarray]) -> Encoded:
         """Encodes a batch. Halves it, now and from then on, where the device runs out of memory.
 
         Args:
             pixels: uint8 [B, 3, S, S], RGB.
-            masks: float32 [B, N] in [0, 1]; a row of zeros where there is no prompt.
-            head_counts: int64 [B], heads to keep; 0 keeps all, for images without a prompt.
-            change: roi and fovea of a batch in which any item has one. Heads are selected by the attention before roi.
+            prompts: theirs, in the same order. Heads are selected by the attention before it is shifted.
 
         Raises:
             torch.OutOfMemoryError: not even one image fits.
         """
-        inputs = (pixels, masks, head_counts, *(change or ()))
         while True:
             size = min(self._largest, len(pixels))
             try:
-                parts = [
-                    self._run(*(array[start : start + size] for array in inputs))
-                    for start in range(0, len(pixels), size)
-                ]
+                starts = range(0, len(pixels), size)
+                parts = [self._run(pixels[start : start + size], prompts[start : start + size]) for start in starts]
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
                 self._largest = size // 2
                 log.warning("%s: out of memory at %d images; at most %d from now on", self.device, size, size // 2)
                 continue
-            return EncodedBatch(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+            return Encoded(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     @torch.inference_mode()
     def rerank(self, embeddings: Float32Array, weights: Float32Array, states: Float16Array) -> Float32Array:
@@ -177,30 +146,35 @@ class FocusEngine:
         for chunk, columns in zip(_on(self.device, states).split(chunk_size), scores.split(chunk_size, 1), strict=True):
             for start in range(0, len(distinct), together):
                 block = distinct[start : start + together]
-                residual, heads = (part.repeat(len(block), 1) for part in chunk.unbind(1))
-                candidates = self.backbone.readout(residual, heads, block.repeat_interleave(len(chunk), dim=0))
+                residual, outputs = (part.repeat(len(block), 1) for part in chunk.unbind(1))
+                candidates = self.backbone.readout(residual, outputs, block.repeat_interleave(len(chunk), dim=0))
                 for rows, theirs in zip(members[start : start + together], candidates.split(len(chunk)), strict=True):
                     columns[rows] = queries[rows] @ theirs.T
         return scores.clamp_(-1, 1).cpu().numpy()
 
-    def _run(self, *inputs: np.ndarray) -> list[np.ndarray]:
+    def _run(self, pixels: np.ndarray, prompts: PromptBatch[np.ndarray]) -> list[np.ndarray]:
         # Changes to the attention are rare, and no graph is recorded for them.
-        if self._cuda is not None and len(inputs) == 3:
-            return self._cuda.run(*inputs)
+        if self._cuda is not None and not prompts.changes_attention:
+            return self._cuda.run(pixels, prompts.masks, prompts.head_counts)
         with self._lock:
-            outputs = self._forward(*(torch.from_numpy(array).to(self.device) for array in inputs))
+            outputs = self._encode(torch.from_numpy(pixels).to(self.device), to_tensors(prompts, self.device))
         return [output.cpu().numpy() for output in outputs]
 
+    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor) -> tuple[Tensor, ...]:
+        """What a graph records: a batch that leaves the attention alone."""
+        return self._encode(pixels, PromptBatch(masks, head_counts))
+
     @torch.inference_mode()
-    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor, *change: Tensor) -> tuple[Tensor, ...]:
-        """The fields of EncodedBatch, on the device."""
-        look = Look(masks, *change) if change else None
-        last = self.backbone(pixels.float() * self._gain + self._offset, look)
-        scores = roi_scores(last.attention, masks)
-        weights = select_heads(scores, head_counts)
-        embeddings = self.backbone.readout(last.residual, last.heads, weights)
-        states = torch.stack([last.residual, last.heads], dim=1).to(torch.float16)
-        attention = last.attention if look is None else roi_attention(last.attention, masks, look.roi)
+    def _encode(self, pixels: Tensor, prompts: PromptBatch[Tensor]) -> tuple[Tensor, ...]:
+        """The fields of Encoded, on the device."""
+        last = self.backbone(pixels.float() * self._gain + self._offset, prompts)
+        scores = score_heads(last.attention, prompts.masks)
+        weights = select_heads(scores, prompts.head_counts)
+        embeddings = self.backbone.readout(last.residual, last.head_outputs, weights)
+        states = torch.stack([last.residual, last.head_outputs], dim=1).to(torch.float16)
+        attention, shift = last.attention, prompts.attention_shift
+        if shift is not None:
+            attention = shifted_attention(attention, prompts.masks, shift)
         return embeddings, states, scores, weights, attention
 
     def _check(self, embeddings: Float32Array) -> None:
@@ -214,13 +188,11 @@ class FocusEngine:
                 "--precision float32 or --gpu-mode eager"
             )
 
-    def sample_batch(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def sample_batch(self, size: int) -> tuple[np.ndarray, PromptBatch[np.ndarray]]:
         """Arguments of `encode` for the checkpoint's sample, `size` times, without a prompt."""
-        return (
-            np.repeat(self._sample[None], size, axis=0),
-            np.zeros((size, self._patches), np.float32),
-            np.zeros(size, np.int64),
-        )
+        masks = np.zeros((size, self._patches), np.float32)
+        counts = np.full(size, self.backbone.heads, np.int64)
+        return np.repeat(self._sample[None], size, axis=0), PromptBatch(masks, counts)
 
 
 def batch_buckets(max_batch_size: int) -> list[int]:

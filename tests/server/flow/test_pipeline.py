@@ -64,7 +64,7 @@ class Hold:
         self.sizes: list[int] = []
         engine.encode = self._held  # type: ignore[method-assign]
 
-    def _held(self, pixels: np.ndarray, *rest: np.ndarray) -> object:
+    def _held(self, pixels: np.ndarray, *rest: object) -> object:
         self.sizes.append(len(pixels))
         self.entered.set()
         assert self._go.wait(WAIT)
@@ -172,9 +172,9 @@ def test_deadlines_and_cancellation_free_their_place(make: Make) -> None:
     async def scenario() -> None:
         first = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
         await hold.reached()
-        late = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus(), timeout=0.05))
         gone = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
-        await settled(lambda: pipeline._encodes.depth == 2)
+        await settled(lambda: pipeline._encodes.depth == 1)
+        late = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus(), timeout=0.05))
         await asyncio.sleep(0.06)
         gone.cancel()
         hold.release()

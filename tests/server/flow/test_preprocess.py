@@ -120,8 +120,8 @@ def test_large_jpegs_are_decoded_small_with_the_same_result(
     full = np.stack([squashed(decode_upright(data), 224) for data in files])
     assert np.abs(small.astype(int) - full).mean() < 0.5
     engine = FocusEngine(checkpoint.load(str(deit)), "cpu", "float32")
-    empty, none = np.zeros((4, 196), np.float32), np.zeros(4, np.int64)
-    pair = [engine.encode(pixels, empty, none).embeddings for pixels in (small, full)]
+    _, no_prompts = engine.sample_batch(4)
+    pair = [engine.encode(pixels, no_prompts).embedding for pixels in (small, full)]
     assert (pair[0] * pair[1]).sum(axis=1).min() > 0.995
 
 
