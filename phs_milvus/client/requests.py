@@ -23,7 +23,7 @@ from phs_milvus.contract.errors import (
     error_from_status,
 )
 from phs_milvus.contract.images import ImageSource, load_image
-from phs_milvus.contract.types import Float16Array, Float32Array, Focus, Limits, ModelInfo
+from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array, Focus, Limits, ModelInfo
 from phs_milvus.pointing.prompts import Prompt, to_runs
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -37,8 +37,7 @@ Block = tuple[slice, slice]
 Answer = TypeVar("Answer")
 Request = TypeVar("Request", pb.EncodeRequest, pb.ExplainRequest)
 
-# Of one Rerank request: seconds even on two CPU cores with D=1024, well within a call's timeout.
-_READOUTS = 100_000
+_READOUTS = MOST_READOUTS
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import asyncio
 import copy
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +26,11 @@ from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, EncoderUna
 from phs_milvus.contract.types import (
     Encoding,
     Explanation,
-    Float16Array,
     Float32Array,
     Focus,
     MaskRuns,
     ModelInfo,
+    RerankInputs,
     Timings,
 )
 from phs_server.config import Settings
@@ -45,12 +45,15 @@ from phs_server.model.head_selection import default_head_count
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
-RerankInputs = tuple[Float32Array, Float32Array, Float16Array]
 _Undecoded = tuple[bytes, MaskRuns | None, Focus]
+_Rerank = tuple[RerankInputs, Callable[[], None]]
 
 # Rerank requests waiting for the engine; each may hold one message of states.
 _RERANK_QUEUE = 16
+# That a rerank which was told to stop may take to do so: it does between two chunks.
+_STOP_SECONDS = 1.0
 
 
 class Pipeline:
@@ -78,6 +81,7 @@ class Pipeline:
         ]
         self.info = _describe(loaded, self._engines[0], settings)
         self._batch_limit = settings.max_batch_size
+        self._closing = threading.Event()
         self._gate = Gate(settings.max_queue_size, settings.max_in_flight_bytes)
         bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_in_flight_bytes}
         workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
@@ -97,7 +101,7 @@ class Pipeline:
             **bounds,
             name="encode",
         )
-        self._reranks: Batcher[RerankInputs, Float32Array] = Batcher(
+        self._reranks: Batcher[_Rerank, Float32Array] = Batcher(
             *(partial(_rerank, engine) for engine in self._engines),
             max_batch_size=1,
             max_delay_ms=0,
@@ -164,9 +168,25 @@ class Pipeline:
         return values.reshape(-1, self._preprocessing.grid, self._preprocessing.grid)
 
     async def rerank(self, inputs: RerankInputs, *, timeout: float | None = None) -> Float32Array:
-        """Scores float32 [Q, K] of (embeddings [Q, E], head weights [Q, H], states [K, 2, D])."""
-        size = sum(array.nbytes for array in inputs)
-        return (await _answered(lambda: self._reranks.submit(inputs, _deadline(timeout), size=size))).result
+        """Scores float32 [Q, K], cosine similarity. Its computation ends with the call, whatever ends that.
+
+        Raises:
+            InvalidInput: more readouts than one request may ask for.
+            EncoderBusy, DeadlineExceeded, EncoderUnavailable: as their names say.
+        """
+        deadline, ended = _deadline(timeout), threading.Event()
+
+        def check() -> None:
+            if self._closing.is_set():
+                raise EncoderUnavailable("the server is shutting down")
+            if ended.is_set() or (deadline is not None and time.monotonic() > deadline):
+                raise DeadlineExceeded("the deadline passed, or the call was cancelled, while states were reranked")
+
+        try:
+            size = sum(array.nbytes for array in inputs)
+            return (await _answered(self._reranks, (inputs, check), deadline, size=size)).result
+        finally:
+            ended.set()
 
     @property
     def healthy(self) -> bool:
@@ -184,10 +204,12 @@ class Pipeline:
         return self._gate.waiting
 
     def close(self, timeout: float) -> None:
-        """Finishes queued work for up to `timeout` seconds, then fails what is left."""
+        """Finishes queued work for up to `timeout` seconds, then stops a running rerank and fails what is left."""
         until = time.monotonic() + timeout
         for batcher in (self._decodes, self._encodes, self._reranks):
             batcher.close(max(0.0, until - time.monotonic()))
+        self._closing.set()
+        self._reranks.close(_STOP_SECONDS)
 
     async def _run(
         self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, wait: bool
@@ -197,19 +219,16 @@ class Pipeline:
         side = self._preprocessing.image_size
         # An image is held as a file first and as model input then, never as both for long.
         async with self._gate.admitted(max(len(image), 3 * side * side), wait):
-            decoded = await _answered(
-                lambda: self._decodes.submit((image, mask, focus), deadline, priority=priority, size=len(image))
-            )
+            decoded = await _answered(self._decodes, (image, mask, focus), deadline, priority=priority, size=len(image))
             prepared = decoded.result
             done = await _answered(
-                lambda: self._encodes.submit(
-                    prepared,
-                    deadline,
-                    priority=priority,
-                    # One item that changes the attention would take all of its batch off the recorded graphs.
-                    key=prepared.changes_attention,
-                    size=prepared.pixels.nbytes,
-                )
+                self._encodes,
+                prepared,
+                deadline,
+                priority=priority,
+                # One item that changes the attention would take all of its batch off the recorded graphs.
+                key=prepared.changes_attention,
+                size=prepared.pixels.nbytes,
             )
         return decoded, done
 
@@ -239,9 +258,9 @@ class Pipeline:
         return engine.encode(np.stack([item.pixels for item in items]), prompts).rows()
 
 
-def _rerank(engine: FocusEngine, items: Sequence[RerankInputs]) -> list[Float32Array]:
+def _rerank(engine: FocusEngine, items: Sequence[_Rerank]) -> list[Float32Array]:
     """On a rerank thread."""
-    return [engine.rerank(*inputs) for inputs in items]
+    return [engine.rerank(inputs, check) for inputs, check in items]
 
 
 def _describe(loaded: checkpoint.Checkpoint, engine: FocusEngine, settings: Settings) -> ModelInfo:
@@ -268,12 +287,17 @@ def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
-async def _answered(submit: Callable[[], Future[Result]]) -> Result:
+async def _answered(
+    batcher: Batcher[Item, Result], item: Item, deadline: float | None, **options: Any
+) -> Completed[Result]:
     """Submits to a batcher and awaits the answer, with the batcher's errors as ours."""
     try:
         # The future in no variable: it holds its exception, whose traceback holds this frame, a circle that would keep
         # the request's bytes until Python collects its oldest generation, hundreds of MiB later.
-        return await asyncio.wrap_future(submit())
+        return await asyncio.wrap_future(batcher.submit(item, deadline, **options))
+    except asyncio.CancelledError:
+        batcher.drop_unwanted()  # what nobody waits for holds no memory until its turn
+        raise
     except QueueFull as error:
         raise EncoderBusy(str(error)) from None
     except Expired as error:

@@ -97,9 +97,7 @@ def prompts(masks: torch.Tensor, shift: torch.Tensor | None, fovea: torch.Tensor
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["vit", "deit"])
-def test_shift_and_fovea_are_plain_definitions(
-    family: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_shift_and_fovea_are_plain_definitions(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue("deit") if family == "deit" else save_checkpoint(family, tmp_path)
     loaded = checkpoint.load(str(directory))
     side, grid = loaded.preprocessing.image_size, loaded.preprocessing.grid
