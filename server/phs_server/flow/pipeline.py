@@ -1,6 +1,6 @@
 """Decoding, batching and the engines as one asynchronous call. Knows nothing of gRPC.
 
-    gate -> decode queue -> decode threads -> encode queue -> one engine per device
+    gate -> decode queue -> decode threads, a child process each -> encode queue -> one engine per device
 
 Both queues let interactive items overtake bulk. Threads on N cores: on a CPU the model gets N, since its parallel
 loops run in lockstep and leave gaps, and decoding N/4, which suffices because an image costs several times more to
@@ -16,12 +16,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from phs_milvus.contract.decoding import Decoder
 from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, InvalidInput, ModelError
 from phs_milvus.contract.types import (
     Encoding,
@@ -37,7 +39,7 @@ from phs_server.config import Settings
 from phs_server.flow.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
 from phs_server.flow.focus import prepare_focused, prompts_of
 from phs_server.flow.gate import Gate
-from phs_server.flow.preprocess import Prepared, prepare_image
+from phs_server.flow.preprocess import Dear, Decode, Prepared, checked_header
 from phs_server.model import checkpoint
 from phs_server.model.batch import Encoded
 from phs_server.model.engine import FocusEngine, available_cores, resolve_devices
@@ -85,12 +87,22 @@ class Pipeline:
         self._gate = Gate(settings.max_queue_size, settings.max_in_flight_bytes)
         bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_in_flight_bytes}
         workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
+        self._decoders = [Decoder() for _ in range(workers + max(1, workers // 4))]
+        usual, dear = self._decoders[:workers], self._decoders[workers:]
         self._decodes: Batcher[_Undecoded, Prepared] = Batcher(
-            *[lambda items: [self._prepare(*items[0])]] * workers,
+            *(partial(self._prepare, self._decode(decoder, take_dear=False)) for decoder in usual),
             max_batch_size=1,
             max_delay_ms=0,
             **bounds,
             name="decode",
+        )
+        # A line of their own for pictures that cost as much as many usual ones.
+        self._dear_decodes: Batcher[_Undecoded, Prepared] = Batcher(
+            *(partial(self._prepare, self._decode(decoder, take_dear=True)) for decoder in dear),
+            max_batch_size=1,
+            max_delay_ms=0,
+            **bounds,
+            name="decode-dear",
         )
         # Two threads per GPU: one prepares and collects a batch while the GPU computes the other's.
         threads_per_engine = 2 if on_gpu else 1
@@ -111,7 +123,10 @@ class Pipeline:
         )
 
     def warm_up(self) -> None:
-        """Runs the batch sizes to come once on every device, so that the first request pays for no lazy set-up."""
+        """Runs the batch sizes to come once on every device, and starts the processes that decode, so that the first
+        request pays for no lazy set-up."""
+        for decoder in self._decoders:
+            decoder.start()
         for engine in self._engines:
             engine.warm_up(self._batch_limit)
 
@@ -191,12 +206,13 @@ class Pipeline:
     @property
     def healthy(self) -> bool:
         """Whether the threads that decode and that run the model are alive."""
-        return self._decodes.alive and self._encodes.alive and self._reranks.alive
+        return all(batcher.alive for batcher in self._batchers)
 
     @property
     def queue_depths(self) -> dict[str, int]:
         """Items that wait: images to be decoded, decoded images for a batch, reranks."""
-        return {"decode": self._decodes.depth, "encode": self._encodes.depth, "rerank": self._reranks.depth}
+        decode = self._decodes.depth + self._dear_decodes.depth
+        return {"decode": decode, "encode": self._encodes.depth, "rerank": self._reranks.depth}
 
     @property
     def waiting(self) -> int:
@@ -206,10 +222,16 @@ class Pipeline:
     def close(self, timeout: float) -> None:
         """Finishes queued work for up to `timeout` seconds, then stops a running rerank and fails what is left."""
         until = time.monotonic() + timeout
-        for batcher in (self._decodes, self._encodes, self._reranks):
+        for batcher in self._batchers:
             batcher.close(max(0.0, until - time.monotonic()))
+        for decoder in self._decoders:
+            decoder.close()
         self._closing.set()
         self._reranks.close(_STOP_SECONDS)
+
+    @property
+    def _batchers(self) -> tuple[Batcher, ...]:
+        return self._decodes, self._dear_decodes, self._encodes, self._reranks
 
     async def _run(
         self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, wait: bool
@@ -219,7 +241,7 @@ class Pipeline:
         side = self._preprocessing.image_size
         # An image is held as a file first and as model input then, never as both for long.
         async with self._gate.admitted(max(len(image), 3 * side * side), wait):
-            decoded = await _answered(self._decodes, (image, mask, focus), deadline, priority=priority, size=len(image))
+            decoded = await self._decoded((image, mask, focus), deadline, priority)
             prepared = decoded.result
             done = await _answered(
                 self._encodes,
@@ -232,24 +254,28 @@ class Pipeline:
             )
         return decoded, done
 
-    def _prepare(self, image: bytes, mask: MaskRuns | None, focus: Focus) -> Prepared:
-        """On a decode thread."""
+    async def _decoded(self, item: _Undecoded, deadline: float | None, priority: Priority) -> Completed[Prepared]:
+        size = len(item[0])
+        with suppress(Dear):
+            return await _answered(self._decodes, item, deadline, priority=priority, size=size)
+        return await _answered(self._dear_decodes, item, deadline, priority=priority, size=size)
+
+    def _decode(self, decoder: Decoder, take_dear: bool) -> Decode:
         shape = self._preprocessing
+        return Decode(shape.image_size, shape.resample, self._limits, decoder, take_dear)
+
+    def _prepare(self, decode: Decode, items: Sequence[_Undecoded]) -> list[Prepared]:
+        """On a decode thread. Raises Dear where the picture is for the other line."""
+        ((image, mask, focus),) = items
+        grid = self._preprocessing.grid
         if mask is None:
-            pixels, width, height = prepare_image(image, shape.image_size, shape.resample, self._limits)
-            return Prepared(pixels, width, height, region=(0, 0, width, height))
+            header = checked_header(image, self._limits)
+            width, height = header.upright_size
+            return [Prepared(decode(header), width, height, region=(0, 0, width, height))]
         if focus.fovea and not self._engines[0].has_fovea:
             raise InvalidInput(f"fovea is not for {self.info.model_type} models in this transformers release", "focus")
-        return prepare_focused(
-            image,
-            mask,
-            focus,
-            focus.head_count(self.info.heads, self.info.default_heads),
-            image_size=shape.image_size,
-            resample=shape.resample,
-            grid=shape.grid,
-            limits=self._limits,
-        )
+        heads_on = focus.head_count(self.info.heads, self.info.default_heads)
+        return [prepare_focused(image, mask, focus, heads_on, grid=grid, decode=decode)]
 
     def _run_batch(self, engine: FocusEngine, items: Sequence[Prepared]) -> list[Encoded]:
         """On an encode thread."""
