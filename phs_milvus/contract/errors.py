@@ -98,6 +98,7 @@ def shown(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
     text = str(value)
     if len(text) > 4 * limit:  # the rest is neither shown nor worth searching
         text = f"{text[: 2 * limit]} ... {text[-2 * limit :]}"
+    text = "".join(letter if letter.isprintable() else " " for letter in text)  # nor what moves a terminal's cursor
     text = _CREDENTIALS.sub("://***@", " ".join(text.split()))
     if len(text) <= limit:
         return text
@@ -115,6 +116,8 @@ _BY_STATUS: dict[str, type[PhsError]] = {
     "UNAUTHENTICATED": EncoderUnauthenticated,
     "PERMISSION_DENIED": EncoderUnauthenticated,
 }
+# Characters of a server's message that an error keeps.
+_LONGEST_DETAILS = 1000
 _INVALID_BY_FIELD: dict[str, type[InvalidInput]] = {
     "image": ImageError,
     "mask": PromptError,
@@ -139,6 +142,7 @@ def error_from_status(code: str, details: str) -> PhsError:
         code: the name of a grpc.StatusCode, for example "INVALID_ARGUMENT".
         details: the status message.
     """
+    details = shown(details, _LONGEST_DETAILS)
     kind = _BY_STATUS.get(code)
     if kind is None:
         return EncoderError(f"{code}: {details}")

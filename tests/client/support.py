@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 
+from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.errors import PhsError
@@ -15,6 +17,10 @@ from phs_milvus.contract.types import Encoding
 
 HEADS, HIDDEN = 4, 48
 BUSY, GONE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
+NAMES = {"model_id": "scripted", "model_type": "vit", "fingerprint": "5c", "precision": "float32"}
+SIZES = {"heads": 2, "hidden_size": 4, "embedding_size": 4, "grid_height": 2, "grid_width": 2, "image_size": 32}
+LIMITS = pb.Limits(image_bytes=2**25, image_pixels=10**8, message_bytes=2**26)
+UNIT = np.full(4, 0.5, np.float32)
 
 
 class Scripted(pb_grpc.FocusEncoderServicer):
@@ -30,7 +36,7 @@ class Scripted(pb_grpc.FocusEncoderServicer):
             code, trailing = self.statuses.pop(0)
             context.set_trailing_metadata(trailing)
             context.abort(code, "scripted")
-        return pb.ModelInfo(model_id="scripted")
+        return pb.ModelInfo(**NAMES, **SIZES, default_heads=1, limits=LIMITS)
 
     def EncodeStream(
         self, requests: Iterator[pb.EncodeStreamRequest], context: grpc.ServicerContext
@@ -41,7 +47,8 @@ class Scripted(pb_grpc.FocusEncoderServicer):
             context.abort(self.statuses.pop(0)[0], "scripted")
         pair = []
         for item in requests:
-            answer = pb.EncodeStreamResponse(id=item.id, response=pb.EncodeResponse(width=int(item.id) + 1))
+            response = pb.EncodeResponse(embedding=wire.tensor_to_pb(UNIT), width=int(item.id) + 1, height=1)
+            answer = pb.EncodeStreamResponse(id=item.id, response=response)
             pair.append(answer)
             if len(pair) == 2:
                 yield from (*reversed(pair), *pair)

@@ -12,11 +12,8 @@ import grpc
 import numpy as np
 import pytest
 
-from phs_milvus.client import requests
 from phs_milvus.client.aio import AsyncEncoder
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.contract import wire
-from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import DeadlineExceeded, EncoderError, ImageError, InvalidInput, PhsError
 from phs_milvus.contract.types import Encoding, Limits
 from phs_server.app import ServerThread
@@ -56,13 +53,6 @@ def test_bulk_survives_an_item_over_a_lower_limit_of_the_server(
             asyncio.run(asynchronously(server.address)),
         ):
             assert [type(result) for result in results] == [Encoding, ImageError, Encoding]
-
-
-def test_an_answer_that_cannot_be_read_is_its_items_error() -> None:
-    nan = wire.tensor_to_pb(np.full(4, np.nan, np.float32))
-    answer = pb.EncodeStreamResponse(id=7, response=pb.EncodeResponse(embedding=nan))
-    item, error = requests.stream_answer(answer)
-    assert item == 7 and isinstance(error, EncoderError) and "NaN" in str(error)
 
 
 def test_bulk_reads_only_so_far_ahead(encoder: Encoder, images: list[Path]) -> None:
