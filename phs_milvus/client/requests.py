@@ -23,7 +23,7 @@ from phs_milvus.contract.errors import (
     error_from_status,
 )
 from phs_milvus.contract.images import ImageSource, load_image
-from phs_milvus.contract.types import Float16Array, Float32Array, Focus, Limits, ModelInfo
+from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array, Focus, Limits, ModelInfo
 from phs_milvus.pointing.prompts import Prompt, to_runs
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -36,10 +36,6 @@ Block = tuple[slice, slice]
 
 Answer = TypeVar("Answer")
 Request = TypeVar("Request", pb.EncodeRequest, pb.ExplainRequest)
-
-# Readouts (distinct head weights x states) that one Rerank request asks for: seconds of work on two CPU cores with
-# D=1024, well within a call's timeout.
-_READOUTS_PER_REQUEST = 100_000
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,7 @@ def rerank_requests(
     """Splits a rerank into requests.
 
     No request or answer exceeds the message limit, and no request asks for more readouts (distinct head weights x
-    states) than _READOUTS_PER_REQUEST.
+    states) than MOST_READOUTS.
 
     Args:
         embeddings: [Q, E]; head_weights: [Q, H]; states: [K, 2, D]. Converted to float32, float32 and float16.
@@ -198,8 +194,8 @@ def _blocks(embeddings: Float32Array, head_weights: Float32Array, states: Float1
     query_bytes = 4 * (embeddings.shape[1] + head_weights.shape[1])
     most = max(1, budget // 2 // query_bytes)
     free = budget - min(most, len(embeddings)) * query_bytes
-    step = max(1, min(len(states), free // states[0].nbytes, _READOUTS_PER_REQUEST))
-    most, distinct = min(most, max(1, budget // 4 // step)), max(1, _READOUTS_PER_REQUEST // step)
+    step = max(1, min(len(states), free // states[0].nbytes, MOST_READOUTS))
+    most, distinct = min(most, max(1, budget // 4 // step)), max(1, MOST_READOUTS // step)
     start, seen = 0, set()
     for query, weights in enumerate(head_weights):
         seen.add(weights.tobytes())

@@ -23,6 +23,7 @@ from phs_milvus.contract.types import (
     Limits,
     MaskRuns,
     ModelInfo,
+    RerankInputs,
 )
 
 _DTYPES: dict[int, np.dtype] = {
@@ -133,8 +134,8 @@ def rerank_request(
     )
 
 
-def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> tuple[Float32Array, Float32Array, Float16Array]:
-    """Validates a RerankRequest: (embeddings [Q, E], head_weights [Q, H], states [K, 2, D]).
+def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> RerankInputs:
+    """Validates a RerankRequest.
 
     Raises:
         InvalidInput: a tensor does not fit the model, or the scores do not fit into one message.
@@ -151,7 +152,7 @@ def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> tuple[Float32Ar
             f"most {scores // len(embeddings)} states for so many queries, and split the rest into other requests",
             "states",
         )
-    return embeddings, weights, states
+    return RerankInputs(embeddings, weights, states)
 
 
 def _mask_to_pb(mask: MaskRuns | None) -> pb.Mask | None:

@@ -12,42 +12,32 @@ import numpy as np
 import numpy.typing as npt
 
 from phs_milvus.contract.errors import PromptError
-from phs_milvus.contract.images import decode_upright
-from phs_milvus.contract.types import Float32Array, Focus, Limits, MaskRuns, Region
-from phs_server.flow.preprocess import Prepared, checked_size, decode_for, expanded, shares_on_grid, squashed
+from phs_milvus.contract.types import Float32Array, Focus, MaskRuns, Region
+from phs_server.flow.preprocess import Decode, Prepared, checked_header, expanded, shares_on_grid
 from phs_server.model.batch import PromptBatch
 
 # In patches, as published.
 _FOVEA_SIGMA = 100.0
 
 
-def prepare_focused(
-    data: bytes,
-    mask: MaskRuns,
-    focus: Focus,
-    heads_on: int,
-    *,
-    image_size: int,
-    resample: int,
-    grid: int,
-    limits: Limits,
-) -> Prepared:
+def prepare_focused(data: bytes, mask: MaskRuns, focus: Focus, heads_on: int, *, grid: int, decode: Decode) -> Prepared:
     """An image and its mask as `focus` wants them seen.
 
     Raises:
         ImageError: over a limit, which is checked before anything is decoded, or not decodable.
         PromptError: another size than the image, runs that do not fit, or nothing set.
+        Dear: see `Decode`.
     """
-    width, height = checked_size(data, limits)
+    header = checked_header(data, decode.limits)
+    width, height = header.upright_size
+    decode.check(header)  # before a mask of that size is expanded
     inside = expanded(mask, width, height)
     box, zoom = bounding_box(inside), focus.single_zoom
     x0, y0, x1, y1 = region = zoom_region(box, zoom, width, height) if zoom else (0, 0, width, height)
     seen = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
-    # Cropped before it is resized: `resize(box=...)` would mix in pixels from outside the region. Without zoom the
-    # pixels are those of the same image without a prompt.
-    image = decode_upright(data).crop(region) if zoom else decode_for(data, image_size)
     return Prepared(
-        pixels=squashed(image, image_size, resample),
+        # Without zoom the pixels are those of the same image without a prompt.
+        pixels=decode(header, region if zoom else None),
         width=width,
         height=height,
         region=region,

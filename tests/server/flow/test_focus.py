@@ -17,6 +17,7 @@ from phs_milvus.pointing.prompts import Box, to_array, to_runs
 from phs_milvus.search import zooms
 from phs_milvus.search.zooms import combined, encode_zooms, encode_zooms_many, query_db_scores, used_zooms
 from phs_server.flow.focus import bounding_box, foveal_grid, prepare_focused, zoom_region
+from phs_server.flow.preprocess import Decode
 from phs_server.model import checkpoint
 from phs_server.model.batch import PromptBatch
 from phs_server.model.head_selection import shifted_attention
@@ -51,9 +52,8 @@ def test_zoom_is_the_crop_pixel_by_pixel(box: tuple, zoom: float) -> None:
     data = _png(picture)
     runs = to_runs(Box(*box), 101, 77)
     assert runs is not None
-    seen = prepare_focused(
-        data, runs, Focus(zoom=zoom), 1, image_size=32, resample=Image.Resampling.BICUBIC, grid=4, limits=Limits()
-    )
+    decode = Decode(32, Image.Resampling.BICUBIC, Limits())
+    seen = prepare_focused(data, runs, Focus(zoom=zoom), 1, grid=4, decode=decode)
     x0, y0, x1, y1 = zoom_region(box, zoom, 101, 77)
     crop = Image.fromarray(picture[y0:y1, x0:x1]).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.array_equal(seen.pixels, np.asarray(crop).transpose(2, 0, 1))
@@ -97,9 +97,7 @@ def prompts(masks: torch.Tensor, shift: torch.Tensor | None, fovea: torch.Tensor
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["vit", "deit"])
-def test_shift_and_fovea_are_their_plain_definitions(
-    family: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_shift_and_fovea_are_plain_definitions(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue("deit") if family == "deit" else save_checkpoint(family, tmp_path)
     loaded = checkpoint.load(str(directory))
     side, grid = loaded.preprocessing.image_size, loaded.preprocessing.grid

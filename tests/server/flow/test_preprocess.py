@@ -15,7 +15,7 @@ from PIL import Image
 from phs_milvus.contract.errors import ImageError, PromptError
 from phs_milvus.contract.images import decode_upright
 from phs_milvus.contract.types import Limits, MaskRuns
-from phs_server.flow.preprocess import expanded, prepare_image, shares_on_grid
+from phs_server.flow.preprocess import Decode, expanded, prepare_image, shares_on_grid
 
 
 def png(array: np.ndarray) -> bytes:
@@ -146,6 +146,6 @@ def test_a_prompt_without_zoom_sees_the_same_pixels_as_no_prompt() -> None:
     Image.fromarray(noise).resize((1600, 1200)).save(buffer, "JPEG")
     plain, width, height = prepare_image(buffer.getvalue(), 56, Image.Resampling.BICUBIC, Limits())
     everything = MaskRuns(width, height, np.array([0, width * height], np.uint32))
-    shape = {"image_size": 56, "resample": Image.Resampling.BICUBIC, "grid": 4, "limits": Limits()}
-    prompted = prepare_focused(buffer.getvalue(), everything, Focus(), 2, **shape)
+    decode = Decode(56, Image.Resampling.BICUBIC, Limits())
+    prompted = prepare_focused(buffer.getvalue(), everything, Focus(), 2, grid=4, decode=decode)
     assert np.array_equal(prompted.pixels, plain)

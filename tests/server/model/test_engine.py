@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from phs_milvus.contract.errors import ModelError
+from phs_milvus.contract.errors import InvalidInput, ModelError
+from phs_milvus.contract.types import RerankInputs
 from phs_server.model import checkpoint, kernels
 from phs_server.model.batch import PromptBatch
 from phs_server.model.engine import FocusEngine, batch_buckets, resolve_devices
@@ -140,11 +141,61 @@ def test_rerank_is_the_readout_of_each_pair_whatever_is_shared(tiny_model: Path,
             with torch.inference_mode():
                 candidate = engine.backbone.readout(state[:1], state[1:], torch.from_numpy(weight[None]))
             expected[row, column] = candidate[0].numpy() @ query / np.linalg.norm(query)
-    assert np.abs(engine.rerank(queries, weights, encoded.state) - expected).max() < 1e-5
+    assert np.abs(engine.rerank(RerankInputs(queries, weights, encoded.state)) - expected).max() < 1e-5
     # Several chunks and several blocks of weights, the last ones smaller.
     monkeypatch.setattr("phs_server.model.engine._RERANK_ROWS", 6)
     monkeypatch.setattr("phs_server.model.engine._RERANK_WEIGHTS", 2)
-    assert np.abs(engine.rerank(queries, weights, encoded.state) - expected).max() < 1e-5
+    assert np.abs(engine.rerank(RerankInputs(queries, weights, encoded.state)) - expected).max() < 1e-5
+
+
+def rerank_inputs(engine: FocusEngine, weights: np.ndarray, states: int) -> RerankInputs:
+    """Noise, for so many head weights [Q, H]."""
+    rng = np.random.default_rng(0)
+    width = engine.backbone.hidden_size
+    embeddings = rng.standard_normal((len(weights), width)).astype(np.float32)
+    return RerankInputs(embeddings, weights, rng.standard_normal((states, 2, width)).astype(np.float16))
+
+
+def test_a_rerank_asks_between_chunks_whether_to_go_on(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all of its work is one readout and many cosines."""
+    monkeypatch.setattr("phs_server.model.engine._RERANK_ROWS", 64)
+    monkeypatch.setattr("phs_server.model.engine._RERANK_PRODUCTS", 2**12)
+    engine = make(tiny_model)
+    rng = np.random.default_rng(0)
+    for weights, states in ((rng.random((40, 4), np.float32), 200), (np.ones((1000, 4), np.float32), 64)):
+        asked = 0
+
+        def check() -> None:
+            nonlocal asked
+            asked += 1
+            if asked == 5:
+                raise TimeoutError("enough")
+
+        with pytest.raises(TimeoutError, match="enough"):
+            engine.rerank(rerank_inputs(engine, weights, states), check)
+        assert asked == 5
+
+
+def test_chunks_of_a_rerank_take_about_as_long_as_wanted(tiny_model: Path) -> None:
+    engine = make(tiny_model)
+    engine._rerank_rows = 256
+    engine._pace_reranks(256, seconds=0.4)
+    assert engine._rerank_rows == 64
+    engine._pace_reranks(10, seconds=10)  # a small rest says nothing
+    assert engine._rerank_rows == 64
+    for _ in range(9):
+        engine._pace_reranks(engine._rerank_rows, seconds=0)
+    assert engine._rerank_rows == 2048
+
+
+def test_more_readouts_than_one_request_may_ask_for_are_refused(tiny_model: Path) -> None:
+    engine = make(tiny_model)
+    weights = np.random.default_rng(0).random((400, 4), np.float32)
+    with pytest.raises(InvalidInput, match="400 distinct head weights for 251 states make 100400 readouts") as error:
+        engine.rerank(rerank_inputs(engine, weights, 251))
+    assert error.value.field == "head_weights"
+    weights[:] = weights[0]  # one readout of each state serves all queries
+    assert engine.rerank(rerank_inputs(engine, weights, 251)).shape == (400, 251)
 
 
 def test_threads_do_not_see_one_anothers_fovea(deit: Path) -> None:
@@ -184,7 +235,9 @@ def test_gpu_gives_what_the_cpu_gives(tiny_model: Path, gpu_mode: str) -> None:
         batch = images(cpu, count, seed=count)
         assert cosine(gpu.encode(*batch).embedding, cpu.encode(*batch).embedding) > 0.9999
     encoded = cpu.encode(*batch)
-    pair = [engine.rerank(encoded.embedding, encoded.head_weights, encoded.state) for engine in (cpu, gpu)]
+    pair = [
+        engine.rerank(RerankInputs(encoded.embedding, encoded.head_weights, encoded.state)) for engine in (cpu, gpu)
+    ]
     assert np.abs(pair[0] - pair[1]).max() < 1e-3
 
 
