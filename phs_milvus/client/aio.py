@@ -35,7 +35,7 @@ class AsyncEncoder:
         self.address, target = target_of(address)
         self._timeout = timeout
         self._expected = expected_fingerprint
-        # Until the server is asked, which the first answer to check does: no model, and the defaults of a server.
+        # Not known until `fetch_info` is called, by the user or to check the first answer; until then, the defaults.
         self._info: ModelInfo | None = None
         self._limits = Limits()
         self._metadata = token_metadata(token)
@@ -56,7 +56,7 @@ class AsyncEncoder:
         return info
 
     async def _known_info(self) -> ModelInfo:
-        """As `Encoder.info`."""
+        """The server's model, fetched on first use."""
         return self._info or await self.fetch_info()
 
     async def encode(

@@ -49,12 +49,13 @@ def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[i
     """Tensor -> read-only array over the message's own bytes.
 
     Args:
-        field: name used in errors.
-        dtype: np.float32 or np.float16; another one is an error, not a conversion.
-        shape: the expected shape, None where any size will do.
+        field: the name that errors use.
+        dtype: np.float32 or np.float16; values of another dtype are refused, not converted.
+        shape: the expected shape, with None for dimensions of any size.
 
     Raises:
-        InvalidInput: another dtype or shape, a number of bytes that does not fit, or a value that is not finite.
+        InvalidInput: the dtype or the shape is another one, the number of bytes does not fit the shape, or a value is
+            not finite.
     """
     found = _DTYPES.get(tensor.dtype)
     if found != np.dtype(dtype):
@@ -92,7 +93,7 @@ def encode_request(
     attention: bool = False,
     expected_fingerprint: str = "",
 ) -> pb.EncodeRequest:
-    """Builds an EncodeRequest; the flags say what the response shall hold."""
+    """Builds an EncodeRequest; the flags say which outputs the response should hold."""
     flags = [
         (embedding, pb.OUTPUT_EMBEDDING),
         (state, pb.OUTPUT_STATE),
@@ -124,7 +125,7 @@ def explain_request(
 def rerank_request(
     embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected_fingerprint: str = ""
 ) -> pb.RerankRequest:
-    """Builds a RerankRequest from [Q, E], [Q, H] and [K, 2, D]."""
+    """Builds a RerankRequest from embeddings [Q, E], head weights [Q, H] and states [K, 2, D]."""
     return pb.RerankRequest(
         embeddings=tensor_to_pb(embeddings),
         head_weights=tensor_to_pb(head_weights),
@@ -137,7 +138,7 @@ def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> RerankInputs:
     """Validates a RerankRequest.
 
     Raises:
-        InvalidInput: a tensor that does not fit the model, or more scores than one message may hold.
+        InvalidInput: a tensor does not fit the model, or the scores do not fit into one message.
     """
     embeddings = tensor_from_pb(request.embeddings, "embeddings", np.float32, [None, info.embedding_size])
     if not len(embeddings):
@@ -168,7 +169,7 @@ def _focus_to_pb(focus: Focus) -> pb.Focus:
 
 
 def mask_from_pb(request: pb.EncodeRequest | pb.ExplainRequest) -> MaskRuns | None:
-    """The mask of a request, not yet checked against the image."""
+    """The mask of a request, None where it has none; not yet checked against the image."""
     if not request.HasField("mask"):
         return None
     mask = request.mask
@@ -203,7 +204,7 @@ def stream_request(item: int, request: pb.EncodeRequest) -> pb.EncodeStreamReque
 
 
 def encoding_to_pb(encoding: Encoding, outputs: Sequence[int]) -> pb.EncodeResponse:
-    """Encoding -> EncodeResponse holding what `outputs` names; nothing named means the embedding."""
+    """Encoding -> EncodeResponse with the outputs that were asked for; an empty list asks for the embedding."""
     wanted = set(outputs) or {pb.OUTPUT_EMBEDDING}
     response = pb.EncodeResponse(width=encoding.width, height=encoding.height)
     if pb.OUTPUT_EMBEDDING in wanted and encoding.embedding is not None:
@@ -250,7 +251,7 @@ _LIMIT_FIELDS = list(Limits.__dataclass_fields__)
 
 
 def info_to_pb(info: ModelInfo) -> pb.ModelInfo:
-    """ModelInfo -> message; both sides use the same field names."""
+    """ModelInfo -> message; the field names are the same."""
     limits = pb.Limits(**{name: getattr(info.limits, name) for name in _LIMIT_FIELDS})
     return pb.ModelInfo(limits=limits, **{name: getattr(info, name) for name in _INFO_FIELDS})
 
