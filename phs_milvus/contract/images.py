@@ -138,6 +138,19 @@ def open_header(data: bytes) -> tuple[int, int, str]:
     return width, height, name
 
 
+def stored_frame(data: bytes) -> tuple[int, int, int]:
+    """Reads the size as stored, before EXIF orientation, which is what some labelling tools saw.
+
+    Returns:
+        (width, height, orientation): pixels as stored, and the EXIF orientation, 1 to 8, that turns them upright.
+
+    Raises:
+        ImageError: as for `open_header`.
+    """
+    image, _ = _open(data)
+    return *image.size, _orientation(image, data)
+
+
 def decode_upright(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decodes an image to upright RGB: first frame, transparency on white, 16-bit gray to 8 by >> 8.
 
