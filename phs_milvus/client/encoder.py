@@ -76,6 +76,11 @@ class Encoder:
         )
         self._stub = pb_grpc.FocusEncoderStub(self._channel)
 
+    @property
+    def timeout(self) -> float:
+        """Seconds that a call may take where it is given no timeout of its own."""
+        return self._timeout
+
     @cached_property
     def info(self) -> ModelInfo:
         """The server's model and limits; asked once.
