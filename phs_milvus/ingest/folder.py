@@ -16,7 +16,7 @@ import numpy as np
 
 from phs_milvus.client.encoder import Encoder, Outputs
 from phs_milvus.contract import state as state_codec
-from phs_milvus.contract.errors import CollectionError, EncoderError, ImageError, InvalidInput, ModelMismatch, PhsError
+from phs_milvus.contract.errors import CollectionError, ImageError, InvalidInput, ModelMismatch, PhsError
 from phs_milvus.contract.images import EncodedImage, load_image
 from phs_milvus.contract.types import Encoding
 from phs_milvus.ingest.files import IMAGE_EXTENSIONS, ahead, chunks, is_another, is_gone, sha256_of, walk
@@ -214,14 +214,12 @@ class _Run:
         if isinstance(result, PhsError):
             self.fail(file.id, result)
             return
-        if result.embedding is None or result.state is None:
-            raise EncoderError("the embedding server left out the embedding or the state")
         own = {"path": str(file.path), "width": file.width, "height": file.height}
         metadata = {name: own[name] for name in self._own_fields}
         if self._metadata is not None:
             metadata |= self._metadata(file.path)
         rows = self._new if file.new else self._changed
-        rows.append(Row(file.id, result.embedding, result.state, file.digest, metadata))
+        rows.append(Row(file.id, result.required("embedding"), result.required("state"), file.digest, metadata))
         if len(self._new) + len(self._changed) >= self._batch_size:
             self._store()
 
