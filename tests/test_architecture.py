@@ -74,7 +74,7 @@ ARROWS = {
         milvus     -> contract
         search     -> contract pointing client milvus
         ingest     -> contract client milvus
-        evaluation -> contract pointing client milvus search
+        evaluation -> contract pointing client milvus search ingest
         demo       -> contract pointing client milvus search ingest
         cli        -> contract pointing client milvus search ingest evaluation demo
     """,

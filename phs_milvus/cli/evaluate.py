@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +25,32 @@ _PRESETS = {
     "overhead": "latency, throughput and bytes per image",
     "recall": "how many candidates two-stage search through Milvus needs",
 }
-# Of images left out, those that are named.
-_NAMED = 5
-_FORMATS = """DATASET is one of
-  a VOC folder           Annotations/*.xml and JPEGImages/ (2007 or 2012; SegmentationObject/ where there are masks)
-  a COCO instances JSON  with --images, where the pictures are not in the usual place beside it
-  a Visual Genome folder objects.json, image_data.json, VG_100K/
-  a CSV or JSONL file    columns image,x0,y0,x1,y1,label; pixels, x1 and y1 exclusive; one object a row
+# Here for the same reason; a test compares them with the package's.
+FORMATS = {
+    "voc": "Annotations/*.xml with JPEGImages/ or images/, or XML beside the pictures (labelImg, Roboflow)",
+    "coco": "an instances JSON of any tool: boxes, polygons, run lengths",
+    "visual-genome": "objects.json, image_data.json, VG_100K/",
+    "table": "CSV, TSV or JSONL, one object a row: image,x0,y0,x1,y1,label in pixels, or TensorFlow's, Roboflow's,\n"
+    "                 Keras's or Open Images' columns",
+    "yolo": "data.yaml, or images/ and labels/: boxes or polygons",
+    "labelme": "a JSON file for each picture",
+    "cvat": "annotations.xml, exported as 'CVAT for images 1.1'",
+    "label-studio": "JSON or JSON-MIN",
+    "fiftyone": "samples.json or labels.json with data/",
+}
+_FORMATS = (
+    "DATASET is a file or folder in one of these formats, which is told by its looks; say --format where it is not:\n"
+    + "\n".join(f"  {name:<14} {text}" for name, text in FORMATS.items())
+    + """
+
+What cannot be used is left out and named. Labels made at another size, or before a photo was turned by EXIF, are
+brought to the picture's own pixels where sizes tell how; where they do not, the picture is left out, and the message
+names the flag that settles it.
 
 The protocol: images with objects of two or more classes are queried, once for the largest object of each class; an
 image of the dataset is relevant if it holds an object of that class. MP@100 is the share of relevant images among the
 first 100, the query's own left out. Differences are paired, to plain whole-image search."""
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -75,7 +91,15 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
     )
     parser.add_argument("dataset", metavar="DATASET", help="labelled images, see above")
     parser.add_argument("--images", metavar="DIR", help="where the image files are, if not beside the annotations")
-    parser.add_argument("--format", choices=("voc", "coco", "visual-genome", "table"), help="(default: by its looks)")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="(default: by its looks)")
+    parser.add_argument(
+        "--boxes", choices=("pixels", "shares"), help="what a COCO file's or a table's boxes are in (default: pixels)"
+    )
+    parser.add_argument(
+        "--frame",
+        choices=("upright", "stored"),
+        help="how photos that EXIF turns were labelled, where sizes do not tell (default: such photos are left out)",
+    )
     parser.add_argument(
         "--prompt",
         default="box",
@@ -151,19 +175,23 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
     """One Study for each model, its server running while it is in use."""
     from phs_milvus.contract.errors import InvalidInput
     from phs_milvus.evaluation import load
+    from phs_milvus.evaluation.datasets import DatasetWarning
     from phs_milvus.evaluation.experiments import Study
     from phs_milvus.evaluation.queries import PROMPTS, object_queries
 
     prompts = tuple(options.prompt.split(","))
     if unknown := set(prompts) - set(PROMPTS):
         raise InvalidInput(f"{', '.join(sorted(unknown))} is none of {', '.join(PROMPTS)}", "prompt")
-    dataset = load(options.dataset, images=options.images, format=options.format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DatasetWarning)  # the remarks are printed below
+        dataset = load(
+            options.dataset, images=options.images, format=options.format, boxes=options.boxes, frame=options.frame
+        )
+    print("\n".join(dataset.remarks), end="\n" if dataset.remarks else "", file=sys.stderr)
     if options.limit is not None:
         if options.limit < 1:
             raise InvalidInput(f"must be at least 1, got {options.limit}", "limit")
         dataset = replace(dataset, images=dataset.images[: options.limit])
-    if dataset.missing:
-        print(f"left out: {_some(dataset.missing)}, annotated but without a file", file=sys.stderr)
     for place in _places(options):
         with ExitStack() as stack:
             encoder = stack.enter_context(open_encoder(place))
@@ -182,8 +210,7 @@ def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[
     with Store(options.cache, encoder.info) as store:
         started = time.perf_counter()
         dataset = readable(dataset, encoder, store)
-        for problem in dataset.unreadable.values():
-            print(f"left out: {problem}", file=sys.stderr)
+        _say_unreadable(dataset)
         bench = Bench(encoder, dataset, store, milvus=options.milvus, token=options.token)
         bench.seconds["encoding images"] += time.perf_counter() - started
         try:
@@ -192,9 +219,21 @@ def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[
             bench.close()
 
 
-def _some(ids: Sequence[str]) -> str:
-    """How many, and the first of them."""
-    return f"{len(ids)} ({', '.join(ids[:_NAMED])}{', ...' if len(ids) > _NAMED else ''})"
+def _about_labels(dataset: Any) -> list[str]:
+    skipped = (
+        [f"{len(dataset.skipped)} annotations left out, the first: {dataset.skipped[0]}"] if dataset.skipped else []
+    )
+    return [*dataset.notes, *skipped]
+
+
+def _say_unreadable(dataset: Any) -> None:
+    from phs_milvus.evaluation.datasets.model import NAMED
+
+    problems = list(dataset.unreadable.values())
+    for problem in problems[:NAMED]:
+        print(f"left out: {problem}", file=sys.stderr)
+    if len(problems) > NAMED:
+        print(f"left out: and {len(problems) - NAMED} images more", file=sys.stderr)
 
 
 def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
@@ -205,6 +244,8 @@ def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
 
 
 def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
+    from phs_milvus.evaluation.datasets.model import counted
+
     info, bench = study.bench.info, study.bench
     left_out = {"without a file": bench.dataset.missing, "not readable": tuple(bench.dataset.unreadable)}
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in sorted(bench.seconds.items()))
@@ -214,7 +255,8 @@ def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
         f"model {study.model}": f"{info.heads} heads, D={info.hidden_size}, {info.image_size} px, "
         f"{info.grid_height}x{info.grid_width} patches, {info.precision}, h_on {info.default_heads}, "
         f"fingerprint {info.fingerprint[:12]}",
-        "left out": "; ".join(f"{_some(ids)} {why}" for why, ids in left_out.items() if ids) or "no image",
+        "labels": "; ".join(_about_labels(bench.dataset)) or "all used as they are",
+        "left out": "; ".join(f"{counted(ids)} {why}" for why, ids in left_out.items() if ids) or "no image",
         "prompts": ", ".join(study.prompts),
         "seed": str(options.seed),
         f"time, {study.model}": f"{spent} ({os.cpu_count()} cores, what was cached not counted)",

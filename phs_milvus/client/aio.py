@@ -173,7 +173,7 @@ class _AsyncStream:
 
     def __init__(self, stub: pb_grpc.FocusEncoderStub, metadata: requests.Metadata, address: str) -> None:
         self._address = address
-        self._requests: asyncio.Queue = asyncio.Queue()
+        self._requests: asyncio.Queue[pb.EncodeStreamRequest | None] = asyncio.Queue()
         self._call = stub.EncodeStream(self._outgoing(), metadata=metadata)
 
     async def _outgoing(self) -> AsyncIterator[pb.EncodeStreamRequest]:
@@ -186,7 +186,7 @@ class _AsyncStream:
     async def receive(self, budget: RetryBudget) -> pb.EncodeStreamResponse:
         try:
             with budget.waiting() as left:
-                answer = await asyncio.wait_for(self._call.read(), left)
+                answer: pb.EncodeStreamResponse = await asyncio.wait_for(self._call.read(), left)
         except asyncio.TimeoutError:
             raise budget.timed_out(self._address) from None
         except grpc.RpcError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
@@ -196,7 +196,7 @@ def _grids(info: ModelInfo) -> list[int]:
     return [info.heads, info.grid_height, info.grid_width]
 
 
-def _tensor(response: Answer, field: str, dtype: type, shape: list[int]) -> npt.NDArray:
+def _tensor(response: Answer, field: str, dtype: type, shape: list[int]) -> npt.NDArray[Any]:
     if not response.HasField(field):
         raise InvalidInput("is missing", field)
     return wire.tensor_from_pb(getattr(response, field), field, dtype, shape)

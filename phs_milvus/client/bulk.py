@@ -133,6 +133,6 @@ class RetryBudget:
         if self._left <= 0:
             raise error
         self._error = error
-        ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._attempts, self._left)
+        ceiling: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._attempts, self._left)
         self._attempts += 1
         return ceiling * random.uniform(0.5, 1.0)

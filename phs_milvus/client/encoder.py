@@ -77,6 +77,11 @@ class Encoder:
         )
         self._stub = pb_grpc.FocusEncoderStub(self._channel)
 
+    @property
+    def timeout(self) -> float:
+        """Seconds that a call may take where it is given no timeout of its own."""
+        return self._timeout
+
     def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
         """Asks the server for its model and limits: one call over the network.
 
@@ -265,8 +270,8 @@ class _Stream:
     ) -> None:
         self._address = address
         self._room = threading.Semaphore(in_flight)
-        self._requests: queue.SimpleQueue = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[pb.EncodeStreamRequest | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[pb.EncodeStreamResponse | PhsError] = queue.SimpleQueue()
         self._call = stub.EncodeStream(iter(self._requests.get, None), metadata=metadata)
         threading.Thread(target=self._pump, name="phs-encode-stream", daemon=True).start()
 

@@ -21,6 +21,8 @@ Region = tuple[int, int, int, int]
 
 # No model has more heads; a larger number is a mistake.
 _MOST_HEADS = 2**16
+# Added to attention logits: all of the attention is on one patch long before.
+_MOST_FOVEA = 1000.0
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Focus:
             raise InvalidInput(f"attention_shift must be 0 to 1, got {self.attention_shift}", "focus")
         if not self.zooms or not all(zoom == 0 or 1 <= zoom < math.inf for zoom in self.zooms):
             raise InvalidInput(f"zoom must be 0 (the whole image) or at least 1, got {self.zoom}", "focus")
-        if not 0 <= self.fovea < math.inf:
-            raise InvalidInput(f"fovea must be 0 or more, got {self.fovea}", "focus")
+        if not 0 <= self.fovea <= _MOST_FOVEA:
+            raise InvalidInput(f"fovea must be 0 to {_MOST_FOVEA:g}, got {self.fovea:g}", "focus")
 
     @classmethod
     def paper(cls) -> Focus:

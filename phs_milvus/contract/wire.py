@@ -7,7 +7,7 @@ client reads of answers is in phs_milvus.client.answers, which checks them again
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ _DTYPES: dict[int, np.dtype] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
     pb.DTYPE_FLOAT16: np.dtype("<f2"),
 }
+# Products of larger numbers leave float32; real head weights are at most the number of heads, real lengths are 1.
+_MOST_WEIGHT = 1e4
+_LENGTHS = 1e-10, 1e10
 # Bytes of a message of scores that are not scores.
 _SCORES_OVERHEAD = 1024
 # The smallest limit on a message's bytes that a server may have.
@@ -38,14 +41,14 @@ LEAST_MESSAGE_BYTES = 65_536
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def tensor_to_pb(array: npt.NDArray) -> pb.Tensor:
+def tensor_to_pb(array: npt.NDArray[np.floating]) -> pb.Tensor:
     """float32 or float16 of any shape -> Tensor."""
     code = pb.DTYPE_FLOAT16 if array.dtype == np.float16 else pb.DTYPE_FLOAT32
     data = np.ascontiguousarray(array, dtype=_DTYPES[code]).tobytes()
     return pb.Tensor(dtype=code, shape=array.shape, data=data)
 
 
-def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[int | None]) -> npt.NDArray:
+def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[int | None]) -> npt.NDArray[Any]:
     """Tensor -> read-only array over the message's own bytes.
 
     Args:
@@ -59,7 +62,7 @@ def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[i
     """
     found = _DTYPES.get(tensor.dtype)
     if found != np.dtype(dtype):
-        name = pb.DType.Name(tensor.dtype) if tensor.dtype in pb.DType.values() else tensor.dtype
+        name = pb.Dtype.Name(tensor.dtype) if tensor.dtype in pb.Dtype.values() else tensor.dtype
         raise InvalidInput(f"expected {np.dtype(dtype).name}, got dtype {name}", field)
     wanted = ", ".join("any" if size is None else str(size) for size in shape)
     if len(tensor.shape) > len(shape):  # not listed: a message can hold millions of sizes
@@ -138,12 +141,24 @@ def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> RerankInputs:
     """Validates a RerankRequest.
 
     Raises:
-        InvalidInput: a tensor does not fit the model, or the scores do not fit into one message.
+        InvalidInput: a tensor does not fit the model, numbers are too large to compute with, or the scores do not fit
+            into one message.
     """
     embeddings = tensor_from_pb(request.embeddings, "embeddings", np.float32, [None, info.embedding_size])
     if not len(embeddings):
         raise InvalidInput("no query", "embeddings")
     weights = tensor_from_pb(request.head_weights, "head_weights", np.float32, [len(embeddings), info.heads])
+    largest = float(np.abs(weights).max())
+    if largest > _MOST_WEIGHT:
+        raise InvalidInput(f"holds {largest:g}; use weights from -{_MOST_WEIGHT:g} to {_MOST_WEIGHT:g}", "head_weights")
+    lengths = np.sqrt(np.einsum("qe,qe->q", embeddings, embeddings, dtype=np.float64))
+    wrong = np.flatnonzero((lengths < _LENGTHS[0]) | (lengths > _LENGTHS[1]))
+    if len(wrong):
+        raise InvalidInput(
+            f"query {wrong[0]} has length {lengths[wrong[0]]:g}; l2-normalise the embeddings (lengths from "
+            f"{_LENGTHS[0]:g} to {_LENGTHS[1]:g} are taken)",
+            "embeddings",
+        )
     states = tensor_from_pb(request.states, "states", np.float16, [None, 2, info.hidden_size])
     scores = (info.limits.message_bytes - _SCORES_OVERHEAD) // np.dtype(np.float32).itemsize
     if len(embeddings) * len(states) > scores:

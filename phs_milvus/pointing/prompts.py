@@ -88,7 +88,8 @@ class Box(_Combinable):
         x1, y1: right and bottom, exclusive: Box(0, 0, width, height) is the whole image.
 
     Raises:
-        PromptError: a value that is not finite, or x1 <= x0, or y1 <= y0.
+        PromptError: a value that is not finite, or x1 <= x0, or y1 <= y0; or a box within the first pixel, which is
+            one of shares of the image (0 to 1) in all likelihood. That one pixel is Point(0, 0, radius=0).
     """
 
     x0: float
@@ -103,6 +104,8 @@ class Box(_Combinable):
             start, stop = getattr(self, low), getattr(self, high)
             if stop <= start:
                 raise PromptError(f"box: {high} ({_show(stop)}) must be greater than {low} ({_show(start)})")
+        if _in_first_pixel(self.x0, self.y0, self.x1, self.y1):
+            raise _first_pixel(f"box ({_show(self.x0, self.y0, self.x1, self.y1)})")
 
     def _paint(self, canvas: BoolArray) -> None:
         if not paint_box(canvas, self.x0, self.y0, self.x1, self.y1):
@@ -147,7 +150,8 @@ class Mask(_Combinable):
     Attributes:
         source: bool or integer array [H, W], nonzero is inside; a PIL image or the path of a lossless image
             file (PNG), where inside is what is neither black nor transparent; MaskRuns; or a COCO RLE
-            {"size": [height, width], "counts": ...}, uncompressed (a list) or compressed (str or bytes).
+            {"size": [height, width], "counts": ...}, uncompressed (a list) or compressed (str or bytes). Soft masks,
+            with many grey values, are inside from half of their range on: 128 of 255.
 
     Raises:
         PromptError: another type. What the source holds is checked when it is put on an image.
@@ -226,6 +230,8 @@ def parse_point(text: str) -> Point:
     except ValueError:
         form = "x,y[,radius[,label]] with label 1 (select) or 0 (take away)"
         raise _usage("point", text, form, "320,240 or 320,240,25 or 320,240,25,0") from None
+    if all(0 < value < 1 for value in values[:2]):
+        raise _first_pixel(f"point ({_show(*values[:2])})")
     return Point(*values, label=int(label or 1))
 
 
@@ -237,6 +243,8 @@ def parse_polygon(text: str) -> Polygon:
         corners = []
     if len(corners) < 3:
         raise _usage("polygon", text, "x,y x,y x,y, three corners or more", "10,10 200,40 120,300")
+    if _in_first_pixel(*(value for corner in corners for value in corner)):
+        raise _first_pixel(f"polygon of {len(corners)} points")
     return Polygon(corners)
 
 
@@ -292,6 +300,15 @@ def _show(*values: float) -> str:
 def _outside(what: str, canvas: BoolArray) -> PromptError:
     size, frame = f"{canvas.shape[1]}x{canvas.shape[0]}", "pixels of the upright image (after EXIF rotation)"
     return PromptError(f"{what} lies entirely outside the {size} image; prompts are {frame}")
+
+
+def _in_first_pixel(*values: float) -> bool:
+    return min(values) >= 0 and max(values) <= 1
+
+
+def _first_pixel(what: str) -> PromptError:
+    remedy = "multiply shares of the image (0 to 1) by its width and height"
+    return PromptError(f"{what} lies within the first pixel; prompts are in pixels: {remedy}")
 
 
 def _usage(kind: str, text: str, form: str, example: str) -> PromptError:

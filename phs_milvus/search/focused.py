@@ -278,7 +278,7 @@ class FocusedSearch:
             if (file := below(self._image_root, str(row_id))) is None:
                 raise InvalidInput(f"row {row_id!r} leads out of image_root, {self._image_root}", "image")
             return file
-        path = rows[row_id].get("path")
+        path: str | None = rows[row_id].get("path")
         if not path:
             raise InvalidInput(
                 f"row {row_id!r} does not say where its file is; pass image_root to FocusedSearch", "image"

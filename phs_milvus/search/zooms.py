@@ -114,7 +114,8 @@ def query_db_scores(encoder: Encoder, query: Encoding, states: Float16Array) -> 
     parts = query.per_zoom or (query,)
     embeddings = np.stack([part.required("embedding") for part in parts])
     weights = np.stack([part.required("head_weights") for part in parts])
-    return encoder.rerank(embeddings, weights, states).mean(axis=0)
+    scores: Float32Array = encoder.rerank(embeddings, weights, states).mean(axis=0)
+    return scores
 
 
 def used_zooms(prompt: Prompt | None, focus: Focus) -> tuple[Focus, ...]:

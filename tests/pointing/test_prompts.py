@@ -49,21 +49,21 @@ def test_an_error_in_a_union_names_the_member() -> None:
     assert error_of([Box(0, 0, 3, 3), Box(50, 50, 60, 60)]).startswith("prompt[1]: box (50, 50, 60, 60) lies")
     assert error_of([Point(99, 1, label=0), Box(0, 0, 3, 3)]).startswith("prompt[0]: point (99, 1)")
     assert error_of(Box(0, 0, 3, 3) | Box(1, 1, 2, 2) | Mask(np.zeros((H, W), bool))).startswith("prompt[2]: mask")
-    assert error_of([Box(0, 0, 3, 3), [Box(0, 0, 1, 1), Point(99, 99)]]).startswith("prompt[1][1]: point")
+    assert error_of([Box(0, 0, 3, 3), [Box(0, 0, 2, 1), Point(99, 99)]]).startswith("prompt[1][1]: point")
 
 
 @pytest.mark.parametrize(
     ("prompt", "text"),
     [
         ([], "prompt: an empty list selects nothing"),
-        ([Box(0, 0, 1, 1), []], "prompt[1]: an empty list"),
+        ([Box(0, 0, 2, 1), []], "prompt[1]: an empty list"),
         ([48, 120, 310, 400], "prompt[0]: expected Point, Box, Polygon, Mask or a list of them, got int 48"),
         (
             "48,120,310,400",
             "prompt: expected Point, Box, Polygon, Mask or a list of them, got str '48,120,310,400'",
         ),
         (np.ones((H, W), bool), "prompt: expected Point, Box, Polygon, Mask or a list of them, got ndarray"),
-        ([Box(0, 0, 1, 1), None], "prompt[1]: expected Point"),
+        ([Box(0, 0, 2, 1), None], "prompt[1]: expected Point"),
         (None, "prompt: expected Point"),
     ],
 )
@@ -152,3 +152,26 @@ def test_any_text_parses_or_raises_prompt_error(text: str) -> None:
     for parse in (parse_box, parse_point, parse_polygon):
         with suppress(PromptError):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (parse_box, "0.1,0.2,0.5,0.8"),
+        (parse_box, "0,0,1,1"),
+        (parse_point, "0.5,0.25"),
+        (parse_polygon, "0,0 1,0 0.5,1"),
+    ],
+)
+def test_shares_of_the_image_are_not_taken_for_pixels(parse, text: str) -> None:
+    with pytest.raises(PromptError, match=r"lies within the first pixel; .* multiply shares of the image \(0 to 1\)"):
+        parse(text)
+
+
+def test_a_box_of_shares_is_refused_and_its_neighbours_are_not() -> None:
+    with pytest.raises(PromptError, match="lies within the first pixel"):
+        Box(0.25, 0, 1, 0.5)
+    for box in (Box(0, 0, 1.5, 1), Box(-0.5, 0, 1, 1), Box(0, 1, 1, 2)):
+        assert to_array(box, W, H).any()
+    assert to_array(Point(0, 0, radius=0), W, H).sum() == 1
+    assert parse_point("0,0,0") == Point(0, 0, radius=0)
