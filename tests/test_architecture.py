@@ -85,6 +85,7 @@ ARROWS = {
         flow       -> contract config model
         edge       -> contract config flow ops
         app        -> contract config flow ops edge
+        process    -> contract config ops edge app
     """,
 }
 # Which third-party package may be imported where; everywhere else it may not.

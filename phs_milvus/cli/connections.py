@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError
+from phs_milvus.contract.errors import CollectionError, PhsError
+from phs_milvus.contract.tokens import read_tokens
 
 DEFAULT_MILVUS = "./phs_milvus.db"
 DEFAULT_COLLECTION = "images"
@@ -108,14 +109,8 @@ def _token() -> str | None:
     path = os.environ.get("PHS_ENCODER_TOKEN_FILE")
     if not path:
         return None
-    try:
-        lines = map(str.strip, Path(path).read_text().splitlines())
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}", "PHS_ENCODER_TOKEN_FILE") from None
-    # The server's own file will do: it may hold several tokens, and comments.
-    if token := next((line for line in lines if line and not line.startswith("#")), None):
-        return token
-    raise InvalidInput(f"{path} holds no token", "PHS_ENCODER_TOKEN_FILE")
+    # The server's own file will do: it may hold several tokens.
+    return read_tokens(path, "PHS_ENCODER_TOKEN_FILE")[0]
 
 
 def server_package() -> Any:
