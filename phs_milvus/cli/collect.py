@@ -1,4 +1,4 @@
-"""`phs-milvus ingest` and `phs-milvus info`: what is in a collection."""
+"""`phs-milvus ingest` fills a collection, and `phs-milvus info` describes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`phs-milvus eval` and `phs-milvus tune`: their flags, and what they print. The work is in phs_milvus.evaluation."""
+"""The flags and the output of `phs-milvus eval` and `phs-milvus tune`; phs_milvus.evaluation does the work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from phs_milvus.cli.connections import open_encoder
 from phs_milvus.contract.errors import PhsError
 
-# Here rather than read from the package, which is imported only by a command that needs it.
+# Repeated here because phs_milvus.evaluation is imported only by the commands that need it.
 _PRESETS = {
     "table1": "every way of pointing, with and without PHS, for each kind of prompt",
     "heads": "how many heads to keep, scaled or not, against random and bottom heads",
@@ -237,7 +237,7 @@ def _say_unreadable(dataset: Any) -> None:
 
 
 def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
-    """Where each model is: addresses, then models to serve here; with neither, PHS_ENCODER or the default model."""
+    """The models to use: running servers, then models to serve here; with neither, PHS_ENCODER or the default model."""
     places = [argparse.Namespace(encoder=address, model=None) for address in options.encoder]
     places += [argparse.Namespace(encoder=None, model=model) for model in options.model]
     return places or [argparse.Namespace(encoder=None, model=None)]

@@ -1,4 +1,4 @@
-"""Image files on a disk: finding them in a fixed order, fingerprinting them, reading them ahead by threads."""
+"""Image files on disk: finds them in a fixed order, computes their digests, and reads ahead in threads."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _is_met(target: str, real_root: str, extensions: Collection[str]) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Digest of a file in hex, read in pieces; "" where it cannot be read."""
+    """The file's sha256, 64 hexadecimal digits; "" where it cannot be read."""
     try:
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -126,7 +126,7 @@ def sha256_of(path: Path) -> str:
 
 
 def is_gone(path: Path) -> bool:
-    """Whether there certainly is no such file: not so where it merely cannot be looked at."""
+    """Whether the file certainly does not exist; False where that cannot be found out."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -136,17 +136,17 @@ def is_gone(path: Path) -> bool:
 
 
 def is_another(stored: str, path: Path) -> bool:
-    """Whether `stored` names another file than `path`, and one that is still there."""
+    """Whether `stored` is the path of another file than `path`, and that file still exists."""
     if stored in ("", str(path)):
         return False
     try:
-        return not Path(stored).samefile(path)  # not so through a link, say from where a folder was before
+        return not Path(stored).samefile(path)  # the same file by a link is not another one
     except (OSError, ValueError):
         return not is_gone(Path(stored))
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """(item, function(item)) in order, computed a few items ahead by threads."""
+    """Yields (item, function(item)) in order, and computes a few items ahead in threads."""
     waiting: deque[tuple[T, Future[R]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(function, item)))
