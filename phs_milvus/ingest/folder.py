@@ -44,27 +44,31 @@ def ingest_folder(
     extensions: Collection[str] = IMAGE_EXTENSIONS,
     metadata: Metadata | None = None,
 ) -> IngestReport:
-    """Encodes every image below a folder into a collection; files that are there unchanged are skipped.
+    """Encodes every image below a folder into a collection, and skips files that are stored already and unchanged.
 
-    A row's id is the file's path relative to `root` with forward slashes. One file is one image, however many links
-    lead to it. Several folders may go into one collection as long as no id is in two of them: a file whose id belongs
-    to another file, still there under another root, is reported as failed and the other's row is kept. A row's metadata
-    are `path` (absolute), `width` and `height` (of the upright image) and what `metadata` returns. Files that cannot be
-    read, or at which the server stops, are reported and left out until the next run; everything else is stored. On any
-    interruption, kill -9 included, what was stored stays whole.
+    A row's id is the file's path relative to `root`, with forward slashes; a file is one image, however many links lead
+    to it. A row's metadata are `path` (absolute), `width` and `height` (pixels of the upright image) and what
+    `metadata` returns. Files that cannot be read, or at which the server stops, are reported and left out until the
+    next run; all others are stored. After any interruption, kill -9 included, every stored row is complete.
+
+    Several folders can go into one collection if they share no id: a file whose id belongs to an existing file under
+    another root is reported as failed, and the row is kept.
 
     Args:
-        prune: also delete rows whose file under this `root` is gone. Rows from elsewhere are left alone.
+        root: the folder, searched recursively.
+        collection: where the rows go.
+        encoder: a client of the embedding server that runs the collection's model.
+        prune: whether to delete the rows of files under this `root` that no longer exist; other rows are kept.
         batch_size: rows per write.
-        progress: True for a bar on stderr, or a function called with (files done, files in all).
-        extensions: of file names, lower case, with the dot; "" for files without one that start like an image.
-        metadata: called with each new or changed file's path; returns JSON values by field name.
+        progress: True for a bar on stderr, False for none, or a function called with (files done, files in all).
+        extensions: of image files, lower case with the dot; "" stands for files without one that start like an image.
+        metadata: called with the path of each new or changed file; returns JSON values by field name.
 
     Raises:
-        InvalidInput: `root` is no folder, or has no images although `prune` is set: an unmounted disk looks so.
+        InvalidInput: `root` is no folder, or `prune` is set and it has no images, as an unmounted disk would have none.
         ModelMismatch: the collection was filled with another model.
-        EncoderError: the embedding server went away. What was encoded by then is stored.
-        CollectionError: Milvus went away, or the collection has integer ids or no place for digests.
+        EncoderError: the embedding server no longer answers. What was encoded by then is stored.
+        CollectionError: Milvus no longer answers, or the collection has integer ids or no place for digests.
     """
     started = time.monotonic()
     base = Path(root).resolve()

@@ -21,14 +21,14 @@ class IngestReport:
     Attributes:
         found: image files under the folder.
         encoded: rows written, new and changed.
-        skipped_unchanged: files whose row has the same digest.
+        skipped_unchanged: files whose row has the same digest already.
         changed: rows that replaced an older version of the file.
-        pruned: rows deleted because their file is gone.
-        failed: the first 1,000 files (and folders, ending in "/") that cannot be used, and why. The row of an
-            earlier version of such a file stays.
-        failed_count: all of them.
-        left_out: how many other files there are under the folder, by extension or another reason.
-        seconds: wall clock.
+        pruned: rows deleted because their file no longer exists.
+        failed: (path, reason) of the first 1,000 files, and folders ending in "/", that cannot be used. If an earlier
+            version of such a file is stored, its row is kept.
+        failed_count: the number of all files and folders that cannot be used.
+        left_out: the number of other files under the folder, by extension or another reason.
+        seconds: wall time.
     """
 
     found: int = 0
