@@ -1,4 +1,4 @@
-"""The two ends of a command: the embedding server and Milvus."""
+"""Opens what most commands need: the embedding server and Milvus."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_encoder_flags(command: argparse.ArgumentParser, default: str = "facebook
     """--encoder and --model.
 
     Args:
-        default: what the help says is served without either.
+        default: the model that the help names as the default.
     """
     group = command.add_argument_group("embedding server")
     group.add_argument(
@@ -47,7 +47,7 @@ def add_milvus_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--milvus",
         metavar="URI",
-        type=lambda uri: uri.rstrip("/"),  # a Lite database is a folder, and shells complete it so
+        type=lambda uri: uri.rstrip("/"),  # shells complete a Lite database, which is a folder, with a slash
         default=os.environ.get("PHS_MILVUS", DEFAULT_MILVUS),
         help="a Milvus Lite path ending in .db, or http://host:19530 (default: %(default)s) [PHS_MILVUS]",
     )
@@ -66,10 +66,10 @@ def address_of(options: argparse.Namespace) -> str | None:
 
 @contextlib.contextmanager
 def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
-    """The embedding server of `address_of`, or one started here for the time of this command.
+    """The embedding server of `address_of`, or one that is started here and ends with this command.
 
     Raises:
-        PhsError: both or neither can be used; the message says how to.
+        PhsError: --encoder and --model are both given, the server does not answer, or the model cannot be served here.
     """
     from phs_milvus.client.encoder import Encoder
 
@@ -86,7 +86,7 @@ def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
     from phs_server.config import Settings, parse
 
     settings = parse(["--model", options.model] if options.model else [])
-    # On a port of its own, and for this command alone: what the environment says of networks is for phs-server.
+    # On a port of its own and for this command alone, so the network settings in the environment do not apply.
     private = {name: getattr(Settings(), name) for name in _NETWORK_SETTINGS}
     settings = replace(settings, **private, port=0)
     print(f"starting an embedding server with {settings.model} ...", file=sys.stderr)
@@ -95,7 +95,7 @@ def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
 
 
 def _tls() -> Any:
-    """TLS as the environment asks for it: PHS_ENCODER_CA, PHS_ENCODER_CERT, PHS_ENCODER_KEY; or PHS_ENCODER_TLS=1."""
+    """TLS by the environment: PHS_ENCODER_CA, PHS_ENCODER_CERT and PHS_ENCODER_KEY, or PHS_ENCODER_TLS=1."""
     from phs_milvus.client.channels import Tls
 
     files = {name: os.environ.get(f"PHS_ENCODER_{name.upper()}") for name in ("ca", "cert", "key")}
@@ -126,7 +126,7 @@ def server_package() -> Any:
 
 
 def is_missing(uri: str) -> bool:
-    """Whether it names a Milvus Lite database that nobody has made yet."""
+    """Whether `uri` is a Milvus Lite database that does not exist yet."""
     return uri.endswith(".db") and "://" not in uri and not Path(uri).expanduser().exists()
 
 
@@ -135,10 +135,11 @@ def open_milvus(options: argparse.Namespace, *, create: bool = False) -> Iterato
     """The Milvus of --milvus.
 
     Args:
-        create: make a Milvus Lite database that is not there; commands that only read take it for a mistyped path.
+        create: whether to create a Milvus Lite database that does not exist; for commands that only read, a missing
+            one is a mistyped path.
 
     Raises:
-        CollectionError: nothing there, or it cannot be opened.
+        CollectionError: it does not exist, or cannot be opened.
     """
     from phs_milvus.milvus.connection import close, connect
 
