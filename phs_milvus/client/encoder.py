@@ -77,6 +77,11 @@ class Encoder:
         )
         self._stub = pb_grpc.FocusEncoderStub(self._channel)
 
+    @property
+    def timeout(self) -> float:
+        """Seconds that a call may take where it is given no timeout of its own."""
+        return self._timeout
+
     def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
         """Asks the server for its model and limits: one call over the network.
 
