@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from phs_milvus.client.channels import Tls
     from phs_milvus.client.encoder import Encoder
     from phs_milvus.client.requests import Outputs
+    from phs_milvus.contract import state
     from phs_milvus.contract.errors import (
         CollectionError,
         DeadlineExceeded,
@@ -112,10 +113,13 @@ __all__ = [
     "Tls",
     "connect",
     "ingest_folder",
+    "state",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name == "state":  # a module: the codec of PHS states
+        return import_module("phs_milvus.contract.state")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'phs_milvus' has no attribute {name!r}")
     return getattr(import_module(f"phs_milvus.{_MODULE_OF[name]}"), name)

@@ -47,13 +47,13 @@ def add_commands(commands: Any) -> None:
 def _ingest(options: argparse.Namespace) -> int:
     from phs_milvus.ingest.folder import ingest_folder
     from phs_milvus.milvus.collection import FocusedCollection
-    from phs_milvus.milvus.connection import errors
+    from phs_milvus.milvus.connection import translated_errors
 
     if not Path(options.directory).is_dir():  # before a model is loaded and a collection made
         raise InvalidInput(f"{options.directory} is not a folder", "DIR")
     with open_encoder(options) as encoder, open_milvus(options, create=True) as client:
         name = options.collection
-        with errors("cannot list the collections"):
+        with translated_errors("cannot list the collections"):
             exists = client.has_collection(name)
         if exists:
             collection = FocusedCollection.open(client, name)
@@ -68,7 +68,7 @@ def _ingest(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     from phs_milvus.milvus.collection import FocusedCollection
-    from phs_milvus.milvus.connection import errors
+    from phs_milvus.milvus.connection import translated_errors
 
     facts: dict[str, Any] = {}
     if options.model or address_of(options):
@@ -77,7 +77,7 @@ def _info(options: argparse.Namespace) -> int:
     facts["milvus"] = {"uri": options.milvus, "collections": []}
     if not is_missing(options.milvus):
         with open_milvus(options) as client:
-            with errors("cannot list the collections"):
+            with translated_errors("cannot list the collections"):
                 facts["milvus"]["collections"] = names = client.list_collections()
             if options.collection in names:
                 facts["collection"] = FocusedCollection.open(client, options.collection).describe()

@@ -220,9 +220,7 @@ def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[
 
 
 def _about_labels(dataset: Any) -> list[str]:
-    skipped = (
-        [f"{len(dataset.skipped)} annotations left out, the first: {dataset.skipped[0]}"] if dataset.skipped else []
-    )
+    skipped = [f"{len(dataset.skipped)} annotation(s) left out, which could not be used"] if dataset.skipped else []
     return [*dataset.notes, *skipped]
 
 

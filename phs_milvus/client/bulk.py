@@ -32,6 +32,7 @@ class Window:
             raise InvalidInput(f"is at least 1, got {size}", "in_flight")
         self._size = size
         self._next = 0
+        self._repeats = 0
         self._items: OrderedDict[int, pb.EncodeStreamRequest | Encoding | PhsError] = OrderedDict()
 
     @property
@@ -56,10 +57,27 @@ class Window:
         self._items[self._next] = error
         self._next += 1
 
+    def request(self, item: int) -> pb.EncodeRequest | None:
+        """The request of an item that waits for its answer; None where it was answered already.
+
+        Raises:
+            InvalidInput: no such item was ever sent, or the answers only repeat what was answered.
+        """
+        if item >= self._next:
+            raise InvalidInput(f"is {item}, but no such item was sent", "id")
+        message = self._items.get(item)
+        if isinstance(message, pb.EncodeStreamRequest):
+            return message.request
+        self._repeats += 1
+        if self._repeats > self._size:  # otherwise a server that repeats one answer forever keeps the caller forever
+            raise InvalidInput(f"is {item}, which was answered before, like {self._size} answers before it", "id")
+        return None
+
     def answer(self, item: int, result: Encoding | PhsError) -> None:
-        """Records the answer to an item."""
+        """Records the answer to an item; ignored where the item is not waiting for one."""
         if isinstance(self._items.get(item), pb.EncodeStreamRequest):
             self._items[item] = result
+            self._repeats = 0
 
     def ready(self) -> Iterator[Encoding | PhsError]:
         """Hands out answered items, as far as the order allows."""

@@ -74,9 +74,10 @@ def channel_credentials(tls: Tls | bool | None) -> grpc.ChannelCredentials | Non
 def channel_options(address: Address, tls: Tls | bool | None) -> list[tuple[str, int | str]]:
     """gRPC channel arguments."""
     options: list[tuple[str, int | str]] = [
-        # phs_milvus.client.requests keeps messages within the server's own limit, which may be above the default.
+        # phs_milvus.client.requests keeps what is sent within the server's own limit, which may be above the default.
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
+        # It asks for no answer over the default, so a larger one is no answer to it.
+        ("grpc.max_receive_message_length", Limits.message_bytes),
         # gRPC does not retry a call whose message outgrew this buffer; the default is 256 KiB, less than many photos.
         ("grpc.per_rpc_retry_buffer_size", Limits.message_bytes),
         # A server that vanished without a word is noticed while calls wait for it. It must allow such pings.

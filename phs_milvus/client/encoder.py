@@ -19,16 +19,14 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import Any
 
 import grpc
 
-from phs_milvus.client import requests
+from phs_milvus.client import answers, requests
 from phs_milvus.client.bulk import RetryBudget, Window
 from phs_milvus.client.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
 from phs_milvus.client.requests import DEFAULT_ADDRESS, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Outputs
-from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.errors import EncoderUnavailable, PhsError
@@ -65,7 +63,8 @@ class Encoder:
         self.address, target = target_of(address)
         self._timeout = timeout
         self._expected = expected_fingerprint
-        # Until `info` is asked for, the defaults of a server.
+        # Until the server is asked, which the first answer to check does: no model, and the defaults of a server.
+        self._info: ModelInfo | None = None
         self._limits = Limits()
         self._metadata = token_metadata(token)
         credentials, options = channel_credentials(tls), channel_options(address, tls)
@@ -79,23 +78,27 @@ class Encoder:
     def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
         """Asks the server for its model and limits: one call over the network.
 
-        From then on this Encoder is bound to that model: if the server comes back with another one, calls fail with
-        ModelMismatch instead of mixing embeddings of two models. Images over the server's limits then fail before
-        they are sent.
+        The first encoding does this by itself, because its answer is checked against the model. From then on this
+        Encoder is bound to that model: if the server comes back with another one, calls fail with ModelMismatch
+        instead of mixing embeddings of two models. Images over the server's limits then fail before they are sent.
+
+        Args:
+            timeout: seconds this call may take; None: the Encoder's own.
 
         Raises:
-            EncoderError: the server could not answer; see phs_milvus.contract.errors.
+            EncoderError: the server could not answer, or answered with numbers that no model has.
+            ModelMismatch: the server does not run the expected model.
         """
         answer = self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout)
-        info = wire.info_from_pb(answer)
+        info = answers.model_info(answer, self.address)
         self._expected = requests.bound_to(self._expected, info)
-        self._limits = info.limits
+        self._info, self._limits = info, info.limits
         return info
 
-    @cached_property
+    @property
     def info(self) -> ModelInfo:
         """What `fetch_info` answered: the first use calls the server and may raise as it does; later uses do not."""
-        return self.fetch_info()
+        return self._info or self.fetch_info()
 
     def encode(
         self,
@@ -117,7 +120,8 @@ class Encoder:
             EncoderError: the server could not answer; see phs_milvus.contract.errors.
         """
         request = requests.encode_request(image, prompt, focus, outputs, self._expected, self._limits)
-        return wire.encoding_from_pb(self._call(self._stub.Encode, request, timeout))
+        answer = self._call(self._stub.Encode, request, timeout)
+        return answers.encoding(answer, request, self.info, self.address)
 
     def encode_many(
         self,
@@ -140,7 +144,7 @@ class Encoder:
         """
         pairs = requests.pairs(images, prompts)
         window, budget = Window(in_flight), RetryBudget(timeout or self._timeout)
-        stream = _Stream(self._stub, self._metadata, self.address)
+        stream = _Stream(self._stub, self._metadata, self.address, in_flight)
         exhausted = False
         try:
             while True:
@@ -157,13 +161,15 @@ class Encoder:
                     budget.progress()
                     continue
                 try:
-                    window.answer(*requests.stream_answer(stream.receive(budget)))
-                    budget.progress()
-                except requests.TRANSIENT as error:
+                    answer = stream.receive(budget)
+                    info = self.info if answer.HasField("response") else None
+                    if answers.record(window, answer, info, self.address):
+                        budget.progress()
+                except answers.TRANSIENT as error:
                     with budget.waiting():
                         time.sleep(budget.pause(error))
                     stream.close()
-                    stream = _Stream(self._stub, self._metadata, self.address)
+                    stream = _Stream(self._stub, self._metadata, self.address, in_flight)
                     for message in window.unanswered():
                         stream.send(message)
         finally:
@@ -189,7 +195,8 @@ class Encoder:
         """
         scores, messages = requests.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
         for block, request in messages:
-            scores[block] = wire.scores_from_pb(self._call(self._stub.Rerank, request, timeout))
+            answer = self._call(self._stub.Rerank, request, timeout)
+            scores[block] = answers.scores(answer, request, self.address)
         return scores
 
     def explain(
@@ -202,7 +209,8 @@ class Encoder:
     ) -> Explanation:
         """What each attention head looks at, which heads the prompt selects, and why. Raises as `encode`."""
         request = requests.explain_request(image, prompt, focus, self._expected, self._limits)
-        return wire.explanation_from_pb(self._call(self._stub.Explain, request, timeout))
+        answer = self._call(self._stub.Explain, request, timeout)
+        return answers.explanation(answer, request, self.info, self.address)
 
     def close(self) -> None:
         """Closes the connection; calls in progress fail."""
@@ -222,10 +230,16 @@ class Encoder:
 
 
 class _Stream:
-    """One EncodeStream call. A thread takes answers off it, so that waiting for one can time out."""
+    """One EncodeStream call. A thread takes answers off it, so that waiting for one can time out.
 
-    def __init__(self, stub: pb_grpc.FocusEncoderStub, metadata: requests.Metadata, address: str) -> None:
+    It takes off no more than `in_flight` answers that nobody has received: a server may send any number.
+    """
+
+    def __init__(
+        self, stub: pb_grpc.FocusEncoderStub, metadata: requests.Metadata, address: str, in_flight: int
+    ) -> None:
         self._address = address
+        self._room = threading.Semaphore(in_flight)
         self._requests: queue.SimpleQueue = queue.SimpleQueue()
         self._answers: queue.SimpleQueue = queue.SimpleQueue()
         self._call = stub.EncodeStream(iter(self._requests.get, None), metadata=metadata)
@@ -240,6 +254,7 @@ class _Stream:
                 answer = self._answers.get(timeout=left)
         except queue.Empty:
             raise budget.timed_out(self._address) from None
+        self._room.release()
         if isinstance(answer, PhsError):
             raise answer
         return answer
@@ -247,11 +262,13 @@ class _Stream:
     def close(self) -> None:
         self._requests.put(None)
         self._call.cancel()
+        self._room.release(2)  # for an answer that gRPC holds already, and then the thread sees the end of the call
 
     def _pump(self) -> None:
         try:
             for answer in self._call:
                 self._answers.put(answer)
+                self._room.acquire()
             self._answers.put(EncoderUnavailable("the server ended the stream"))
         except grpc.RpcError as error:
             self._answers.put(requests.stream_error(error, self._address))

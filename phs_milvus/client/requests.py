@@ -14,7 +14,6 @@ from phs_milvus.client.bulk import Window
 from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import (
-    EncoderBusy,
     EncoderError,
     EncoderUnavailable,
     ImageError,
@@ -24,7 +23,7 @@ from phs_milvus.contract.errors import (
     error_from_status,
 )
 from phs_milvus.contract.images import ImageSource, load_image
-from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus, Limits, ModelInfo
+from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array, Focus, Limits, ModelInfo
 from phs_milvus.pointing.prompts import Prompt, to_runs
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -35,12 +34,10 @@ Metadata = tuple[tuple[str, str], ...]
 # Rows and columns of a [Q, K] array.
 Block = tuple[slice, slice]
 
+Answer = TypeVar("Answer")
 Request = TypeVar("Request", pb.EncodeRequest, pb.ExplainRequest)
 
-# Of one Rerank request: seconds even on two CPU cores with D=1024, well within a call's timeout.
-_READOUTS = 100_000
-_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
-TRANSIENT = (EncoderUnavailable, EncoderBusy)
+_READOUTS = MOST_READOUTS
 
 
 @dataclass(frozen=True)
@@ -169,9 +166,11 @@ def rerank_requests(
         )
     if states.ndim != 3 or states.shape[1] != 2 or not states.size:
         raise InvalidInput(f"expected shape [K, 2, D] with at least one state, got {states.shape}", "states")
+    # No answer over the default limit is accepted (phs_milvus.client.channels), whatever the server would send.
+    budget = min(limits.message_bytes, Limits.message_bytes) - 4096
     requests = (
         ((queries, some), wire.rerank_request(embeddings[queries], head_weights[queries], states[some], expected))
-        for queries, some in _blocks(embeddings, head_weights, states, limits.message_bytes - 4096)
+        for queries, some in _blocks(embeddings, head_weights, states, budget)
     )
     return np.empty((len(embeddings), len(states)), np.float32), requests
 
@@ -197,7 +196,7 @@ def _slices(length: int, step: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, length, step)]
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def stream_error(error: grpc.RpcError, address: str) -> PhsError:
@@ -208,30 +207,17 @@ def stream_error(error: grpc.RpcError, address: str) -> PhsError:
     return translate(error, address)
 
 
-def stream_answer(response: pb.EncodeStreamResponse) -> tuple[int, Encoding | PhsError]:
-    """(item, result).
-
-    Raises:
-        EncoderUnavailable, EncoderBusy: the server is closing or full; the item should be sent again.
-    """
-    try:
-        item, result = wire.stream_result_from_pb(response)
-    except InvalidInput as unreadable:
-        return response.id, EncoderError(f"the server's answer cannot be used: {unreadable.field} {unreadable}")
-    if isinstance(result, Encoding):
-        return item, result
-    code, message = result
-    error = error_from_status(_CODE_NAMES.get(code, "UNKNOWN"), message)
-    if isinstance(error, TRANSIENT):
-        raise error
-    return item, error
-
-
 def translate(error: grpc.RpcError, address: str) -> PhsError:
+    """The error of ours that a failed call to the server at `address` is."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
-        # gRPC's own, for a message over the server's limit: the same code as a full queue, and final.
+        # gRPC's own, final although it has the code of a full queue: an answer over the client's limit, or a request
+        # over the server's.
+        if "CLIENT: Received" in details:
+            return wrong_answer(address, details)
         return InvalidInput(f"the message is over the limit of the server at {address} ({details})", "request")
+    if code is grpc.StatusCode.INTERNAL and "deserializing" in details:
+        return wrong_answer(address, "not a message of the contract")
     if code is grpc.StatusCode.CANCELLED:
         # We cancel nothing that we wait for; a server that shuts down does, late in its drain.
         return EncoderUnavailable(f"the server at {address} cancelled the call: is it shutting down? ({details})")
@@ -243,3 +229,17 @@ def translate(error: grpc.RpcError, address: str) -> PhsError:
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         details = f"the embedding server at {address} did not answer in time ({details})"
     return error_from_status(code.name, details)
+
+
+def wrong_answer(address: str, reason: str) -> EncoderError:
+    """The error of an answer that cannot be used."""
+    return EncoderError(
+        f"wrong answer from the embedding server at {address}: {reason}; is it a phs-server of this version?"
+    )
+
+
+def readable(answer: Answer | None, address: str) -> Answer:
+    """The answer that grpc.aio gives; it gives None for bytes that it could not read as a message."""
+    if answer is None:
+        raise wrong_answer(address, "not a message of the contract")
+    return answer

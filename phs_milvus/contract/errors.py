@@ -17,7 +17,12 @@ PhsError
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_SHOWN_CHARACTERS = 200
+# Greedy up to the last "@" of a word: passwords may hold "/", ":" and "@".
+_CREDENTIALS = re.compile(r"://[^\s'\"]*@")
 
 
 class PhsError(Exception):
@@ -84,6 +89,22 @@ class EncoderUnauthenticated(EncoderError):
     """The embedding server wants a token, or a different one."""
 
 
+def shown(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
+    """A value as it stands in a message: `str(value)` in one line, without the password of a URI, its middle left out
+    where it is longer than `limit` characters.
+
+    For text that others gave: a path may be a photo in base64, and a foreign exception may quote all of a file.
+    """
+    text = str(value)
+    if len(text) > 4 * limit:  # the rest is neither shown nor worth searching
+        text = f"{text[: 2 * limit]} ... {text[-2 * limit :]}"
+    text = "".join(letter if letter.isprintable() else " " for letter in text)  # nor what moves a terminal's cursor
+    text = _CREDENTIALS.sub("://***@", " ".join(text.split()))
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit * 3 // 4]} ... {text[-(limit // 4) :]}"
+
+
 # gRPC status code names (grpc.StatusCode.NAME) and the errors they become in the client. The server answers with the
 # first row that fits the error it caught.
 _BY_STATUS: dict[str, type[PhsError]] = {
@@ -95,6 +116,8 @@ _BY_STATUS: dict[str, type[PhsError]] = {
     "UNAUTHENTICATED": EncoderUnauthenticated,
     "PERMISSION_DENIED": EncoderUnauthenticated,
 }
+# Characters of a server's message that an error keeps.
+_LONGEST_DETAILS = 1000
 _INVALID_BY_FIELD: dict[str, type[InvalidInput]] = {
     "image": ImageError,
     "mask": PromptError,
@@ -119,6 +142,7 @@ def error_from_status(code: str, details: str) -> PhsError:
         code: the name of a grpc.StatusCode, for example "INVALID_ARGUMENT".
         details: the status message.
     """
+    details = shown(details, _LONGEST_DETAILS)
     kind = _BY_STATUS.get(code)
     if kind is None:
         return EncoderError(f"{code}: {details}")

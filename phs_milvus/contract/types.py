@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +146,22 @@ class MaskRuns:
         values = np.zeros(len(self.runs), dtype=np.bool_)
         values[1::2] = True
         return np.repeat(values, self.runs).reshape(self.height, self.width)
+
+
+# Of one Rerank request: distinct head weights x states. Seconds even on two CPU cores with D = 1024, well within a
+# call's timeout.
+MOST_READOUTS = 100_000
+
+
+class RerankInputs(NamedTuple):
+    """Q queries and the K stored states that each of them is to be scored against.
+
+    embeddings: float32 [Q, E]; head_weights: float32 [Q, H]; states: float16 [K, 2, D].
+    """
+
+    embeddings: Float32Array
+    head_weights: Float32Array
+    states: Float16Array
 
 
 @dataclass(frozen=True)

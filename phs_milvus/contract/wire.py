@@ -1,6 +1,7 @@
-"""protobuf <-> types: the only module that reads or writes message fields, used by the client and by the server.
+"""Messages of the contract <-> our types: tensors and model info both ways, requests, and the answers a server writes.
 
-Reading validates: a message may come from anyone. Every `InvalidInput` raised here names the field.
+Reading validates, because a message may come from anyone: every `InvalidInput` raised here names the field. What the
+client reads of answers is in phs_milvus.client.answers, which checks them against the request and the model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from phs_milvus.contract.types import (
     Limits,
     MaskRuns,
     ModelInfo,
-    Timings,
+    RerankInputs,
 )
 
 _DTYPES: dict[int, np.dtype] = {
@@ -31,6 +32,8 @@ _DTYPES: dict[int, np.dtype] = {
 }
 # Bytes of a message of scores that are not scores.
 _SCORES_OVERHEAD = 1024
+# The smallest limit on a message's bytes that a server may have.
+LEAST_MESSAGE_BYTES = 65_536
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
@@ -72,14 +75,6 @@ def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[i
     if not np.isfinite(array).all():
         raise InvalidInput("holds NaN or infinity", field)
     return array
-
-
-def _optional(message: object, field: str, dtype: type) -> npt.NDArray | None:
-    """A tensor field of a response, or None where it is not set."""
-    if not message.HasField(field):  # type: ignore[attr-defined]
-        return None
-    tensor = getattr(message, field)
-    return tensor_from_pb(tensor, field, dtype, [None] * len(tensor.shape))
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -138,8 +133,8 @@ def rerank_request(
     )
 
 
-def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> tuple[Float32Array, Float32Array, Float16Array]:
-    """Validates a RerankRequest: (embeddings [Q, E], head_weights [Q, H], states [K, 2, D]).
+def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> RerankInputs:
+    """Validates a RerankRequest.
 
     Raises:
         InvalidInput: a tensor that does not fit the model, or more scores than one message may hold.
@@ -156,7 +151,7 @@ def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> tuple[Float32Ar
             f"most {scores // len(embeddings)} states for so many queries, and split the rest into other requests",
             "states",
         )
-    return embeddings, weights, states
+    return RerankInputs(embeddings, weights, states)
 
 
 def _mask_to_pb(mask: MaskRuns | None) -> pb.Mask | None:
@@ -228,39 +223,9 @@ def encoding_to_pb(encoding: Encoding, outputs: Sequence[int]) -> pb.EncodeRespo
     return response
 
 
-def encoding_from_pb(response: pb.EncodeResponse) -> Encoding:
-    """EncodeResponse -> Encoding; arrays are read-only views of the message."""
-    timings = None
-    if response.HasField("timings"):
-        t = response.timings
-        timings = Timings(t.decode_ms, t.queue_ms, t.compute_ms)
-    return Encoding(
-        embedding=_optional(response, "embedding", np.float32),
-        state=_optional(response, "state", np.float16),
-        head_scores=_optional(response, "head_scores", np.float32),
-        head_weights=_optional(response, "head_weights", np.float32),
-        timings=timings,
-        width=response.width,
-        height=response.height,
-        attention=_optional(response, "attention", np.float32),
-    )
-
-
 def stream_error(item: int, code: int, message: str) -> pb.EncodeStreamResponse:
     """The answer to an item that failed; `code` is a google.rpc.Code number."""
     return pb.EncodeStreamResponse(id=item, error=pb.ItemError(code=code, message=message))
-
-
-def stream_result_from_pb(response: pb.EncodeStreamResponse) -> tuple[int, Encoding | tuple[int, str]]:
-    """(item, its Encoding), or (item, (google.rpc.Code number, message)) where it failed."""
-    if response.WhichOneof("result") == "response":
-        return response.id, encoding_from_pb(response.response)
-    return response.id, (response.error.code, response.error.message)
-
-
-def scores_from_pb(response: pb.RerankResponse) -> Float32Array:
-    """float32 [Q, K] of a RerankResponse."""
-    return tensor_from_pb(response.scores, "scores", np.float32, [None, None])
 
 
 def explanation_to_pb(explanation: Explanation) -> pb.ExplainResponse:
@@ -277,20 +242,6 @@ def explanation_to_pb(explanation: Explanation) -> pb.ExplainResponse:
     if explanation.head_scores is not None:
         response.head_scores.CopyFrom(tensor_to_pb(explanation.head_scores))
     return response
-
-
-def explanation_from_pb(response: pb.ExplainResponse) -> Explanation:
-    """ExplainResponse -> Explanation."""
-    region = response.region
-    return Explanation(
-        attention=tensor_from_pb(response.attention, "attention", np.float32, [None, None, None]),
-        mask=_optional(response, "mask", np.float32),
-        head_scores=_optional(response, "head_scores", np.float32),
-        head_weights=tensor_from_pb(response.head_weights, "head_weights", np.float32, [None]),
-        width=response.width,
-        height=response.height,
-        region=(region.x0, region.y0, region.x1, region.y1),
-    )
 
 
 _REGION_FIELDS = ("x0", "y0", "x1", "y1")

@@ -154,15 +154,19 @@ class Bench:
     def collection(self) -> Any:
         """A real Milvus collection of the dataset's embeddings and states; ids are positions in the dataset."""
         from phs_milvus.milvus.collection import FocusedCollection
-        from phs_milvus.milvus.connection import connect
+        from phs_milvus.milvus.connection import close, connect
         from phs_milvus.milvus.rows import Row
 
         self._temporary = tempfile.TemporaryDirectory()
         client = connect(self._milvus or str(Path(self._temporary.name) / "eval.db"), self._token)
         # The server may be one in use: a name that no one else has.
         name = f"phs_eval_{uuid.uuid4().hex}"
+        try:
+            collection = FocusedCollection.create(client, name, self.info)
+        except BaseException:
+            close(client)
+            raise
         self._to_drop = client, name
-        collection = FocusedCollection.create(client, name, self.info)
         with self.timed("filling Milvus"):
             rows = [
                 Row(id=f"{index:08d}", embedding=embedding, state=state)
@@ -265,12 +269,12 @@ class Bench:
     def close(self) -> None:
         """Drops the collection, if one was made, also where filling it failed."""
         if self._to_drop is not None:
-            from phs_milvus.milvus.connection import close, errors
+            from phs_milvus.milvus.connection import close, translated_errors
 
             client, name = self._to_drop
             self._to_drop = None
             try:
-                with errors(f"cannot drop collection {name!r}"):
+                with translated_errors(f"cannot drop collection {name!r}"):
                     if client.has_collection(name):
                         client.drop_collection(name)
             finally:

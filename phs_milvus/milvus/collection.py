@@ -12,14 +12,16 @@ import numpy as np
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, InvalidInput
 from phs_milvus.contract.types import Float32Array, ModelInfo
-from phs_milvus.milvus import schema
-from phs_milvus.milvus.connection import MilvusClient, close, connect, errors
+from phs_milvus.milvus import creation, schema
+from phs_milvus.milvus.connection import MilvusClient, close, connect, translated_errors
 from phs_milvus.milvus.rows import Candidates, Id, ModelRecord, Row, batches, check_rows, normalised, quote
+from phs_milvus.milvus.schema import NORM_TOLERANCE, check_norms, not_of_norm_1
 from phs_milvus.milvus.table import BYTES_PER_ANSWER, BYTES_PER_CALL, ROWS_PER_CALL, Table
 
 __all__ = ["Candidates", "FocusedCollection", "ModelRecord", "Row", "close", "connect", "quote"]
 
 MAX_LIMIT = 16_384  # topK of a Milvus server
+_SAMPLE = 256  # rows whose embeddings are looked at before a search by IP or L2
 
 
 class FocusedCollection:
@@ -57,20 +59,21 @@ class FocusedCollection:
             name: letters, digits and underscores, not starting with a digit.
             index_type: "AUTOINDEX", "HNSW" or "FLAT" (exhaustive).
             id_max_length: UTF-8 bytes an id may have.
-            overwrite: drop a collection of that name first, with all its rows.
+            overwrite: if a collection of that name is there, put the new one in its place and drop it with all its
+                rows, when the new one is ready. Aliases of the name stay.
 
         Raises:
             InvalidInput: a name, index type or id length that Milvus does not take.
-            CollectionError: the name is taken, or the model's state does not fit a row.
+            CollectionError: the name is taken, or it is an alias, whose collection is never overwritten; or the
+                model's state does not fit a row.
         """
         record = ModelRecord.of(model)
-        schema.check(name, record, index_type, id_max_length)
-        with errors(f"cannot create collection {name!r}"):
-            if client.has_collection(name):
-                if not overwrite:
-                    raise CollectionError(f"collection {name!r} exists; open it, or create it with overwrite=True")
-                client.drop_collection(name)
-            schema.make(client, name, record, index_type, id_max_length)
+        creation.check(name, record, index_type, id_max_length)
+        with translated_errors(f"cannot create collection {name!r}"):
+            exists = client.has_collection(name)
+            if exists and not overwrite:
+                raise CollectionError(f"collection {name!r} exists; open it, or create it with overwrite=True")
+            (creation.replace if exists else creation.create)(client, name, record, index_type, id_max_length)
         return cls.open(client, name)
 
     @classmethod
@@ -100,10 +103,11 @@ class FocusedCollection:
             model: vouches for the model that filled it; not needed where the collection remembers.
 
         Raises:
-            CollectionError: no such collection, or a field that is missing or of another type or size.
+            CollectionError: no such collection, a field that is missing or of another type or size, or embeddings
+                that are not of norm 1 under IP or L2, which then are no cosine similarities.
             ModelMismatch: the collection remembers another model.
         """
-        with errors(f"cannot open collection {name!r}"):
+        with translated_errors(f"cannot open collection {name!r}"):
             if not client.has_collection(name):
                 there = ", ".join(sorted(client.list_collections())) or "none"
                 raise CollectionError(
@@ -120,7 +124,10 @@ class FocusedCollection:
                 f"collection {name!r} does not say which model filled it; if you know, vouch for it: "
                 "FocusedCollection.attach(..., model=encoder.info)"
             )
-        return cls(client, name, record, layout)
+        collection = cls(client, name, record, layout)
+        if layout.metric != "COSINE":
+            check_norms(name, layout.embedding, layout.metric, collection._table.sample(layout.embedding, _SAMPLE))
+        return collection
 
     def __enter__(self) -> FocusedCollection:
         return self
@@ -245,6 +252,7 @@ class FocusedCollection:
 
         Raises:
             InvalidInput: embeddings, limit, output field or filter that cannot be used.
+            CollectionError: stored embeddings that are not of norm 1, under IP or L2.
         """
         queries = normalised(embeddings, self.model.embedding_size)
         if not 1 <= limit <= MAX_LIMIT:
@@ -270,6 +278,8 @@ class FocusedCollection:
         cosines = np.array([hit["distance"] for hit in hits], dtype=np.float32)
         if at.metric == "L2":
             cosines = 1 - cosines / np.float32(2)  # the squared distance of vectors of norm 1 is 2 - 2 cos
+        if (np.abs(cosines) > 1 + NORM_TOLERANCE).any():  # rows that the sample at `attach` missed
+            raise not_of_norm_1(self.name, at.embedding, at.metric, f"a 'cosine' is {np.abs(cosines).max():.3g}")
         states = None
         if with_states and all(at.state in entity for entity in entities):
             states = [entity[at.state] for entity in entities]

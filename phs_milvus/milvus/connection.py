@@ -19,7 +19,7 @@ from phs_milvus.milvus.lite import set_aside_stored_logs
 for _name in ("pymilvus.decorators", "milvus_lite.server_manager"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-__all__ = ["DataType", "MilvusClient", "close", "connect", "errors", "is_lite", "message_of"]
+__all__ = ["DataType", "MilvusClient", "close", "connect", "is_lite", "message_of", "translated_errors"]
 
 # pymilvus pings every 10 s, and Milvus Lite's server takes that for abuse when a call runs long.
 _LITE_OPTIONS = {"grpc.keepalive_time_ms": 600_000}
@@ -93,7 +93,7 @@ def _why_lite_fails(path: Path, error: Exception) -> str:
 
 def is_lite(client: MilvusClient) -> bool:
     """Whether this is Milvus Lite 3; a server embedded in Python calls itself v2.x-lite."""
-    with errors("cannot reach Milvus"):
+    with translated_errors("cannot reach Milvus"):
         return "milvus_lite" in client.get_server_version()
 
 
@@ -104,7 +104,7 @@ def message_of(error: BaseException) -> str:
 
 
 @contextmanager
-def errors(doing: str) -> Iterator[None]:
+def translated_errors(doing: str) -> Iterator[None]:
     """Raises whatever pymilvus raises as CollectionError("<doing>: <message>")."""
     try:
         yield

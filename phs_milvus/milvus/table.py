@@ -1,6 +1,7 @@
-"""A Milvus collection as a table of plain records; differences between Milvus Lite and servers end here.
+"""A Milvus collection as a table of plain records, read and written alike on Milvus Lite and on servers.
 
-What there was to even out was found by experiment with milvus-lite 3.2 and Milvus 2.3.5.
+What had to be evened out was found by experiment with milvus-lite 3.2 and Milvus 2.3.5; making and connecting have
+differences of their own (creation.py, connection.py).
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from phs_milvus.contract.errors import CollectionError, InvalidInput
-from phs_milvus.milvus.connection import MilvusClient, errors, is_lite, message_of
+import numpy as np
+
+from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
+from phs_milvus.contract.types import Float32Array
+from phs_milvus.milvus.connection import MilvusClient, is_lite, message_of, translated_errors
 from phs_milvus.milvus.rows import Id, literal
 
 # A proxy takes messages of 64 MiB in, and fails on answers of about 100 MB.
@@ -37,7 +41,7 @@ class Table:
         # A server searches a snapshot that may be seconds old; after a write of ours the next search asks for
         # the present. Reads by id always do.
         self._written = False
-        with errors(f"cannot load collection {name!r}"):
+        with translated_errors(f"cannot load collection {name!r}"):
             client.load_collection(name)  # Milvus Lite wants it after every reopen
 
     def insert(self, records: list[dict[str, Any]]) -> None:
@@ -50,19 +54,19 @@ class Table:
         self._write(self._client.insert if self._lite else self._client.upsert, records)
 
     def _write(self, call: Any, records: list[dict[str, Any]]) -> None:
-        with errors(f"cannot write to collection {self._name!r}"):
+        with translated_errors(f"cannot write to collection {self._name!r}"):
             call(self._name, records, timeout=_TIMEOUT_S)
         self._written = True
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Deletes records by id."""
-        with errors(f"cannot delete from collection {self._name!r}"):
+        with translated_errors(f"cannot delete from collection {self._name!r}"):
             self._client.delete(self._name, filter=self._among(ids), timeout=_TIMEOUT_S)
         self._written = True
 
     def flush(self) -> None:
         """Seals and indexes what was written."""
-        with errors(f"cannot flush collection {self._name!r}"):
+        with translated_errors(f"cannot flush collection {self._name!r}"):
             self._client.flush(self._name, timeout=_TIMEOUT_S)
 
     def count(self) -> int:
@@ -76,6 +80,11 @@ class Table:
             rows = self._query(self._among(ids[start : start + page]), [*names, self.key])
             found |= {row[self.key]: row for row in rows}
         return [found[key] for key in ids if key in found]
+
+    def sample(self, name: str, count: int) -> Float32Array:
+        """float32 [n, E]: the vectors of at most `count` records, whichever Milvus gives first."""
+        vectors = [row[name] for row in self._query("", [name], limit=count)]
+        return np.array(vectors, np.float32).reshape(len(vectors), -1) if vectors else np.empty((0, 0), np.float32)
 
     def iterate_keys(self) -> Iterator[Id]:
         """All ids in ascending order, a page at a time."""
@@ -120,7 +129,7 @@ class Table:
             )
 
         try:
-            with errors(f"cannot search collection {self._name!r}"):
+            with translated_errors(f"cannot search collection {self._name!r}"):
                 written, self._written = self._written, False
                 hits = call(**_STRONG if written else {})
                 # Nothing at all may mean nothing yet, where somebody else has just written.
@@ -137,10 +146,12 @@ class Table:
             self._query(filter, [self.key], limit=1)
         except CollectionError as error:
             cause = message_of(error.__cause__ or error)
-            raise InvalidInput(f"Milvus does not take the filter {filter!r}: {cause}", "filter") from error
+            raise InvalidInput(
+                f"Milvus does not take the filter {shown(filter)!r}: {shown(cause)}", "filter"
+            ) from error
 
     def _query(self, filter: str, names: list[str], **options: Any) -> list[dict[str, Any]]:
-        with errors(f"cannot read collection {self._name!r}"):
+        with translated_errors(f"cannot read collection {self._name!r}"):
             rows = self._client.query(
                 self._name, filter=filter, output_fields=names, timeout=_TIMEOUT_S, **_STRONG, **options
             )

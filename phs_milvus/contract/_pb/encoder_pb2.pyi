@@ -63,7 +63,7 @@ class Focus(_message.Message):
     attention_shift: float
     zoom: float
     fovea: float
-    def __init__(self, heads_on: _Optional[int] = ..., all_heads: _Optional[bool] = ..., attention_shift: _Optional[float] = ..., zoom: _Optional[float] = ..., fovea: _Optional[float] = ...) -> None: ...
+    def __init__(self, heads_on: _Optional[int] = ..., all_heads: bool = ..., attention_shift: _Optional[float] = ..., zoom: _Optional[float] = ..., fovea: _Optional[float] = ...) -> None: ...
 
 class Region(_message.Message):
     __slots__ = ("x0", "y0", "x1", "y1")

@@ -5,7 +5,7 @@ import warnings
 
 from phs_milvus.contract._pb import encoder_pb2 as phs__milvus_dot_contract_dot___pb_dot_encoder__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.72.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in phs_milvus/contract/_pb/encoder_pb2_grpc.py depends on'
+        + f' but the generated code in phs_milvus/contract/_pb/encoder_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class FocusEncoderStub:
+class FocusEncoderStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -61,7 +61,7 @@ class FocusEncoderStub:
                 _registered_method=True)
 
 
-class FocusEncoderServicer:
+class FocusEncoderServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Encode(self, request, context):
@@ -136,7 +136,7 @@ def add_FocusEncoderServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class FocusEncoder:
+class FocusEncoder(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from phs_milvus.contract.errors import InvalidInput
-from phs_milvus.contract.images import stored_frame
+from phs_milvus.contract.headers import read_header
 from phs_milvus.evaluation.datasets.model import Corners
 
 BoolArray = npt.NDArray[np.bool_]
@@ -111,8 +111,8 @@ def picture_of(path: Path) -> Picture:
     Raises:
         ImageError, OSError: it is no image, or cannot be read.
     """
-    width, height, orientation = stored_frame(path.read_bytes())
-    return Picture((width, height), orientation)
+    header = read_header(path.read_bytes())
+    return Picture((header.width, header.height), header.orientation)
 
 
 def frame_of(picture: Picture, declared: Size | None, unit: float | None, boxes: list[Corners], told: str) -> Frame:

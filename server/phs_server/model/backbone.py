@@ -8,6 +8,7 @@ Attribute names differ between transformers releases; `_pick` takes the first th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ import transformers
 from torch import Tensor, nn
 
 from phs_milvus.contract.errors import ModelError
+from phs_server.model.batch import PromptBatch
 from phs_server.model.fovea import foveal_trunk
-from phs_server.model.last_layer import ClsAttention, LastLayer, Look, ProbeAttention, Rope
+from phs_server.model.last_layer import ClsAttention, LastLayer, ProbeAttention, Rope
 from phs_server.model.readout import Readout
 
 # transformers' models have no useful static type: their attributes differ by family and release.
@@ -63,16 +65,15 @@ class Backbone(nn.Module):
         self.last.to(dtype)
         self.readout.set_precision(dtype)
 
-    def forward(self, pixel_values: Tensor, look: Look | None = None) -> LastLayer:
+    def forward(self, pixel_values: Tensor, prompts: PromptBatch[Tensor] | None = None) -> LastLayer:
         """pixel_values float [B, 3, S, S], normalised -> the last attention for the pooled token."""
         pixel_values = pixel_values.to(self.dtype)
         rope: Rope | None = None
         if hasattr(self.model, "rope_embeddings"):
             rope = self.model.rope_embeddings(pixel_values)
-        if look is None:
-            return self.last(self.trunk(self.model, pixel_values), rope)
-        with foveal_trunk(self.layers, look.fovea, self.last.prefix_tokens):
-            return self.last(self.trunk(self.model, pixel_values), rope, look)
+        fovea = None if prompts is None else prompts.fovea
+        with nullcontext() if fovea is None else foveal_trunk(self.layers, fovea, self.last.prefix_tokens):
+            return self.last(self.trunk(self.model, pixel_values), rope, prompts)
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def _cut_and_check(model: Model, family: Family, pixels: torch.Tensor) -> tuple[
     expected = nn.functional.normalize(family.embed(model, pixels).float(), dim=-1)
     backbone = family.cut(model, family.trunk)
     last = backbone(pixels)
-    actual = backbone.readout(last.residual, last.heads, torch.ones(1, backbone.heads))
+    actual = backbone.readout(last.residual, last.head_outputs, torch.ones(1, backbone.heads))
     error = float((actual - expected).abs().max())
     if not error < _SELF_CHECK_TOLERANCE:
         raise ModelError(

@@ -15,7 +15,7 @@ from PIL import Image
 from phs_milvus.contract.errors import ImageError, PromptError
 from phs_milvus.contract.images import decode_upright
 from phs_milvus.contract.types import Limits, MaskRuns
-from phs_server.flow.preprocess import expanded, prepare_image, shares_on_grid
+from phs_server.flow.preprocess import Decode, expanded, prepare_image, shares_on_grid
 
 
 def png(array: np.ndarray) -> bytes:
@@ -120,8 +120,8 @@ def test_large_jpegs_are_decoded_small_with_the_same_result(
     full = np.stack([squashed(decode_upright(data), 224) for data in files])
     assert np.abs(small.astype(int) - full).mean() < 0.5
     engine = FocusEngine(checkpoint.load(str(deit)), "cpu", "float32")
-    empty, none = np.zeros((4, 196), np.float32), np.zeros(4, np.int64)
-    pair = [engine.encode(pixels, empty, none).embeddings for pixels in (small, full)]
+    _, no_prompts = engine.sample_batch(4)
+    pair = [engine.encode(pixels, no_prompts).embedding for pixels in (small, full)]
     assert (pair[0] * pair[1]).sum(axis=1).min() > 0.995
 
 
@@ -146,6 +146,6 @@ def test_a_prompt_without_zoom_sees_the_same_pixels_as_no_prompt() -> None:
     Image.fromarray(noise).resize((1600, 1200)).save(buffer, "JPEG")
     plain, width, height = prepare_image(buffer.getvalue(), 56, Image.Resampling.BICUBIC, Limits())
     everything = MaskRuns(width, height, np.array([0, width * height], np.uint32))
-    shape = {"image_size": 56, "resample": Image.Resampling.BICUBIC, "grid": 4, "limits": Limits()}
-    prompted = prepare_focused(buffer.getvalue(), everything, Focus(), 2, **shape)
+    decode = Decode(56, Image.Resampling.BICUBIC, Limits())
+    prompted = prepare_focused(buffer.getvalue(), everything, Focus(), 2, grid=4, decode=decode)
     assert np.array_equal(prompted.pixels, plain)
