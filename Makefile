@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTO := proto/phs/v1/encoder.proto
 
-.PHONY: demo test test-all lint format proto bench clean
+.PHONY: demo test test-all lint buf format proto bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/phs-milvus demo
@@ -22,6 +22,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The contract's own linter; it comes from npm, into the environment's folder.
+buf: | $(VENV)
+	@if ! command -v npm >/dev/null; then echo "SKIPPED: there is no npm here; buf did not check proto/"; else \
+		npm install --silent --no-audit --no-fund --prefix $(VENV)/buf @bufbuild/buf@1.75.0 && \
+		$(VENV)/buf/node_modules/.bin/buf lint proto && echo "buf: proto/ is clean"; fi
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix

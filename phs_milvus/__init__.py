@@ -36,7 +36,8 @@ if TYPE_CHECKING:
         StateError,
     )
     from phs_milvus.contract.types import Encoding, Explanation, Focus, ModelInfo
-    from phs_milvus.ingest.folder import IngestReport, ingest_folder
+    from phs_milvus.ingest.folder import ingest_folder
+    from phs_milvus.ingest.progress import IngestReport
     from phs_milvus.milvus.collection import FocusedCollection
     from phs_milvus.milvus.connection import connect
     from phs_milvus.milvus.rows import Row
@@ -65,7 +66,8 @@ _MODULES = {
         "PromptError",
         "StateError",
     ),
-    "ingest.folder": ("IngestReport", "ingest_folder"),
+    "ingest.folder": ("ingest_folder",),
+    "ingest.progress": ("IngestReport",),
     "milvus.connection": ("connect",),
     "pointing.prompts": ("Box", "Mask", "Point", "Polygon"),
     "search.rerank": ("Ranking", "Reranker"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def add_commands(commands: Any) -> None:
         help="encode a folder of images into a collection",
         description="Walks DIR, encodes every image and stores it under its path relative to DIR. Run it again any "
         "time: unchanged files are skipped, changed ones encoded anew. Files that cannot be read are listed, the rest "
-        "is stored, and the exit status is 1.",
+        "is stored, and the exit status is 1, as it is where there is no image at all.",
     )
     ingest.add_argument("directory", metavar="DIR", help="folder of images, searched recursively")
     ingest.add_argument("--prune", action="store_true", help="remove rows whose file is gone")
@@ -63,7 +64,9 @@ def _ingest(options: argparse.Namespace) -> int:
             options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size
         )
     print(report)
-    return 1 if report.failed_count else 0
+    if not report.found:
+        print(f"phs-milvus: no images under {options.directory}; nothing was stored", file=sys.stderr)
+    return 1 if report.failed_count or not report.found else 0
 
 
 def _info(options: argparse.Namespace) -> int:

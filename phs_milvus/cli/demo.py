@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, address_of, open_encoder, open_milvus
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput, PhsError
 
 _AFTERWARDS = """
 Open {page} in a browser, or look at {sheet} and its neighbours.
@@ -36,8 +36,13 @@ def add_commands(commands: Any) -> None:
 
 def _demo(options: argparse.Namespace) -> int:
     from phs_milvus.demo.page import next_commands
-    from phs_milvus.demo.run import BUNDLED_MODEL, PHOTO_MODEL, run_demo
+    from phs_milvus.demo.run import BUNDLED_MODEL, BUNDLED_SCENES, PHOTO_MODEL, run_demo
 
+    if not options.images and not BUNDLED_SCENES.is_dir():
+        raise PhsError(
+            "the demo's pictures and model are not part of the package: run `make demo` in a clone of phs_milvus, "
+            "or pass --images DIR, and --model MODEL for another than facebook/dinov2-base"
+        )
     if options.images and not Path(options.images).is_dir():  # before a model is loaded
         raise InvalidInput(f"{options.images} is not a folder", "--images")
     if not address_of(options):

@@ -35,7 +35,7 @@ class AsyncEncoder:
         self.address, target = target_of(address)
         self._timeout = timeout
         self._expected = expected_fingerprint
-        # Until the server is asked, which the first answer to check does: no model, and the defaults of a server.
+        # Not known until `fetch_info` is called, by the user or to check the first answer; until then, the defaults.
         self._info: ModelInfo | None = None
         self._limits = Limits()
         self._metadata = token_metadata(token)
@@ -56,7 +56,7 @@ class AsyncEncoder:
         return info
 
     async def _known_info(self) -> ModelInfo:
-        """As `Encoder.info`."""
+        """The server's model, fetched on first use."""
         return self._info or await self.fetch_info()
 
     async def encode(
@@ -173,7 +173,7 @@ class _AsyncStream:
 
     def __init__(self, stub: pb_grpc.FocusEncoderStub, metadata: requests.Metadata, address: str) -> None:
         self._address = address
-        self._requests: asyncio.Queue = asyncio.Queue()
+        self._requests: asyncio.Queue[pb.EncodeStreamRequest | None] = asyncio.Queue()
         self._call = stub.EncodeStream(self._outgoing(), metadata=metadata)
 
     async def _outgoing(self) -> AsyncIterator[pb.EncodeStreamRequest]:
@@ -186,7 +186,7 @@ class _AsyncStream:
     async def receive(self, budget: RetryBudget) -> pb.EncodeStreamResponse:
         try:
             with budget.waiting() as left:
-                answer = await asyncio.wait_for(self._call.read(), left)
+                answer: pb.EncodeStreamResponse = await asyncio.wait_for(self._call.read(), left)
         except asyncio.TimeoutError:
             raise budget.timed_out(self._address) from None
         except grpc.RpcError as error:

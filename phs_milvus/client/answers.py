@@ -1,14 +1,14 @@
-"""Reads what a server answered, and trusts none of it: the server may be broken, hostile, or another program.
+"""Reads a server's answers and trusts none of them: the server may be broken or hostile, or another program.
 
-Every value is checked against the request and the model before a caller sees it: shape, dtype, finite numbers, ranges.
-A wrong one is an EncoderError that names the server and the field. What was not asked for is left unread.
+Every value is checked against the request and the model before a caller sees it: shape, dtype, finite numbers, range.
+A wrong value is an EncoderError that names the server and the field. Fields that were not asked for are not read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
@@ -30,9 +30,9 @@ from phs_milvus.contract.types import Encoding, Explanation, Float32Array, Model
 
 TRANSIENT = (EncoderUnavailable, EncoderBusy)
 
-# Rounding in the half precisions: a softmax over 1,000 tokens, or the length of a unit vector.
+# How far rounding in half precision may take a share or a norm beyond 1.
 _ROUNDING = 0.05
-# Generous bounds on any model's sizes; a number above them is not a model's, and nothing is allocated for it.
+# No model and no image has larger sizes or longer names; nothing is allocated for those that claim to.
 _LARGEST_SIZE = 2**16
 _LONGEST_TEXT = 4096
 _LARGEST_SIDE = 2**31 - 1
@@ -42,10 +42,10 @@ _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def encoding(response: pb.EncodeResponse, request: pb.EncodeRequest, info: ModelInfo, address: str) -> Encoding:
-    """The answer to `request` by a server of model `info`; its arrays are read-only views of the message.
+    """The Encoding in the answer to `request` from a server of model `info`; its arrays are read-only.
 
     Raises:
-        EncoderError: the answer lacks something that was asked for, or holds something that cannot be right.
+        EncoderError: a field that was asked for is missing, or its value cannot be right.
     """
     asked = set(request.outputs) or {pb.OUTPUT_EMBEDDING}
     with _blaming(address):
@@ -67,7 +67,7 @@ def encoding(response: pb.EncodeResponse, request: pb.EncodeRequest, info: Model
 
 
 def explanation(response: pb.ExplainResponse, request: pb.ExplainRequest, info: ModelInfo, address: str) -> Explanation:
-    """As `encoding`, for an ExplainRequest."""
+    """The Explanation in the answer to `request`; raises as `encoding`."""
     with _blaming(address):
         _check_size(response, request)
         region = (response.region.x0, response.region.y0, response.region.x1, response.region.y1)
@@ -98,10 +98,10 @@ def scores(response: pb.RerankResponse, request: pb.RerankRequest, address: str)
 
 
 def model_info(message: pb.ModelInfo, address: str) -> ModelInfo:
-    """The server's model.
+    """The server's model and limits.
 
     Raises:
-        EncoderError: no model has such numbers or names.
+        EncoderError: a number or a name that no model has.
     """
     with _blaming(address):
         for field in ("model_id", "model_type", "fingerprint", "precision"):
@@ -129,16 +129,16 @@ def model_info(message: pb.ModelInfo, address: str) -> ModelInfo:
 
 
 def record(window: Window, response: pb.EncodeStreamResponse, info: ModelInfo | None, address: str) -> bool:
-    """Puts an answer of a bulk encode into the window; False where its item had been answered before.
+    """Records an answer of a bulk encode in the window, and returns False where its item was answered before.
 
-    A wrong answer to an item becomes that item's error.
+    A wrong answer becomes the error of its item.
 
     Args:
         info: the server's model where `response` holds an encoding, None where it holds an error.
 
     Raises:
         EncoderUnavailable, EncoderBusy: the server is closing or full; the unanswered items should be sent again.
-        EncoderError: the answer is to an item that was never sent, or is none at all.
+        EncoderError: the item was never sent, or the answer holds neither an encoding nor an error.
     """
     with _blaming(address):
         request = window.request(response.id)
@@ -162,7 +162,7 @@ def record(window: Window, response: pb.EncodeStreamResponse, info: ModelInfo | 
 
 @contextmanager
 def _blaming(address: str) -> Iterator[None]:
-    """Turns what is wrong with a field into an error about the server that sent it."""
+    """Turns an InvalidInput about a field into an EncoderError about the server that sent it."""
     try:
         yield
     except InvalidInput as error:
@@ -172,7 +172,7 @@ def _blaming(address: str) -> Iterator[None]:
 def _check_size(
     response: pb.EncodeResponse | pb.ExplainResponse, request: pb.EncodeRequest | pb.ExplainRequest
 ) -> None:
-    """The image's size: positive, and the mask's where there is one."""
+    """Checks that the image's size is positive and, where there is a mask, the mask's."""
     for field in ("width", "height"):
         size = getattr(response, field)
         if not 1 <= size <= _LARGEST_SIDE:
@@ -196,7 +196,7 @@ def _grids(info: ModelInfo) -> list[int]:
     return [info.heads, info.grid_height, info.grid_width]
 
 
-def _tensor(response: Answer, field: str, dtype: type, shape: list[int]) -> npt.NDArray:
+def _tensor(response: Answer, field: str, dtype: type, shape: list[int]) -> npt.NDArray[Any]:
     if not response.HasField(field):
         raise InvalidInput("is missing", field)
     return wire.tensor_from_pb(getattr(response, field), field, dtype, shape)

@@ -28,11 +28,12 @@ _RETRIES = {
 }
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
-    # Servers that are loading, draining or broken get no calls.
+    # No calls go to servers that are loading, draining or broken.
     "healthCheckConfig": {"serviceName": "phs.v1.FocusEncoder"},
     "methodConfig": [
         {"name": [{"service": "phs.v1.FocusEncoder"}], "retryPolicy": _RETRIES},
-        # Bulk resends what is unanswered itself (phs_milvus.client.bulk); gRPC would buffer all that was sent for it.
+        # Bulk encodes resend unanswered items themselves (phs_milvus.client.bulk); gRPC would have to buffer every
+        # message of the stream to do so.
         {"name": [{"service": "phs.v1.FocusEncoder", "method": "EncodeStream"}]},
     ],
 }
@@ -40,11 +41,11 @@ _SERVICE_CONFIG = {
 
 @dataclass(frozen=True)
 class Tls:
-    """Files for TLS, all PEM.
+    """Files for TLS, all in PEM.
 
     Attributes:
-        ca: certificate authorities that sign servers; None: the system's.
-        cert, key: this client's own certificate chain and key, for servers that ask for one (mutual TLS).
+        ca: the certificate authorities to trust; None: the system's.
+        cert, key: this client's own certificate chain and key, for servers that ask for them (mutual TLS).
         server_name: the name in the server's certificate, where it is not the one in the address. With several
             addresses every server's certificate must carry this name, or else the host name of the first address.
     """
@@ -59,7 +60,7 @@ def channel_credentials(tls: Tls | bool | None) -> grpc.ChannelCredentials | Non
     """Credentials of a channel; None for plaintext.
 
     Raises:
-        InvalidInput: a file that cannot be read, or half a pair.
+        InvalidInput: a file cannot be read, or only one of cert and key is given.
     """
     if not tls:
         return None
@@ -74,13 +75,13 @@ def channel_credentials(tls: Tls | bool | None) -> grpc.ChannelCredentials | Non
 def channel_options(address: Address, tls: Tls | bool | None) -> list[tuple[str, int | str]]:
     """gRPC channel arguments."""
     options: list[tuple[str, int | str]] = [
-        # phs_milvus.client.requests keeps what is sent within the server's own limit, which may be above the default.
+        # phs_milvus.client.requests keeps requests within the server's own limit, which may be above the default,
+        # and never asks for an answer above the default.
         ("grpc.max_send_message_length", -1),
-        # It asks for no answer over the default, so a larger one is no answer to it.
         ("grpc.max_receive_message_length", Limits.message_bytes),
         # gRPC does not retry a call whose message outgrew this buffer; the default is 256 KiB, less than many photos.
         ("grpc.per_rpc_retry_buffer_size", Limits.message_bytes),
-        # A server that vanished without a word is noticed while calls wait for it. It must allow such pings.
+        # Notices a server that vanished while calls wait for it; the server must allow pings this often.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         # A restarted server is found again within seconds; the default grows to two minutes.
@@ -90,20 +91,20 @@ def channel_options(address: Address, tls: Tls | bool | None) -> list[tuple[str,
     ]
     name = tls.server_name if isinstance(tls, Tls) else None
     if name is None and tls and not isinstance(address, str):
-        name = _host_and_port(address[0])[0]  # of several, the first names them all
+        name = _host_and_port(address[0])[0]  # the certificates of several servers carry the name of the first
     if name:
         options += [("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)]
     return options
 
 
 def target_of(address: Address) -> tuple[str, str]:
-    """(what to show people, what gRPC connects to).
+    """(the text to show people, the target that gRPC connects to).
 
-    Several addresses are resolved here, once: gRPC takes a list only of numeric ones.
+    Several addresses are resolved here, once, because gRPC takes lists of numeric addresses only.
 
     Raises:
-        InvalidInput: not host:port, none at all, or IPv4 and IPv6 mixed.
-        EncoderUnavailable: a name that does not resolve.
+        InvalidInput: no address, or one that is not host:port.
+        EncoderUnavailable: a name does not resolve.
     """
     if isinstance(address, str):
         return address, address
@@ -127,7 +128,7 @@ def target_of(address: Address) -> tuple[str, str]:
 
 
 def token_metadata(token: str | None) -> Metadata:
-    """What is sent with every call."""
+    """The gRPC metadata to send with every call."""
     return (("authorization", f"Bearer {token}"),) if token else ()
 
 

@@ -8,6 +8,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from PIL import Image
 
@@ -46,7 +47,7 @@ def main() -> None:
         _write(answer[0] + len(answer[1]).to_bytes(4, "little") + answer[1])
 
 
-def _decoded(task: dict, data: bytes) -> bytes:
+def _decoded(task: dict[str, Any], data: bytes) -> bytes:
     header = Header(task["format"], task["width"], task["height"], data, task["orientation"])
     region = tuple(task["region"]) if task["region"] else None
     return pixels.fitted(header, task["side"], task["resample"], region, task["scale"]).tobytes()

@@ -46,7 +46,7 @@ class ImageError(InvalidInput):
 
 
 class PromptError(InvalidInput):
-    """The prompt does not select anything in this image, or is malformed."""
+    """The prompt is malformed, or selects nothing in this image."""
 
     default_field = "prompt"
 
@@ -58,7 +58,7 @@ class StateError(InvalidInput):
 
 
 class ModelError(PhsError):
-    """The checkpoint cannot be loaded, or is not one PHS can be computed on."""
+    """The checkpoint cannot be loaded, or PHS cannot be computed on its architecture."""
 
 
 class ModelMismatch(PhsError):
@@ -136,7 +136,7 @@ def status_of(error: PhsError) -> tuple[str, str]:
 
 
 def error_from_status(code: str, details: str) -> PhsError:
-    """The inverse of `status_of`: what the client raises for a gRPC status.
+    """The inverse of `status_of`: the error that the client raises for a gRPC status.
 
     Args:
         code: the name of a grpc.StatusCode, for example "INVALID_ARGUMENT".

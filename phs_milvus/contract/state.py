@@ -35,7 +35,7 @@ def pack(state: npt.ArrayLike) -> str:
         base64 of the little-endian float16 values, row-major.
 
     Raises:
-        StateError: wrong shape, NaN, or a value that float16 cannot hold.
+        StateError: the shape is another one, or a value is NaN or outside float16's range.
     """
     with np.errstate(over="ignore"):
         array = np.asarray(state).astype("<f2")
@@ -52,13 +52,13 @@ def unpack(packed: Sequence[str], hidden_size: int, names: Sequence[object] | No
     Args:
         packed: K texts made by `pack`.
         hidden_size: D of the model in use.
-        names: what error messages call the rows; None: their positions.
+        names: the rows' names in error messages; None: their positions.
 
     Returns:
         float16 [K, 2, D].
 
     Raises:
-        StateError: a row that is no state of this size; the message names it.
+        StateError: a row does not hold a state of this size; the message names the first such row.
     """
     if isinstance(packed, str):
         raise StateError("expected a list of packed states, got one text: pass [text]")
@@ -85,9 +85,9 @@ def unpack(packed: Sequence[str], hidden_size: int, names: Sequence[object] | No
 
 
 def _decode_joined(packed: Sequence[str], size: int) -> bytes | None:
-    """The rows' bytes by one decode, several times faster than K small ones; None where each needs its own.
+    """Decodes all rows at once, several times faster than one by one; None where that is not possible.
 
-    The joined text holds the same bytes only where no row ends in padding, so `size` must be divisible by 3.
+    The joined text is valid base64 only where no row ends in padding, which needs a `size` divisible by 3.
     """
     if size % 3:
         return None
@@ -102,7 +102,7 @@ def _decode_row(name: object, text: str, size: int) -> bytes:
     """The bytes of one row.
 
     Raises:
-        StateError: not base64, or another number of bytes: texts of equal length may differ in their padding.
+        StateError: not base64, or not `size` bytes: texts of one length may differ in their padding.
     """
     try:
         data = base64.b64decode(text, validate=True)

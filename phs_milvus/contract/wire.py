@@ -7,7 +7,7 @@ client reads of answers is in phs_milvus.client.answers, which checks them again
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ _DTYPES: dict[int, np.dtype] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
     pb.DTYPE_FLOAT16: np.dtype("<f2"),
 }
+# Products of larger numbers leave float32; real head weights are at most the number of heads, real lengths are 1.
+_MOST_WEIGHT = 1e4
+_LENGTHS = 1e-10, 1e10
 # Bytes of a message of scores that are not scores.
 _SCORES_OVERHEAD = 1024
 # The smallest limit on a message's bytes that a server may have.
@@ -38,27 +41,28 @@ LEAST_MESSAGE_BYTES = 65_536
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def tensor_to_pb(array: npt.NDArray) -> pb.Tensor:
+def tensor_to_pb(array: npt.NDArray[np.floating]) -> pb.Tensor:
     """float32 or float16 of any shape -> Tensor."""
     code = pb.DTYPE_FLOAT16 if array.dtype == np.float16 else pb.DTYPE_FLOAT32
     data = np.ascontiguousarray(array, dtype=_DTYPES[code]).tobytes()
     return pb.Tensor(dtype=code, shape=array.shape, data=data)
 
 
-def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[int | None]) -> npt.NDArray:
+def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[int | None]) -> npt.NDArray[Any]:
     """Tensor -> read-only array over the message's own bytes.
 
     Args:
-        field: name used in errors.
-        dtype: np.float32 or np.float16; another one is an error, not a conversion.
-        shape: the expected shape, None where any size will do.
+        field: the name that errors use.
+        dtype: np.float32 or np.float16; values of another dtype are refused, not converted.
+        shape: the expected shape, with None for dimensions of any size.
 
     Raises:
-        InvalidInput: another dtype or shape, a number of bytes that does not fit, or a value that is not finite.
+        InvalidInput: the dtype or the shape is another one, the number of bytes does not fit the shape, or a value is
+            not finite.
     """
     found = _DTYPES.get(tensor.dtype)
     if found != np.dtype(dtype):
-        name = pb.DType.Name(tensor.dtype) if tensor.dtype in pb.DType.values() else tensor.dtype
+        name = pb.Dtype.Name(tensor.dtype) if tensor.dtype in pb.Dtype.values() else tensor.dtype
         raise InvalidInput(f"expected {np.dtype(dtype).name}, got dtype {name}", field)
     wanted = ", ".join("any" if size is None else str(size) for size in shape)
     if len(tensor.shape) > len(shape):  # not listed: a message can hold millions of sizes
@@ -92,7 +96,7 @@ def encode_request(
     attention: bool = False,
     expected_fingerprint: str = "",
 ) -> pb.EncodeRequest:
-    """Builds an EncodeRequest; the flags say what the response shall hold."""
+    """Builds an EncodeRequest; the flags say which outputs the response should hold."""
     flags = [
         (embedding, pb.OUTPUT_EMBEDDING),
         (state, pb.OUTPUT_STATE),
@@ -124,7 +128,7 @@ def explain_request(
 def rerank_request(
     embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected_fingerprint: str = ""
 ) -> pb.RerankRequest:
-    """Builds a RerankRequest from [Q, E], [Q, H] and [K, 2, D]."""
+    """Builds a RerankRequest from embeddings [Q, E], head weights [Q, H] and states [K, 2, D]."""
     return pb.RerankRequest(
         embeddings=tensor_to_pb(embeddings),
         head_weights=tensor_to_pb(head_weights),
@@ -137,12 +141,24 @@ def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> RerankInputs:
     """Validates a RerankRequest.
 
     Raises:
-        InvalidInput: a tensor that does not fit the model, or more scores than one message may hold.
+        InvalidInput: a tensor does not fit the model, numbers are too large to compute with, or the scores do not fit
+            into one message.
     """
     embeddings = tensor_from_pb(request.embeddings, "embeddings", np.float32, [None, info.embedding_size])
     if not len(embeddings):
         raise InvalidInput("no query", "embeddings")
     weights = tensor_from_pb(request.head_weights, "head_weights", np.float32, [len(embeddings), info.heads])
+    largest = float(np.abs(weights).max())
+    if largest > _MOST_WEIGHT:
+        raise InvalidInput(f"holds {largest:g}; use weights from -{_MOST_WEIGHT:g} to {_MOST_WEIGHT:g}", "head_weights")
+    lengths = np.sqrt(np.einsum("qe,qe->q", embeddings, embeddings, dtype=np.float64))
+    wrong = np.flatnonzero((lengths < _LENGTHS[0]) | (lengths > _LENGTHS[1]))
+    if len(wrong):
+        raise InvalidInput(
+            f"query {wrong[0]} has length {lengths[wrong[0]]:g}; l2-normalise the embeddings (lengths from "
+            f"{_LENGTHS[0]:g} to {_LENGTHS[1]:g} are taken)",
+            "embeddings",
+        )
     states = tensor_from_pb(request.states, "states", np.float16, [None, 2, info.hidden_size])
     scores = (info.limits.message_bytes - _SCORES_OVERHEAD) // np.dtype(np.float32).itemsize
     if len(embeddings) * len(states) > scores:
@@ -168,7 +184,7 @@ def _focus_to_pb(focus: Focus) -> pb.Focus:
 
 
 def mask_from_pb(request: pb.EncodeRequest | pb.ExplainRequest) -> MaskRuns | None:
-    """The mask of a request, not yet checked against the image."""
+    """The mask of a request, None where it has none; not yet checked against the image."""
     if not request.HasField("mask"):
         return None
     mask = request.mask
@@ -203,7 +219,7 @@ def stream_request(item: int, request: pb.EncodeRequest) -> pb.EncodeStreamReque
 
 
 def encoding_to_pb(encoding: Encoding, outputs: Sequence[int]) -> pb.EncodeResponse:
-    """Encoding -> EncodeResponse holding what `outputs` names; nothing named means the embedding."""
+    """Encoding -> EncodeResponse with the outputs that were asked for; an empty list asks for the embedding."""
     wanted = set(outputs) or {pb.OUTPUT_EMBEDDING}
     response = pb.EncodeResponse(width=encoding.width, height=encoding.height)
     if pb.OUTPUT_EMBEDDING in wanted and encoding.embedding is not None:
@@ -250,7 +266,7 @@ _LIMIT_FIELDS = list(Limits.__dataclass_fields__)
 
 
 def info_to_pb(info: ModelInfo) -> pb.ModelInfo:
-    """ModelInfo -> message; both sides use the same field names."""
+    """ModelInfo -> message; the field names are the same."""
     limits = pb.Limits(**{name: getattr(info.limits, name) for name in _LIMIT_FIELDS})
     return pb.ModelInfo(limits=limits, **{name: getattr(info, name) for name in _INFO_FIELDS})
 

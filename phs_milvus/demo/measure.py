@@ -22,8 +22,9 @@ class Measured:
     """One method's figures.
 
     Attributes:
+        method: its name.
         precision: MP@10, the mean share of relevant pictures among the first ten.
-        gain, gain_error: mean difference to the whole image over the same queries, and its standard error.
+        gain, gain_error: the mean difference to whole-image search over the same queries, and its standard error.
     """
 
     method: str
@@ -42,7 +43,12 @@ def measure(
     """Runs every query with every method.
 
     Args:
-        locate: the path of a scene's picture.
+        search: a search over a collection that holds all of `scenes`.
+        focus: the focus of the focused methods.
+        locate: gives the path of a scene's picture.
+
+    Returns:
+        the methods' figures, whole image first.
     """
     labels = {scene.name: scene.labels for scene in scenes}
     methods: list[tuple[str, bool, dict[str, Any]]] = [
@@ -68,7 +74,7 @@ def measure(
 
 
 def others(hits: Sequence[Hit], query_id: str, count: int = TOP) -> list[Hit]:
-    """The first `count` hits that are not the query itself."""
+    """The first `count` hits without the query's own picture."""
     return [hit for hit in hits if hit.id != query_id][:count]
 
 

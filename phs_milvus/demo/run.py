@@ -1,4 +1,4 @@
-"""The demo from end to end: serve, ingest, search twice, measure, and write what a person can look at."""
+"""The demo from end to end: ingests pictures, searches each query twice, measures, and writes a page and sheets."""
 
 from __future__ import annotations
 
@@ -49,7 +49,14 @@ _MEASURED = 300
 
 @dataclass(frozen=True)
 class Shown:
-    """One query of the page: a picture, what is pointed at, and which hits are right, where that is known."""
+    """One query of the page.
+
+    Attributes:
+        path, prompt: the picture's file, and the prompt in it.
+        title: the prompt in words.
+        query_id: the picture's id in the collection.
+        right: ids of the pictures that contain the thing; None where that is not known.
+    """
 
     path: Path
     prompt: Prompt
@@ -62,7 +69,8 @@ def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -
     """Ingests, searches, measures, and writes the page.
 
     Args:
-        client: a MilvusClient.
+        encoder: a client of the embedding server.
+        client: a MilvusClient; its collection "demo" is replaced.
         output: folder for index.html and the PNG sheets.
         images: the user's own pictures; None: the bundled scenes, which come with ground truth.
 
@@ -70,14 +78,14 @@ def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -
         the path of index.html.
 
     Raises:
-        PhsError: the folder holds no picture, or anything the parts raise.
+        PhsError: no picture in the folder could be ingested, or ingest or search failed.
     """
     output.mkdir(parents=True, exist_ok=True)
-    for old in output.glob("query-*.png"):  # of a demo with more queries
+    for old in output.glob("query-*.png"):  # an earlier demo may have had more queries
         old.unlink()
     started = time.perf_counter()
     folder = images or BUNDLED_SCENES
-    # Replaced each time: it holds nothing but the demo, and another model may have filled it.
+    # Replaced each time, because another model may have filled it; it holds nothing but the demo.
     collection = FocusedCollection.create(client, "demo", encoder.info, overwrite=True)
     report = ingest_folder(folder, collection, encoder)
     if report.failed_count:
@@ -120,7 +128,7 @@ def _from_scene(folder: Path, scenes: Sequence[Scene], query: DemoQuery) -> Show
 
 
 def _from_photos(collection: FocusedCollection, count: int) -> list[Shown]:
-    """Without ground truth: the middle of the first few pictures."""
+    """Queries without ground truth: the middle of the first few pictures."""
     shown = []
     for row_id in collection.iterate_ids():
         path = Path(collection.get([row_id], ["path"])[0]["path"])
@@ -136,7 +144,7 @@ def _from_photos(collection: FocusedCollection, count: int) -> list[Shown]:
 
 
 def _section(search: FocusedSearch, encoder: Encoder, focus: Focus, output: Path, number: int, query: Shown) -> Section:
-    """Searches once with the whole image and once focused, and draws both."""
+    """Searches with the whole image and with the prompt, and draws both."""
     whole = search.search(query.path, limit=_HITS + 1, output_fields=["path"], rerank=False)
     focused = search.search(query.path, query.prompt, limit=_HITS + 1, output_fields=["path"], focus=focus)
     picture = load_picture(query.path)
@@ -174,7 +182,7 @@ def _sheet_of(section: Section) -> Image.Image:
 def _measured(
     search: FocusedSearch, focus: Focus, folder: Path, scenes: list[Scene]
 ) -> tuple[list[Measured], int, float]:
-    """Figures, number of queries, chance; nothing where there is no ground truth."""
+    """(figures, number of queries, MP@10 of a random order); empty and zeros without ground truth."""
     if not scenes:
         return [], 0, 0.0
     asked = queries(scenes, ("box",), _MEASURED)

@@ -12,53 +12,105 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from phs_milvus.contract.headers import SIGNATURE_BYTES, format_of
+
 T = TypeVar("T")
 R = TypeVar("R")
 
-# What phs_milvus.contract.images reads.
-_NAMES = "jpg jpeg jpe jfif png webp gif bmp tif tiff avif jp2 j2k jpx ppm pgm pbm pnm"
-IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
+# What phs_milvus.contract.headers reads; "" is a file without extension, which is taken where it starts like an image.
+_NAMES = "jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff avif heic heif hif jp2 j2k jpx ppm pgm pbm pnm"
+IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split()) | {""}
 _AHEAD = 16
+
+# Why a file is left out, beside its extension.
+NO_EXTENSION = "without extension"
+LINKED_FOLDER = "linked folders"
+LINKED_FILE = "links to files that are there anyway"
 
 
 def walk(
-    root: Path, extensions: Collection[str], unreadable: Callable[[str, OSError], None] | None = None
+    root: Path,
+    extensions: Collection[str],
+    unreadable: Callable[[str, OSError], None] | None = None,
+    left_out: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """Image files below `root`: paths relative to it with forward slashes, depth first in sorted order.
 
-    Hidden files and folders are left out, and so are symbolic links to folders, which may be circles; links to
-    files are followed. Memory: the names in the folders between `root` and the current file.
+    One file is one image: a symbolic link to a file is followed unless that file is met under its own name, or was
+    under another link. Links to folders, which may be circles, are not followed. Hidden files and folders are passed
+    over. Memory: the names in the folders between `root` and the current file, and the targets of links.
 
     Args:
-        extensions: lower case, with the dot.
+        extensions: lower case, with the dot; "" for files without one that start like an image.
         unreadable: called with the relative path of a folder that cannot be listed.
+        left_out: called for each file that is not an image, with its extension or another reason.
     """
+    real_root = os.path.realpath(root)
+    targets: set[str] = set()
+
+    def reason_against(path: str, is_link: bool) -> str:
+        """Why a file is left out; "" where it is taken."""
+        if is_link:
+            if (root / path).is_dir():
+                return LINKED_FOLDER
+            target = os.path.realpath(root / path)
+            if target in targets or _is_met(target, real_root, extensions):
+                return LINKED_FILE
+            targets.add(target)
+        return _reason_against(root / path, extensions)
+
     trail = [("", iter(_listing(root, "", unreadable)))]
     while trail:
         folder, names = trail[-1]
-        for name, is_folder in names:
+        for name, is_folder, is_link in names:
             path = f"{folder}{name}"
             if is_folder:
                 trail.append((f"{path}/", iter(_listing(root, f"{path}/", unreadable))))
                 break
-            if Path(name).suffix.lower() in extensions:
+            if not (reason := reason_against(path, is_link)):
                 yield path
+            elif left_out is not None:
+                left_out(reason)
         else:
             trail.pop()
 
 
-def _listing(root: Path, folder: str, unreadable: Callable[[str, OSError], None] | None) -> list[tuple[str, bool]]:
+def _listing(
+    root: Path, folder: str, unreadable: Callable[[str, OSError], None] | None
+) -> list[tuple[str, bool, bool]]:
+    """(name, whether it is a folder, whether it is a link) of what is not hidden, sorted."""
     try:
         with os.scandir(root / folder) as entries:
             return sorted(
-                (entry.name, entry.is_dir(follow_symlinks=False))
+                (entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink())
                 for entry in entries
-                if not entry.name.startswith(".") and not (entry.is_symlink() and entry.is_dir())
+                if not entry.name.startswith(".")
             )
     except OSError as error:
         if unreadable is not None:
             unreadable(folder or "./", error)
         return []
+
+
+def _reason_against(path: Path, extensions: Collection[str]) -> str:
+    extension = path.suffix.lower()
+    if extension or "" not in extensions:
+        return "" if extension in extensions else extension or NO_EXTENSION
+    try:
+        if not path.is_file():  # a pipe would wait for a writer
+            return NO_EXTENSION
+        with path.open("rb") as file:
+            return "" if format_of(file.read(SIGNATURE_BYTES)) else NO_EXTENSION
+    except OSError:
+        return NO_EXTENSION
+
+
+def _is_met(target: str, real_root: str, extensions: Collection[str]) -> bool:
+    """Whether a file, without any link in its path, is below the root and taken there."""
+    inside = Path(os.path.relpath(target, real_root)).parts
+    if any(part.startswith(".") for part in inside):  # ".." above all
+        return False
+    return Path(target).is_file() and not _reason_against(Path(target), extensions)
 
 
 def sha256_of(path: Path) -> str:

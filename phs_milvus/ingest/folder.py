@@ -14,11 +14,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from phs_milvus.client.encoder import Encoder, Outputs
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.client.requests import Outputs
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, EncoderError, ImageError, InvalidInput, ModelMismatch, PhsError
 from phs_milvus.contract.images import EncodedImage, load_image
 from phs_milvus.contract.types import Encoding
+from phs_milvus.ingest.culprits import answers_again
 from phs_milvus.ingest.files import IMAGE_EXTENSIONS, ahead, chunks, is_another, is_gone, sha256_of, walk
 from phs_milvus.ingest.progress import FAILURES_KEPT, IngestReport, Progress, ProgressBar
 from phs_milvus.milvus.collection import FocusedCollection, Row
@@ -28,6 +30,7 @@ Metadata: TypeAlias = "Callable[[Path], dict[str, Any]]"
 
 _IDS_PER_LOOKUP = 1024
 _THREADS = 8
+_OUTPUTS = Outputs(state=True)
 
 
 def ingest_folder(
@@ -43,17 +46,18 @@ def ingest_folder(
 ) -> IngestReport:
     """Encodes every image below a folder into a collection; files that are there unchanged are skipped.
 
-    A row's id is the file's path relative to `root` with forward slashes. Several folders may go into one collection as
-    long as no id is in two of them: a file whose id belongs to another file, still there under another root, is
-    reported as failed and the other's row is kept. A row's metadata are `path` (absolute),
-    `width` and `height` (of the upright image) and what `metadata` returns. Files that cannot be read are reported
-    and left out; everything else is stored. On any interruption, kill -9 included, what was stored stays whole.
+    A row's id is the file's path relative to `root` with forward slashes. One file is one image, however many links
+    lead to it. Several folders may go into one collection as long as no id is in two of them: a file whose id belongs
+    to another file, still there under another root, is reported as failed and the other's row is kept. A row's metadata
+    are `path` (absolute), `width` and `height` (of the upright image) and what `metadata` returns. Files that cannot be
+    read, or at which the server stops, are reported and left out until the next run; everything else is stored. On any
+    interruption, kill -9 included, what was stored stays whole.
 
     Args:
         prune: also delete rows whose file under this `root` is gone. Rows from elsewhere are left alone.
         batch_size: rows per write.
         progress: True for a bar on stderr, or a function called with (files done, files in all).
-        extensions: of file names, lower case, with the dot.
+        extensions: of file names, lower case, with the dot; "" for files without one that start like an image.
         metadata: called with each new or changed file's path; returns JSON values by field name.
 
     Raises:
@@ -73,7 +77,7 @@ def ingest_folder(
     if prune:
         run.check_prunable()
     with closing(ProgressBar(progress, total)) as bar:
-        run.encode_all(walk(base, extensions, run.fail), bar)
+        run.encode_all(walk(base, extensions, run.fail, run.leave_out), bar)
     if prune:
         run.prune()
     if run.report.encoded:
@@ -132,9 +136,8 @@ class _Run:
         pool = ThreadPoolExecutor(_THREADS, "phs-ingest")
         try:
             images = self._images(names, pool, bar)
-            for result in self._encoder.encode_many(images, outputs=Outputs(state=True)):
-                self._take(self._sent.popleft(), result)
-                bar.advance()
+            while not self._encoded(images, bar):
+                self._encode_one_by_one(bar)
             self._store()
         except CollectionError:
             raise
@@ -145,6 +148,33 @@ class _Run:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _encoded(self, images: Iterator[EncodedImage], bar: ProgressBar) -> bool:
+        """Encodes images until there are no more; False where the server stopped answering and answers again."""
+        try:
+            for result in self._encoder.encode_many(images, outputs=_OUTPUTS):
+                self._take(self._sent.popleft(), result)
+                bar.advance()
+        except EncoderError:
+            if not answers_again(self._encoder):
+                raise
+            return False
+        return True
+
+    def _encode_one_by_one(self, bar: ProgressBar) -> None:
+        """Encodes what was in flight, so that a file which stops the server fails alone."""
+        while self._sent:
+            file = self._sent[0]
+            image = self._load(file)
+            result: Encoding | PhsError
+            try:
+                result = image if isinstance(image, PhsError) else self._encoder.encode(image, outputs=_OUTPUTS)
+            except PhsError as error:
+                if isinstance(error, EncoderError) and not answers_again(self._encoder):
+                    raise
+                result = error
+            self._take(self._sent.popleft(), result)
+            bar.advance()
 
     def _images(self, names: Iterable[str], pool: ThreadPoolExecutor, bar: ProgressBar) -> Iterator[EncodedImage]:
         """The images to encode, read a little ahead. `_sent` gets their files in the same order."""
@@ -276,6 +306,10 @@ class _Run:
                 self.check_prunable()
                 self._collection.delete(names)
                 self.report.pruned += len(names)
+
+    def leave_out(self, reason: str) -> None:
+        """Counts a file that is no image."""
+        self.report.left_out[reason] += 1
 
     def fail(self, name: str, error: Exception) -> None:
         """Reports a file, or a folder, that cannot be used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 Progress: TypeAlias = "bool | Callable[[int, int], None]"
 
 FAILURES_KEPT = 1000
+_KINDS_SHOWN = 10
 
 
 @dataclass
@@ -25,6 +27,7 @@ class IngestReport:
         failed: the first 1,000 files (and folders, ending in "/") that cannot be used, and why. The row of an
             earlier version of such a file stays.
         failed_count: all of them.
+        left_out: how many other files there are under the folder, by extension or another reason.
         seconds: wall clock.
     """
 
@@ -35,6 +38,7 @@ class IngestReport:
     pruned: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     failed_count: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -43,6 +47,11 @@ class IngestReport:
             f"changed), {self.skipped_unchanged:,} unchanged, {self.failed_count:,} failed; {self.pruned:,} rows "
             "pruned"
         ]
+        if self.left_out:
+            kinds = [f"{count:,} {kind}" for kind, count in self.left_out.most_common(_KINDS_SHOWN)]
+            if len(self.left_out) > _KINDS_SHOWN:
+                kinds.append("others")
+            lines.append(f"  {self.left_out.total():,} files not taken: {', '.join(kinds)}")
         lines += [f"  failed: {name}: {reason}" for name, reason in self.failed[:20]]
         if self.failed_count > 20:
             lines.append(f"  ... and {self.failed_count - 20:,} more")

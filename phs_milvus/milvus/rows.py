@@ -228,7 +228,8 @@ def normalised(embeddings: Float32Array, embedding_size: int) -> Float32Array:
     norms = np.linalg.norm(array.astype(np.float64), axis=1, keepdims=True)
     if not (np.isfinite(norms) & (norms > 0)).all():
         raise InvalidInput("query embeddings must be finite and not zero", "embedding")
-    return (array / norms).astype(np.float32)
+    unit: Float32Array = (array / norms).astype(np.float32)
+    return unit
 
 
 def batches(sizes: Sequence[int], rows: int, size: int) -> Iterator[slice]:

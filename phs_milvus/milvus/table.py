@@ -116,7 +116,7 @@ class Table:
         """
 
         def call(**consistency: str) -> list[Any]:
-            return self._client.search(
+            hits: list[Any] = self._client.search(
                 self._name,
                 anns_field=field,
                 data=queries,
@@ -127,6 +127,7 @@ class Table:
                 timeout=_TIMEOUT_S,
                 **consistency,
             )
+            return hits
 
         try:
             with translated_errors(f"cannot search collection {self._name!r}"):

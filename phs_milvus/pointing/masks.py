@@ -11,10 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from phs_milvus.contract.errors import ImageError, PromptError
-from phs_milvus.contract.images import decode_native, load_image, open_header, upright
+from phs_milvus.contract.headers import lossy_format
+from phs_milvus.contract.images import decode_native, load_image, upright
 from phs_milvus.contract.types import MaskRuns
+from phs_milvus.pointing.pictures import BoolArray, inside_of_greys, inside_of_picture
 
-BoolArray = npt.NDArray[np.bool_]
 MaskSource: TypeAlias = "npt.NDArray[Any] | Image.Image | str | os.PathLike[str] | MaskRuns | Mapping[str, Any]"
 
 
@@ -35,14 +36,14 @@ def read_mask(source: MaskSource, width: int, height: int) -> BoolArray:
     try:
         if isinstance(source, str | os.PathLike):
             file = load_image(source)
-            if open_header(file.data)[2] == "JPEG":
-                raise PromptError(f"mask: {file.path} is a JPEG, whose black is not exactly black; give a PNG")
+            if lossy := lossy_format(file.data):
+                raise PromptError(f"mask: {file.path} is a {lossy}, whose black is not exactly black; give a PNG")
             _check_size(file.width, file.height, width, height)
-            return _lit(decode_native(file.data))
+            return inside_of_picture(decode_native(file.data))
         if isinstance(source, Image.Image):
             source = upright(source)
             _check_size(*source.size, width, height)
-            return _lit(source)
+            return inside_of_picture(source)
     except ImageError as error:
         raise PromptError(f"mask: {error}") from error
     if source.ndim != 2 or source.dtype.kind not in "bui":
@@ -51,19 +52,7 @@ def read_mask(source: MaskSource, width: int, height: int) -> BoolArray:
             f"{list(source.shape)}; threshold scores first, for example scores > 0.5"
         )
     _check_size(source.shape[1], source.shape[0], width, height)
-    return source if source.dtype == np.bool_ else source != 0
-
-
-def _lit(image: Image.Image) -> BoolArray:
-    """bool [H, W]: neither black nor transparent. Colours, not palette indices: index 0 may well be white."""
-    if image.mode == "F":
-        raise PromptError("mask: float pixels; threshold scores first, for example scores > 0.5")
-    if image.has_transparency_data:
-        pixels = np.asarray(image.convert("RGBA"))
-        return np.any(pixels[..., :3], axis=2) & (pixels[..., 3] > 0)
-    if image.mode in ("1", "L") or image.mode.startswith("I"):
-        return np.asarray(image) != 0
-    return np.any(np.asarray(image.convert("RGB")), axis=2)
+    return inside_of_greys(source)
 
 
 def _check_size(mask_width: int, mask_height: int, width: int, height: int) -> None:

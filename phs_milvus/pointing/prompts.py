@@ -150,7 +150,8 @@ class Mask(_Combinable):
     Attributes:
         source: bool or integer array [H, W], nonzero is inside; a PIL image or the path of a lossless image
             file (PNG), where inside is what is neither black nor transparent; MaskRuns; or a COCO RLE
-            {"size": [height, width], "counts": ...}, uncompressed (a list) or compressed (str or bytes).
+            {"size": [height, width], "counts": ...}, uncompressed (a list) or compressed (str or bytes). Soft masks,
+            with many grey values, are inside from half of their range on: 128 of 255.
 
     Raises:
         PromptError: another type. What the source holds is checked when it is put on an image.

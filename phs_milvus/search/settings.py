@@ -17,8 +17,8 @@ class SearchSettings:
 
     Attributes:
         focus, candidates: as `FocusedSearch.search` takes them.
-        fingerprint: of the model they were chosen for; "" where for any.
-        measured: what was measured when they were chosen, for people to read.
+        fingerprint: of the model that the settings were chosen for; "" for any model.
+        measured: the figures on which the choice was made, for people to read.
     """
 
     focus: Focus = Focus()
@@ -31,7 +31,7 @@ def read_settings(path: str | Path) -> SearchSettings:
     """Reads a settings file.
 
     Raises:
-        InvalidInput: not there, not JSON, or a field that is unknown or has a wrong value.
+        InvalidInput: the file is missing or not JSON, or a field is unknown or has a wrong value.
     """
     try:
         values = json.loads(Path(path).read_text("utf-8"))
@@ -45,13 +45,13 @@ def read_settings(path: str | Path) -> SearchSettings:
     return settings
 
 
-# Names of 0.1.0, and what took their place.
+# Names in files of 0.1.0 -> names now.
 _RENAMED = {"heads": "heads_on", "roi": "attention_shift"}
 _EVERY_HEAD_0_1_0 = 2**32 - 1
 
 
 def _focus(values: dict[str, Any]) -> Focus:
-    """A Focus of its JSON object, written by this version or by 0.1.0."""
+    """The Focus of a JSON object that this version or 0.1.0 wrote."""
     named = {_RENAMED.get(name, name): value for name, value in values.items()}
     if named.get("heads_on") == _EVERY_HEAD_0_1_0:
         named["heads_on"] = "all"

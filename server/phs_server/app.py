@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from phs_milvus.contract.errors import EncoderUnavailable, PhsError
-from phs_server.config import Settings, parse
+from phs_server.config import Settings
 from phs_server.edge.health import Health
 from phs_server.edge.security import Tokens, server_credentials
 from phs_server.edge.service import SERVICE_NAME, FocusEncoderService
@@ -272,8 +272,3 @@ def run(settings: Settings) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `phs-server`."""
-    sys.exit(run(parse(arguments)))

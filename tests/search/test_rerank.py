@@ -98,7 +98,7 @@ def test_a_rerank_is_split_by_readouts_and_by_the_size_of_its_answer(
             return await other.rerank(embeddings, weights, states)
 
     for readouts, message_bytes, blocks in ((14, 2**26, 2), (3, 2**26, 9), (100, 4096 + 2000, 6)):
-        monkeypatch.setattr(requests, "_READOUTS", readouts)
+        monkeypatch.setattr(requests, "MOST_READOUTS", readouts)
         limits = Limits(message_bytes=message_bytes)
         sent = [request for _, request in requests.rerank_requests(embeddings, weights, states, "", limits)[1]]
         assert len(sent) == blocks

@@ -18,7 +18,7 @@ from phs_milvus.contract.errors import ImageError
 from phs_milvus.contract.headers import bmp, gif, heif, jpeg, jpeg2000, png, ppm, tiff, webp
 from phs_milvus.contract.headers.header import MAX_SIDE, Broken, Header
 
-__all__ = ["FORMATS", "MAX_SIDE", "Header", "format_of", "read_header"]
+__all__ = ["FORMATS", "MAX_SIDE", "SIGNATURE_BYTES", "Header", "format_of", "lossy_format", "read_header"]
 
 _READERS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes], Header]], ...] = (
     ("JPEG", re.compile(rb"\xff\xd8\xff"), jpeg.read),
@@ -59,3 +59,15 @@ def read_header(data: bytes) -> Header:
             except (IndexError, OverflowError, struct.error):
                 raise ImageError(f"broken {name} header: it points outside the file") from None
     raise ImageError(f"not an image in a supported format ({', '.join(FORMATS)})")
+
+
+def lossy_format(data: bytes) -> str | None:
+    """What to call a file whose pixels are not exactly those that were saved; None where they may be.
+
+    Raises:
+        ImageError: as `read_header`.
+    """
+    name = read_header(data).format
+    if name == "WEBP" and webp.is_lossy(data):
+        return "lossy WebP"
+    return name if name in ("JPEG", "AVIF", "HEIF") else None

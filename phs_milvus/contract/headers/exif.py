@@ -30,7 +30,8 @@ def _in_exif(exif: bytes) -> int | None:
         for at in range(directory + 2, directory + 2 + 12 * entries, 12):
             tag, kind, _ = struct.unpack_from(f"{order}HHI", exif, at)
             if tag == _ORIENTATION and kind in (_SHORT, _LONG):
-                return struct.unpack_from(f"{order}{'H' if kind == _SHORT else 'I'}", exif, at + 8)[0]
+                value: int = struct.unpack_from(f"{order}{'H' if kind == _SHORT else 'I'}", exif, at + 8)[0]
+                return value
     except struct.error:
         pass
     return None

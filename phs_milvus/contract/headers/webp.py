@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from phs_milvus.contract.errors import ImageError
 from phs_milvus.contract.headers.exif import orientation_of
@@ -14,17 +15,7 @@ _MAX_CHUNKS = 65_536
 
 def read(data: bytes) -> Header:
     width, height = _size(data)
-    metadata: dict[bytes, bytes] = {}
-    position = _FIRST_CHUNK
-    for _ in range(_MAX_CHUNKS):
-        if position + 8 > len(data):
-            break
-        kind, size = struct.unpack_from("<4sI", data, position)
-        if kind in (b"EXIF", b"XMP "):
-            metadata.setdefault(kind, data[position + 8 : position + 8 + size])
-        position += 8 + size + size % 2
-    else:
-        raise ImageError(f"the WEBP image has more than {_MAX_CHUNKS:,} chunks")
+    metadata = {kind: data[start:end] for kind, start, end in _chunks(data) if kind in (b"EXIF", b"XMP ")}
     return Header("WEBP", width, height, data, orientation_of(metadata.get(b"EXIF"), metadata.get(b"XMP ")))
 
 
@@ -39,3 +30,25 @@ def _size(data: bytes) -> tuple[int, int]:
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
     raise Broken("no picture in its first chunk")
+
+
+def is_lossy(data: bytes) -> bool:
+    """Whether its picture, of an animation the first, is stored with loss."""
+    for kind, start, _ in _chunks(data):
+        if kind == b"ANMF":  # a frame: 16 bytes, then its own chunks
+            return data[start + 16 : start + 20] != b"VP8L"
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8 "
+    return False
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start, end) of each chunk's contents."""
+    position = _FIRST_CHUNK
+    for _ in range(_MAX_CHUNKS):
+        if position + 8 > len(data):
+            return
+        kind, size = struct.unpack_from("<4sI", data, position)
+        yield kind, position + 8, position + 8 + size
+        position += 8 + size + size % 2
+    raise ImageError(f"the WEBP image has more than {_MAX_CHUNKS:,} chunks")

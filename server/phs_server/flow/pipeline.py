@@ -147,6 +147,7 @@ class Pipeline:
 
         Raises:
             ImageError, PromptError: the item itself is wrong.
+            ModelError: what the model gives is not finite.
             EncoderBusy, DeadlineExceeded, EncoderUnavailable: as their names say.
         """
         decoded, done = await self._run(image, mask, focus, timeout, wait)
@@ -252,7 +253,17 @@ class Pipeline:
                 key=prepared.changes_attention,
                 size=prepared.pixels.nbytes,
             )
+        self._check_finite(done.result)
         return decoded, done
+
+    def _check_finite(self, encoded: Encoded) -> None:
+        """The last look at what is answered. Attention that is not finite shows in the head scores."""
+        for name in ("embedding", "state", "head_scores"):
+            if not np.isfinite(getattr(encoded, name)).all():
+                raise ModelError(
+                    f"the model gives a {name} that is not finite for this image in {self.info.precision}; "
+                    "try --precision float32"
+                )
 
     async def _decoded(self, item: _Undecoded, deadline: float | None, priority: Priority) -> Completed[Prepared]:
         size = len(item[0])

@@ -145,6 +145,7 @@ class FocusEngine:
 
         Raises:
             InvalidInput: more distinct head weights x states than one request may ask for.
+            ModelError: a score that is not finite.
         """
         distinct, members = _groups(inputs.head_weights)
         _check_readouts(len(distinct), len(inputs.states))
@@ -165,6 +166,11 @@ class FocusEngine:
                         check()
                         scores[some, start:stop] = queries[some] @ theirs.T
             start = stop
+        if not scores.isfinite().all():
+            raise ModelError(
+                f"scores of the model in {self.precision} are not finite for these head weights and states; "
+                "try --precision float32"
+            )
         return scores.clamp_(-1, 1).cpu().numpy()
 
     def _read_out(self, states: Tensor, weights: Tensor) -> Tensor:
