@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.errors import InvalidInput, PromptError
+from phs_milvus.contract.grid import shares_on_grid
 from phs_milvus.contract.images import load_image
 from phs_milvus.contract.types import Float16Array, Float32Array, Focus, MaskRuns
 from phs_milvus.evaluation.datasets import AnnotationError, Dataset
 from phs_milvus.evaluation.edits import Edit
-from phs_milvus.evaluation.grid import shares_on_grid
 from phs_milvus.evaluation.queries import ObjectQuery, outline_of, prompt_of
 from phs_milvus.evaluation.store import Look, Seen, Store
 from phs_milvus.pointing.prompts import Prompt, to_runs
@@ -209,6 +209,13 @@ class Bench:
             collection.flush()
         return collection
 
+    @cached_property
+    def search(self) -> Any:
+        """The product's own `FocusedSearch` in `collection`."""
+        from phs_milvus.search.focused import FocusedSearch
+
+        return FocusedSearch(self.collection, self.encoder)
+
     def relevant(self, queries: QuerySet) -> BoolArray:
         """bool [Q, K]: which images hold an object of the query's class."""
         return np.stack([self._present[label] for label in queries.labels])
@@ -247,8 +254,7 @@ class Bench:
         """float32 [N]; kept, because every head count and control asks for it again."""
         key = (mask.width, mask.height, mask.runs.tobytes())
         if key not in self._shares:
-            grid = shares_on_grid(mask.to_array(), self.info.grid_height, self.info.grid_width)
-            self._shares[key] = grid.reshape(-1)
+            self._shares[key] = shares_on_grid(mask.to_array(), self.info.grid_height, self.info.grid_width)
         return self._shares[key]
 
     def readout(self, states: Float16Array, weights: Float32Array) -> Float32Array:
