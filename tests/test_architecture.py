@@ -75,7 +75,7 @@ ARROWS = {
         search     -> contract pointing client milvus
         ingest     -> contract client milvus
         evaluation -> contract pointing client milvus search ingest
-        demo       -> contract pointing client milvus search ingest
+        demo       -> contract pointing client milvus search ingest evaluation
         cli        -> contract pointing client milvus search ingest evaluation demo
     """,
     "phs_server": """

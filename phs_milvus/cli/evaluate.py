@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -196,10 +196,14 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
         with ExitStack() as stack:
             encoder = stack.enter_context(open_encoder(place))
             bench = stack.enter_context(_bench(encoder, dataset, options))
-            queries = object_queries(bench.dataset)
-            if not queries:
+            every = object_queries(bench.dataset)
+            if not every:
                 raise InvalidInput("no image has objects of two classes, so there is no query", "dataset")
-            yield Study(bench, queries, prompts, options.seed)
+            queries, left_out, boxed = bench.paintable(every, prompts)
+            _say_queries(len(every), left_out, boxed)
+            if not queries:
+                raise InvalidInput(f"none of the {len(every)} queries can be pointed at; {left_out[0]}", "dataset")
+            yield Study(bench, queries, prompts, options.seed, left_out)
 
 
 @contextmanager
@@ -219,11 +223,27 @@ def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[
             bench.close()
 
 
+def _with_reasons(problems: Sequence[str]) -> str:
+    from phs_milvus.evaluation.datasets.model import NAMED
+
+    more = "; ..." if len(problems) > NAMED else ""
+    return f"{len(problems)} ({'; '.join(problems[:NAMED])}{more})" if problems else "none"
+
+
 def _about_labels(dataset: Any) -> list[str]:
-    skipped = (
-        [f"{len(dataset.skipped)} annotations left out, the first: {dataset.skipped[0]}"] if dataset.skipped else []
-    )
+    skipped = [f"{len(dataset.skipped)} annotation(s) left out, which could not be used"] if dataset.skipped else []
     return [*dataset.notes, *skipped]
+
+
+def _say_queries(count: int, left_out: list[str], boxed: list[str]) -> None:
+    from phs_milvus.evaluation.datasets.model import NAMED, counted
+
+    if left_out:
+        print(f"left out: {len(left_out)} of {count} queries, which cannot be pointed at:", file=sys.stderr)
+        for problem in left_out[:NAMED]:
+            print(f"  {problem}", file=sys.stderr)
+    if boxed:
+        print(f"for {counted(boxed)} the box's centre stands in for that of a broken outline", file=sys.stderr)
 
 
 def _say_unreadable(dataset: Any) -> None:
@@ -257,6 +277,7 @@ def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
         f"fingerprint {info.fingerprint[:12]}",
         "labels": "; ".join(_about_labels(bench.dataset)) or "all used as they are",
         "left out": "; ".join(f"{counted(ids)} {why}" for why, ids in left_out.items() if ids) or "no image",
+        "queries left out": _with_reasons(study.left_out),
         "prompts": ", ".join(study.prompts),
         "seed": str(options.seed),
         f"time, {study.model}": f"{spent} ({os.cpu_count()} cores, what was cached not counted)",
