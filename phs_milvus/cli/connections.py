@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError
+from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError, reason_of, shown
 
 DEFAULT_MILVUS = "./phs_milvus.db"
 DEFAULT_COLLECTION = "images"
@@ -48,7 +48,8 @@ def add_milvus_flags(command: argparse.ArgumentParser) -> None:
         metavar="URI",
         type=lambda uri: uri.rstrip("/"),  # a Lite database is a folder, and shells complete it so
         default=os.environ.get("PHS_MILVUS", DEFAULT_MILVUS),
-        help="a Milvus Lite path ending in .db, or http://host:19530 (default: %(default)s) [PHS_MILVUS]",
+        # Not what PHS_MILVUS says: a password may be in it.
+        help=f"a Milvus Lite path ending in .db, or http://host:19530 (default: {DEFAULT_MILVUS}) [PHS_MILVUS]",
     )
     group.add_argument(
         "--token",
@@ -110,8 +111,8 @@ def _token() -> str | None:
         return None
     try:
         lines = map(str.strip, Path(path).read_text().splitlines())
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}", "PHS_ENCODER_TOKEN_FILE") from None
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"cannot read {shown(path)}: {reason_of(error)}", "PHS_ENCODER_TOKEN_FILE") from None
     # The server's own file will do: it may hold several tokens, and comments.
     if token := next((line for line in lines if line and not line.startswith("#")), None):
         return token
@@ -132,7 +133,10 @@ def server_package() -> Any:
 
 def is_missing(uri: str) -> bool:
     """Whether it names a Milvus Lite database that nobody has made yet."""
-    return uri.endswith(".db") and "://" not in uri and not Path(uri).expanduser().exists()
+    try:
+        return uri.endswith(".db") and "://" not in uri and not Path(uri).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # `connect` says why
+        return False
 
 
 @contextlib.contextmanager
@@ -148,7 +152,9 @@ def open_milvus(options: argparse.Namespace, *, create: bool = False) -> Iterato
     from phs_milvus.milvus.connection import close, connect
 
     if not create and is_missing(options.milvus):
-        raise CollectionError(f"no Milvus Lite database at {options.milvus}; ingest makes one, or check --milvus")
+        raise CollectionError(
+            f"no Milvus Lite database at {shown(options.milvus)}; ingest makes one, or check --milvus"
+        )
     client = connect(options.milvus, options.token)
     try:
         yield client

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import open_encoder
+from phs_milvus.cli.places import output_file, output_folder
 from phs_milvus.contract.errors import PhsError
 
 # Here rather than read from the package, which is imported only by a command that needs it.
@@ -106,7 +107,9 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
 
 def _evaluate(options: argparse.Namespace) -> int:
     from phs_milvus.evaluation.experiments import PRESETS
-    from phs_milvus.evaluation.report import Report, as_text
+    from phs_milvus.evaluation.report import Report, as_text, is_report
+
+    out = output_folder(options.out or Path(f"eval-{options.preset}"), "out", is_report)
 
     def show(sections: list[Any]) -> None:
         for section in sections:
@@ -123,7 +126,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         show(parts[-1])
     report.sections = [section for part in parts for section in part]
     report.facts["seconds in all"] = f"{time.perf_counter() - started:.0f}"
-    file = report.write(options.out or Path(f"eval-{options.preset}"))
+    file = report.write(out)
     print(f"\nwritten to {file}", file=sys.stderr)
     return 0
 
@@ -131,11 +134,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> int:
     from phs_milvus.evaluation.report import as_text
     from phs_milvus.evaluation.tune import tune, write
+    from phs_milvus.search.settings import is_settings
 
     if len(_places(options)) > 1:
         raise PhsError(
             "settings are for one model: run tune once for each --model or --encoder, each with its own --out"
         )
+    output_file(options.out, "out", is_settings)
     for study in _studies(options):
         choice = tune(study)
         write(choice, study, options.out)

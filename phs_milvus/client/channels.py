@@ -14,6 +14,7 @@ from typing import TypeAlias
 import grpc
 
 from phs_milvus.client.requests import Metadata
+from phs_milvus.contract import proxies
 from phs_milvus.contract.errors import EncoderUnavailable, InvalidInput
 from phs_milvus.contract.types import Limits
 
@@ -86,6 +87,7 @@ def channel_options(address: Address, tls: Tls | bool | None) -> list[tuple[str,
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        *proxies.channel_options(address if isinstance(address, str) else ",".join(address)).items(),
     ]
     name = tls.server_name if isinstance(tls, Tls) else None
     if name is None and tls and not isinstance(address, str):

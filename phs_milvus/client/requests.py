@@ -22,8 +22,10 @@ from phs_milvus.contract.errors import (
     ModelMismatch,
     PhsError,
     error_from_status,
+    shown,
 )
 from phs_milvus.contract.images import ImageSource, load_image
+from phs_milvus.contract.proxies import proxy_note
 from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus, Limits, ModelInfo
 from phs_milvus.pointing.prompts import Prompt, to_runs
 
@@ -229,6 +231,7 @@ def stream_answer(response: pb.EncodeStreamResponse) -> tuple[int, Encoding | Ph
 
 def translate(error: grpc.RpcError, address: str) -> PhsError:
     code, details = error.code(), error.details() or ""
+    where = f"the embedding server at {shown(address)}{proxy_note(address)}"
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         # gRPC's own, for a message over the server's limit: the same code as a full queue, and final.
         return InvalidInput(f"the message is over the limit of the server at {address} ({details})", "request")
@@ -237,9 +240,9 @@ def translate(error: grpc.RpcError, address: str) -> PhsError:
         return EncoderUnavailable(f"the server at {address} cancelled the call: is it shutting down? ({details})")
     if code is grpc.StatusCode.UNAVAILABLE:
         details = (
-            f"no answer from the embedding server at {address} ({details}); "
+            f"no answer from {where} ({shown(details)}); "
             "is it running, and does it want TLS? start one with: phs-server --model <id or directory>"
         )
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        details = f"the embedding server at {address} did not answer in time ({details})"
+        details = f"{where} did not answer in time ({shown(details)})"
     return error_from_status(code.name, details)

@@ -21,8 +21,8 @@ import re
 from typing import ClassVar
 
 _SHOWN_CHARACTERS = 200
-# Greedy up to the last "@" of a word: passwords may hold "/", ":" and "@".
-_CREDENTIALS = re.compile(r"://[^\s'\"]*@")
+# What is before the last "@" of a URI, with or without scheme, or of a word: passwords may hold "/", ":" and "@".
+_CREDENTIALS = re.compile(r"^(?P<scheme>\w+://).*@|^[^\s/:@]{2,}:[^\s/].*@|(?<=://)[^\s'\"]*@", re.DOTALL)
 
 
 class PhsError(Exception):
@@ -98,10 +98,17 @@ def shown(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
     text = str(value)
     if len(text) > 4 * limit:  # the rest is neither shown nor worth searching
         text = f"{text[: 2 * limit]} ... {text[-2 * limit :]}"
-    text = _CREDENTIALS.sub("://***@", " ".join(text.split()))
+    text = _CREDENTIALS.sub(lambda found: f"{found['scheme'] or ''}***@", " ".join(text.split()))
     if len(text) <= limit:
         return text
     return f"{text[: limit * 3 // 4]} ... {text[-(limit // 4) :]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception that is not ours has to say, for use in a message of ours."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return shown(error) or type(error).__name__
 
 
 # gRPC status code names (grpc.StatusCode.NAME) and the errors they become in the client. The server answers with the

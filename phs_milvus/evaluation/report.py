@@ -49,14 +49,22 @@ class Report:
             if section.plot is not None and draw(section.plot, folder / f"{section.slug}.png"):
                 lines += ["", f"![{section.heading}]({section.slug}.png)"]
         file = folder / "README.md"
-        file.write_text("\n".join(lines) + "\n")
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         contents = {
             "title": self.title,
             "facts": self.facts,
             "sections": [{"heading": s.heading, "note": s.note, "rows": list(s.rows)} for s in self.sections],
         }
-        (folder / "results.json").write_text(json.dumps(contents, indent=1, default=str) + "\n")
+        (folder / "results.json").write_text(json.dumps(contents, indent=1, default=str) + "\n", encoding="utf-8")
         return file
+
+
+def is_report(folder: Path) -> bool:
+    """Whether a folder was written by `Report.write`."""
+    try:
+        return {"title", "facts", "sections"} <= set(json.loads((folder / "results.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def as_text(rows: Rows) -> str:
@@ -82,7 +90,7 @@ def _shown(value: Any) -> str:
 
 
 def _write_csv(path: Path, rows: Rows) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         if rows:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
