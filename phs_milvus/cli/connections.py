@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError, reason_of, shown
+from phs_milvus.contract.files import read_small
 
 DEFAULT_MILVUS = "./phs_milvus.db"
 DEFAULT_COLLECTION = "images"
@@ -110,7 +111,7 @@ def _token() -> str | None:
     if not path:
         return None
     try:
-        lines = map(str.strip, Path(path).read_text().splitlines())
+        lines = map(str.strip, read_small(path).decode().splitlines())
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot read {shown(path)}: {reason_of(error)}", "PHS_ENCODER_TOKEN_FILE") from None
     # The server's own file will do: it may hold several tokens, and comments.

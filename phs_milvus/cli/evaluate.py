@@ -143,11 +143,11 @@ def _tune(options: argparse.Namespace) -> int:
     output_file(options.out, "out", is_settings)
     for study in _studies(options):
         choice = tune(study)
-        write(choice, study, options.out)
         print(as_text(choice.rows))
         print(f"\ncross-validated {study.metric} of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
         print(f"difference to whole image: {choice.gain}\n\n{as_text(choice.candidate_rows)}")
         print(f"\nrecommended: {choice.focus}, {choice.candidates or 'the default number of'} candidates")
+        write(choice, study, options.out)  # last: what is printed is not lost where it cannot be written
         print(f"written to {options.out}: phs-milvus search IMAGE --settings {options.out}", file=sys.stderr)
     return 0
 
@@ -158,6 +158,7 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
     from phs_milvus.evaluation import load
     from phs_milvus.evaluation.experiments import Study
     from phs_milvus.evaluation.queries import PROMPTS, object_queries
+    from phs_milvus.milvus.connection import close, connect
 
     prompts = tuple(options.prompt.split(","))
     if unknown := set(prompts) - set(PROMPTS):
@@ -167,6 +168,10 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
         if options.limit < 1:
             raise InvalidInput(f"must be at least 1, got {options.limit}", "limit")
         dataset = replace(dataset, images=dataset.images[: options.limit])
+    if options.seed < 0:
+        raise InvalidInput(f"must be at least 0, got {options.seed}", "seed")
+    if options.milvus:  # tried before hours of encoding
+        close(connect(options.milvus, options.token))
     if dataset.missing:
         print(f"left out: {_some(dataset.missing)}, annotated but without a file", file=sys.stderr)
     for place in _places(options):

@@ -8,14 +8,14 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 
 from phs_milvus.client.requests import Metadata
 from phs_milvus.contract import proxies
-from phs_milvus.contract.errors import EncoderUnavailable, InvalidInput
+from phs_milvus.contract.errors import EncoderUnavailable, InvalidInput, reason_of, shown
+from phs_milvus.contract.files import read_small
 from phs_milvus.contract.types import Limits
 
 Address: TypeAlias = "str | Sequence[str]"
@@ -106,25 +106,28 @@ def target_of(address: Address) -> tuple[str, str]:
         InvalidInput: not host:port, none at all, or IPv4 and IPv6 mixed.
         EncoderUnavailable: a name that does not resolve.
     """
+    for item in [address] if isinstance(address, str) else address:
+        if not item.isprintable():  # gRPC takes text only, and an undecodable argument is none
+            raise InvalidInput(f"'{shown(item)}' is not host:port", "address")
     if isinstance(address, str):
         return address, address
     if not address:
         raise InvalidInput("none given", "address")
-    shown = ",".join(address)
+    people = ",".join(address)
     if len(address) == 1:
-        return shown, address[0]
+        return people, address[0]
     found: list[tuple[str, int]] = []
     for item in address:
         host, port = _host_and_port(item)
         try:
             found += [(str(entry[4][0]), port) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-        except OSError as error:
-            raise EncoderUnavailable(f"cannot find host '{host}': {error.strerror or error}") from None
+        except (OSError, ValueError) as error:
+            raise EncoderUnavailable(f"cannot find host '{shown(host)}': {reason_of(error)}") from None
     four = [f"{host}:{port}" for host, port in found if ipaddress.ip_address(host).version == 4]
     six = [f"[{host}]:{port}" for host, port in found if ipaddress.ip_address(host).version == 6]
     # A host with both kinds is reached by IPv4.
     scheme, chosen = ("ipv4", four) if four else ("ipv6", six)
-    return shown, f"{scheme}:{','.join(dict.fromkeys(chosen))}"
+    return people, f"{scheme}:{','.join(dict.fromkeys(chosen))}"
 
 
 def token_metadata(token: str | None) -> Metadata:
@@ -135,12 +138,12 @@ def token_metadata(token: str | None) -> Metadata:
 def _host_and_port(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdigit()):
-        raise InvalidInput(f"'{address}' is not host:port", "address")
+        raise InvalidInput(f"'{shown(address)}' is not host:port", "address")
     return host.strip("[]"), int(port)
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"cannot read {os.fspath(path)}: {error.strerror}", "tls") from None
+        return read_small(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"cannot read {shown(os.fspath(path))}: {reason_of(error)}", "tls") from None

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from phs_milvus.contract.errors import InvalidInput, reason_of
+from phs_milvus.contract.errors import InvalidInput, reason_of, shown
 from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation.experiments.overhead import query_milliseconds
 from phs_milvus.evaluation.experiments.study import Study
@@ -133,7 +133,7 @@ def write(choice: Choice, study: Study, path: Path) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InvalidInput(f"cannot write {path}: {reason_of(error)}; the settings are {text}", "out") from error
+        raise InvalidInput(f"cannot write {shown(path)}: {reason_of(error)}", "out") from error
 
 
 def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int | None]:

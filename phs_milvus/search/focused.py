@@ -17,7 +17,7 @@ import numpy as np
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract import state
-from phs_milvus.contract.errors import InvalidInput, PhsError, StateError
+from phs_milvus.contract.errors import InvalidInput, PhsError, StateError, shown
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Focus
 from phs_milvus.milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
@@ -259,15 +259,15 @@ class FocusedSearch:
 
     def _file_of(self, row_id: Id, rows: Mapping[Id, dict[str, Any]]) -> ImageSource:
         if row_id not in rows:
-            raise InvalidInput(f"no row with id {row_id!r} in collection '{self._collection.name}'", "image")
+            raise InvalidInput(f"no row with id {shown(row_id)!r} in collection '{self._collection.name}'", "image")
         if self._image_root is not None:
             if (file := below(self._image_root, str(row_id))) is None:
-                raise InvalidInput(f"row {row_id!r} leads out of image_root, {self._image_root}", "image")
+                raise InvalidInput(f"row {shown(row_id)!r} leads out of image_root, {self._image_root}", "image")
             return file
         path = rows[row_id].get("path")
         if not path:
             raise InvalidInput(
-                f"row {row_id!r} does not say where its file is; pass image_root to FocusedSearch", "image"
+                f"row {shown(row_id)!r} does not say where its file is; pass image_root to FocusedSearch", "image"
             )
         return path
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.contract.errors import InvalidInput, reason_of, shown
+from phs_milvus.contract.files import read_small
 from phs_milvus.contract.types import Focus
 
 
@@ -34,7 +35,9 @@ def read_settings(path: str | Path) -> SearchSettings:
         InvalidInput: not there, not JSON, or a field that is unknown or has a wrong value.
     """
     try:
-        values = json.loads(Path(path).read_text("utf-8"))
+        values = json.loads(read_small(path))
+        if not isinstance(values, dict) or not isinstance(values.get("focus", {}), dict):
+            raise ValueError("no JSON object")
         settings = SearchSettings(Focus(**values.pop("focus", {})), **values)
     except InvalidInput as error:
         raise InvalidInput(f"{shown(path)}: {shown(error)}", "settings") from error
@@ -46,5 +49,14 @@ def read_settings(path: str | Path) -> SearchSettings:
             f"{shown(path)} is not a settings file of `phs-milvus tune`: {reason}", "settings"
         ) from error
     if not isinstance(settings.candidates, int | None) or not isinstance(settings.fingerprint, str):
-        raise InvalidInput(f"{path}: candidates must be a whole number and fingerprint text", "settings")
+        raise InvalidInput(f"{shown(path)}: candidates must be a whole number and fingerprint text", "settings")
     return settings
+
+
+def is_settings(path: str | Path) -> bool:
+    """Whether a file is a settings file."""
+    try:
+        read_settings(path)
+    except InvalidInput:
+        return False
+    return True

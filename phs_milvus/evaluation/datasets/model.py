@@ -92,7 +92,7 @@ def read_json(file: Path) -> Any:
     """
     try:
         return json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AnnotationError(file, "", "file", f"is not readable JSON: {error}") from error
 
 
