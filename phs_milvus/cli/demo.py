@@ -38,7 +38,7 @@ def _demo(options: argparse.Namespace) -> int:
     from phs_milvus.demo.page import next_commands
     from phs_milvus.demo.run import BUNDLED_MODEL, PHOTO_MODEL, is_demo, run_demo
 
-    images = existing_folder(options.images, "--images") if options.images else None  # before a model is loaded
+    images = existing_folder(options.images, "--images") if options.images is not None else None
     if not address_of(options):
         options.model = options.model or (PHOTO_MODEL if options.images else str(BUNDLED_MODEL))
     output = output_folder(Path(options.output), "--output", is_demo)

@@ -16,7 +16,7 @@ def existing_folder(text: str, field: str) -> Path:
         InvalidInput: on `field`, where there is none.
     """
     try:
-        if Path(text).is_dir():
+        if text and Path(text).is_dir():
             return Path(text)
     except (OSError, ValueError):  # a name that is too long, say
         pass

@@ -28,4 +28,4 @@ def _serve(options: argparse.Namespace) -> int:
     app = server_package()
     from phs_server.config import from_namespace
 
-    return app.run(from_namespace(options))
+    return app.leave(app.run(from_namespace(options)))  # which it does not

@@ -107,7 +107,7 @@ def target_of(address: Address) -> tuple[str, str]:
         EncoderUnavailable: a name that does not resolve.
     """
     for item in [address] if isinstance(address, str) else address:
-        if not item.isprintable():  # gRPC takes text only, and an undecodable argument is none
+        if not item.isprintable() or " " in item:  # gRPC takes text only, and an undecodable argument is none
             raise InvalidInput(f"'{shown(item)}' is not host:port", "address")
     if isinstance(address, str):
         return address, address

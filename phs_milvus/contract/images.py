@@ -34,7 +34,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from phs_milvus.contract.errors import ImageError
+from phs_milvus.contract.errors import ImageError, shown
 
 _READERS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
     ("JPEG", re.compile(rb"\xff\xd8\xff"), JpegImageFile),
@@ -202,7 +202,7 @@ def _read(path: str) -> bytes:
         reason = "is a directory" if file.is_dir() else "not a regular file" if file.exists() else "not found"
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-    raise ImageError(f"{path}: {reason}")
+    raise ImageError(f"{shown(path)}: {reason}")
 
 
 def _from_bytes(data: bytes, path: str | None) -> EncodedImage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 from grpc_health.v1 import health
@@ -276,4 +278,12 @@ def run(settings: Settings) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `phs-server`."""
-    sys.exit(run(parse(arguments)))
+    leave(run(parse(arguments)))
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process at once: a thread that still loads the model would be stopped inside C++, which aborts."""
+    logging.shutdown()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    os._exit(status)

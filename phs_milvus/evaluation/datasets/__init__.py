@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput, shown
 from phs_milvus.evaluation.datasets import coco, tables, visual_genome, voc
 from phs_milvus.evaluation.datasets.model import AnnotationError, Dataset, Instance, LabelledImage
 
@@ -28,8 +28,8 @@ def load(path: str | Path, *, images: str | Path | None = None, format: str | No
         InvalidInput: nothing there, or a form that cannot be told.
     """
     path = Path(path)
-    if not path.exists():
-        raise InvalidInput(f"{path} does not exist", "dataset")
+    if not _readable(path):
+        raise InvalidInput(f"{shown(path)} does not exist, or is neither a file nor a folder", "dataset")
     name = format or _guess(path)
     if name not in _READERS:
         raise InvalidInput(f"format '{name}' is none of {', '.join(FORMATS)}", "format")
@@ -37,6 +37,13 @@ def load(path: str | Path, *, images: str | Path | None = None, format: str | No
     if not dataset.images:
         raise InvalidInput(f"{path} describes no image", "dataset")
     return dataset
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return path.is_file() or path.is_dir()  # a device may have no end
+    except OSError:  # a name that is too long, say
+        return False
 
 
 def _guess(path: Path) -> str:

@@ -1,0 +1,114 @@
+"""What a command says reaches the terminal, whatever the terminal can show, and Ctrl-C ends it with one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+COMMAND = [sys.executable, "-m", "phs_milvus"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_that_the_terminal_cannot_show(run: Run, photos: list[Path], encoding: str) -> None:
+    for path in photos[:4]:
+        path.rename(path.with_name(f"漢字 é {path.name}"))
+    changes = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    assert run("ingest", "photos", **changes).returncode == 0
+    found = run("search", "photos/漢字 é image-0001.jpg", **changes, text=False)
+    assert found.returncode == 0, found.stderr
+    shown = "漢字 é" if encoding == "utf-8" else r"\u6f22\u5b57 é" if encoding == "cp1252" else r"\u6f22\u5b57 \xe9"
+    assert shown.encode(encoding) in found.stdout
+    missing = run("search", "漢字.jpg", **changes, text=False)
+    assert missing.returncode == 1 and b"not found" in missing.stderr and b"Traceback" not in missing.stderr
+
+
+@pytest.mark.parametrize("locale", ["cp1252", "ascii"])
+def test_reports_and_settings_are_utf_8_in_any_locale(run: Run, labels: Path, locale: str) -> None:
+    changes = {"PYTHONIOENCODING": locale, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = run("eval", "labels.csv", "--preset", "heads", **changes)
+    assert done.returncode == 0, done.stderr
+    report = (labels.parent / "eval-heads" / "README.md").read_text("utf-8")
+    assert "±" in report or "SE" in report
+    done = run("tune", "labels.csv", **changes)
+    assert done.returncode == 0, done.stderr
+    assert (
+        run("search", "photos/image-0001.jpg", "--settings", "focus.json", **changes).returncode == 1
+    )  # no collection
+
+
+def test_output_that_cannot_be_written(run: Run, environment: dict[str, str], photos: list[Path]) -> None:
+    assert run("ingest", "photos").returncode == 0
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        for arguments in (["info"], ["search", str(photos[0])], ["--help"]):
+            done = subprocess.run(
+                [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=environment, cwd=photos[0].parents[1]
+            )
+            assert done.returncode == 1
+            assert done.stderr.decode().splitlines()[-1] == "phs-milvus: output: No space left on device"
+
+
+def test_output_that_nobody_reads_on(environment: dict[str, str], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([*COMMAND, "info"], stdout=writer, stderr=subprocess.PIPE, env=environment, cwd=tmp_path)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_without_any_stream(environment: dict[str, str], tmp_path: Path) -> None:
+    """As a service manager may start it."""
+    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *COMMAND, "info"], env=environment, cwd=tmp_path)
+    assert done.returncode == 0
+
+
+INTERRUPTED = {
+    "ingest": ["ingest", "photos"],
+    "search": ["search", "photos/image-0000.jpg"],
+    "explain": ["explain", "photos/image-0000.jpg"],
+    "info": ["info"],
+    "eval": ["eval", "labels.csv"],
+    "tune": ["tune", "labels.csv"],
+    "demo": ["demo", "--images", "photos"],
+}
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_ctrl_c_while_a_model_loads(environment: dict[str, str], labels: Path, tiny_model: Path, name: str) -> None:
+    """The moment when a thread is inside C++, which Python could not end without a message of C++."""
+    del environment["PHS_ENCODER"]
+    command = [*COMMAND, *INTERRUPTED[name], "--model", str(tiny_model)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=labels.parent) as process:
+        assert process.stderr is not None
+        watchdog = threading.Timer(100, process.kill)
+        watchdog.start()
+        assert process.stderr.readline().startswith("starting an embedding server")
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        watchdog.cancel()
+    assert process.returncode == 130, said
+    again = "start over" if name == "demo" else "continue"
+    assert said.splitlines()[-1] == f"phs-milvus: interrupted; run the same command again to {again}"
+    assert "Traceback" not in said and "terminate" not in said
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.15, 0.3])
+def test_ctrl_c_at_the_start(environment: dict[str, str], tmp_path: Path, seconds: float) -> None:
+    """While modules are imported."""
+    code = (
+        "import signal, sys; signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))\n"
+        "from phs_milvus.cli import main\n"
+        f"signal.setitimer(signal.ITIMER_REAL, {seconds}); main(['search', 'x.jpg', '--encoder', '127.0.0.1:1'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) in ((130, 1), (1, 1))
