@@ -118,7 +118,7 @@ def reason_of(error: BaseException) -> str:
         return "a file is where a folder is needed"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return shown(error) or type(error).__name__
+    return shown(error) if str(error) else type(error).__name__
 
 
 # gRPC status code names (grpc.StatusCode.NAME) and the errors they become in the client. The server answers with the

@@ -30,24 +30,19 @@ def test_names_that_the_terminal_cannot_show(run: Run, photos: list[Path], encod
     assert missing.returncode == 1 and b"not found" in missing.stderr and b"Traceback" not in missing.stderr
 
 
-@pytest.mark.parametrize("locale", ["cp1252", "ascii"])
-def test_reports_and_settings_are_utf_8_in_any_locale(run: Run, labels: Path, locale: str) -> None:
-    changes = {"PYTHONIOENCODING": locale, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+def test_reports_and_settings_are_utf_8_in_any_locale(run: Run, labels: Path) -> None:
+    changes = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = run("eval", "labels.csv", "--preset", "heads", **changes)
     assert done.returncode == 0, done.stderr
-    report = (labels.parent / "eval-heads" / "README.md").read_text("utf-8")
-    assert "±" in report or "SE" in report
+    assert "±" in (labels.parent / "eval-heads" / "README.md").read_text("utf-8")
     done = run("tune", "labels.csv", **changes)
-    assert done.returncode == 0, done.stderr
-    assert (
-        run("search", "photos/image-0001.jpg", "--settings", "focus.json", **changes).returncode == 1
-    )  # no collection
+    assert done.returncode == 0 and "difference \\xb1 SE" in done.stdout, done.stderr
 
 
 def test_output_that_cannot_be_written(run: Run, environment: dict[str, str], photos: list[Path]) -> None:
     assert run("ingest", "photos").returncode == 0
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        for arguments in (["info"], ["search", str(photos[0])], ["--help"]):
+        for arguments in (["info"], ["search", str(photos[0])]):
             done = subprocess.run(
                 [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=environment, cwd=photos[0].parents[1]
             )
@@ -71,34 +66,32 @@ def test_without_any_stream(environment: dict[str, str], tmp_path: Path) -> None
     assert done.returncode == 0
 
 
-INTERRUPTED = {
-    "ingest": ["ingest", "photos"],
-    "search": ["search", "photos/image-0000.jpg"],
-    "explain": ["explain", "photos/image-0000.jpg"],
-    "info": ["info"],
-    "eval": ["eval", "labels.csv"],
-    "tune": ["tune", "labels.csv"],
-    "demo": ["demo", "--images", "photos"],
-}
+INTERRUPTED = (["ingest", "photos"], ["tune", "labels.csv"], ["demo", "--images", "photos"], ["serve", "--port", "0"])
 
 
-@pytest.mark.parametrize("name", INTERRUPTED)
-def test_ctrl_c_while_a_model_loads(environment: dict[str, str], labels: Path, tiny_model: Path, name: str) -> None:
+@pytest.mark.parametrize("arguments", INTERRUPTED, ids=lambda arguments: arguments[0])
+def test_ctrl_c_while_a_model_loads(
+    environment: dict[str, str], labels: Path, tiny_model: Path, arguments: list[str]
+) -> None:
     """The moment when a thread is inside C++, which Python could not end without a message of C++."""
     del environment["PHS_ENCODER"]
-    command = [*COMMAND, *INTERRUPTED[name], "--model", str(tiny_model)]
+    command = [*COMMAND, *arguments, "--model", str(tiny_model)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=labels.parent) as process:
         assert process.stderr is not None
         watchdog = threading.Timer(100, process.kill)
         watchdog.start()
-        assert process.stderr.readline().startswith("starting an embedding server")
+        first = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
         watchdog.cancel()
-    assert process.returncode == 130, said
-    again = "start over" if name == "demo" else "continue"
-    assert said.splitlines()[-1] == f"phs-milvus: interrupted; run the same command again to {again}"
     assert "Traceback" not in said and "terminate" not in said
+    if arguments[0] == "serve":  # a service that is told to end has done its work
+        assert process.returncode == 0 and said.splitlines()[-1].endswith("stopped")
+        return
+    again = "start over" if arguments[0] == "demo" else "continue"
+    assert first.startswith("starting an embedding server")
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == f"phs-milvus: interrupted; run the same command again to {again}"
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.15, 0.3])
