@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from phs_milvus.contract.errors import InvalidInput, reason_of, shown
@@ -50,6 +51,15 @@ def output_file(path: Path, field: str, ours: Callable[[Path], bool]) -> Path:
         raise InvalidInput(f"{shown(path)} is there and holds something else; name another file", field)
     _make(path.parent, field)
     return path
+
+
+def not_the_same(output: str | None, source: str, field: str) -> None:
+    """Raises InvalidInput where a picture to write is the one that is read."""
+    same = False
+    with suppress(OSError, ValueError):  # one of them is not there
+        same = output is not None and Path(output).samefile(source)
+    if same:
+        raise InvalidInput(f"{shown(output)} is the picture that is searched with; name another file", field)
 
 
 def _make(folder: Path, field: str) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from phs_milvus.evaluation.plots import Plot, draw
 
 Rows = Sequence[Mapping[str, Any]]
@@ -44,7 +46,7 @@ class Report:
         lines = [f"# {self.title}", ""]
         lines += [f"- {name}: {value}" for name, value in self.facts.items()]
         for section in self.sections:
-            lines += ["", f"## {section.heading}", "", section.note, "", *_markdown(section.rows)]
+            lines += ["", f"## {section.heading}", "", section.note, "", _table(section.rows, "pipe")]
             _write_csv(folder / f"{section.slug}.csv", section.rows)
             if section.plot is not None and draw(section.plot, folder / f"{section.slug}.png"):
                 lines += ["", f"![{section.heading}]({section.slug}.png)"]
@@ -69,18 +71,15 @@ def is_report(folder: Path) -> bool:
 
 def as_text(rows: Rows) -> str:
     """A table for the terminal."""
-    cells = [list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)] if rows else []
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))] if cells else []
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells)
+    return _table(rows, "plain")
 
 
-def _markdown(rows: Rows) -> list[str]:
+def _table(rows: Rows, form: str) -> str:
     if not rows:
-        return ["(nothing)"]
-    columns = list(rows[0])
-    rule = ["---:" if isinstance(rows[0][column], int | float) else "---" for column in columns]
-    lines = [columns, rule, *([_shown(row[column]) for column in columns] for row in rows)]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+        return "(nothing)"
+    cells = [[_shown(value) for value in row.values()] for row in rows]
+    align = ["right" if isinstance(value, int | float) else "left" for value in rows[0].values()]
+    return tabulate(cells, list(rows[0]), form, disable_numparse=True, colalign=align)
 
 
 def _shown(value: Any) -> str:

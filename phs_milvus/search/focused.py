@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract import state
@@ -113,13 +114,12 @@ class SearchResult(Sequence[Hit]):
     def __str__(self) -> str:
         if not self.hits:
             return "no hits"
-        width = max(2, *(len(str(hit.id)) for hit in self.hits))
-        lines = [f"{'rank':>4}  {'id':<{width}}  {'score':>7}  {'ANN':>7}  {'ANN rank':>8}"]
-        lines += [
-            f"{rank:>4}  {hit.id!s:<{width}}  {hit.score:7.4f}  {hit.ann_score:7.4f}  {hit.ann_rank:>8}"
+        rows = [
+            (rank, hit.id, f"{hit.score:.4f}", f"{hit.ann_score:.4f}", hit.ann_rank)
             for rank, hit in enumerate(self.hits, start=1)
         ]
-        return "\n".join(lines)
+        columns = {"rank": "right", "id": "left", "score": "right", "ANN": "right", "ANN rank": "right"}
+        return tabulate(rows, list(columns), "plain", disable_numparse=True, colalign=list(columns.values()))
 
 
 class FocusedSearch:
