@@ -14,6 +14,9 @@ from tabulate import tabulate
 
 from phs_milvus.evaluation.plots import Plot, draw
 
+# Whatever the locale; file names that are no text are written with their bytes escaped.
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -51,13 +54,13 @@ class Report:
             if section.plot is not None and draw(section.plot, folder / f"{section.slug}.png"):
                 lines += ["", f"![{section.heading}]({section.slug}.png)"]
         file = folder / "README.md"
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        file.write_text("\n".join(lines) + "\n", **_TEXT)
         contents = {
             "title": self.title,
             "facts": self.facts,
             "sections": [{"heading": s.heading, "note": s.note, "rows": list(s.rows)} for s in self.sections],
         }
-        (folder / "results.json").write_text(json.dumps(contents, indent=1, default=str) + "\n", encoding="utf-8")
+        (folder / "results.json").write_text(json.dumps(contents, indent=1, default=str) + "\n", "utf-8")
         return file
 
 
@@ -89,7 +92,7 @@ def _shown(value: Any) -> str:
 
 
 def _write_csv(path: Path, rows: Rows) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", **_TEXT) as file:
         if rows:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

@@ -30,13 +30,29 @@ def test_names_that_the_terminal_cannot_show(run: Run, photos: list[Path], encod
     assert missing.returncode == 1 and b"not found" in missing.stderr and b"Traceback" not in missing.stderr
 
 
-def test_reports_and_settings_are_utf_8_in_any_locale(run: Run, labels: Path) -> None:
-    changes = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    done = run("eval", "labels.csv", "--preset", "heads", **changes)
+ASCII_LOCALE = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+def test_figures_on_a_terminal_of_ascii(run: Run, labels: Path) -> None:
+    labels.rename(labels.with_name("läbels.csv"))  # in that locale, text that cannot be written
+    done = run("eval", "läbels.csv", "--preset", "heads", **ASCII_LOCALE)
     assert done.returncode == 0, done.stderr
-    assert "±" in (labels.parent / "eval-heads" / "README.md").read_text("utf-8")
-    done = run("tune", "labels.csv", **changes)
+    assert (labels.parent / "eval-heads" / "README.md").read_text("utf-8").count("bels, 12 images") == 1
+    done = run("tune", "läbels.csv", **ASCII_LOCALE)
     assert done.returncode == 0 and "difference \\xb1 SE" in done.stdout, done.stderr
+
+
+def test_reports_are_utf_8_in_any_locale(environment: dict[str, str], tmp_path: Path) -> None:
+    code = (
+        "from phs_milvus.evaluation.report import *; from pathlib import Path\n"
+        "rows = [{'name': '\\u6f22 \\xb1', 'value': 0.5}]\n"
+        "Report('\\xe9', {'x': '\\udcff'}, [Section('S', '\\xb1', rows)]).write(Path('out'))"
+    )
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, env={**environment, **ASCII_LOCALE}, cwd=tmp_path, check=True)
+    text = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "# é" in text and "漢 ±" in text and r"x: \udcff" in text
+    assert "漢 ±" in (tmp_path / "out" / "s.csv").read_text("utf-8")
 
 
 def test_output_that_cannot_be_written(run: Run, environment: dict[str, str], photos: list[Path]) -> None:
