@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import (
@@ -16,7 +15,8 @@ from phs_milvus.cli.connections import (
     open_encoder,
     open_milvus,
 )
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.cli.places import existing_folder
+from phs_milvus.contract.errors import shown
 
 
 def add_commands(commands: Any) -> None:
@@ -50,8 +50,7 @@ def _ingest(options: argparse.Namespace) -> int:
     from phs_milvus.milvus.collection import FocusedCollection
     from phs_milvus.milvus.connection import translated_errors
 
-    if not Path(options.directory).is_dir():  # before a model is loaded and a collection made
-        raise InvalidInput(f"{options.directory} is not a folder", "DIR")
+    existing_folder(options.directory, "DIR")  # before a model is loaded and a collection made
     with open_encoder(options) as encoder, open_milvus(options, create=True) as client:
         name = options.collection
         with translated_errors("cannot list the collections"):
@@ -77,7 +76,7 @@ def _info(options: argparse.Namespace) -> int:
     if options.model or address_of(options):
         with open_encoder(options) as encoder:
             facts["encoder"] = {**vars(encoder.info), "limits": vars(encoder.info.limits)}
-    facts["milvus"] = {"uri": options.milvus, "collections": []}
+    facts["milvus"] = {"uri": shown(options.milvus), "collections": []}
     if not is_missing(options.milvus):
         with open_milvus(options) as client:
             with translated_errors("cannot list the collections"):

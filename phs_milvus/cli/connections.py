@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.contract.errors import CollectionError, PhsError
+from phs_milvus.contract.errors import CollectionError, PhsError, shown
 from phs_milvus.contract.tokens import read_tokens
 
 DEFAULT_MILVUS = "./phs_milvus.db"
@@ -49,7 +49,8 @@ def add_milvus_flags(command: argparse.ArgumentParser) -> None:
         metavar="URI",
         type=lambda uri: uri.rstrip("/"),  # shells complete a Lite database, which is a folder, with a slash
         default=os.environ.get("PHS_MILVUS", DEFAULT_MILVUS),
-        help="a Milvus Lite path ending in .db, or http://host:19530 (default: %(default)s) [PHS_MILVUS]",
+        # Not what PHS_MILVUS says: a password may be in it.
+        help=f"a Milvus Lite path ending in .db, or http://host:19530 (default: {DEFAULT_MILVUS}) [PHS_MILVUS]",
     )
     group.add_argument(
         "--token",
@@ -127,7 +128,10 @@ def server_package() -> Any:
 
 def is_missing(uri: str) -> bool:
     """Whether `uri` is a Milvus Lite database that does not exist yet."""
-    return uri.endswith(".db") and "://" not in uri and not Path(uri).expanduser().exists()
+    try:
+        return uri.endswith(".db") and "://" not in uri and not Path(uri).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # `connect` says why
+        return False
 
 
 @contextlib.contextmanager
@@ -144,7 +148,9 @@ def open_milvus(options: argparse.Namespace, *, create: bool = False) -> Iterato
     from phs_milvus.milvus.connection import close, connect
 
     if not create and is_missing(options.milvus):
-        raise CollectionError(f"no Milvus Lite database at {options.milvus}; ingest makes one, or check --milvus")
+        raise CollectionError(
+            f"no Milvus Lite database at {shown(options.milvus)}; ingest makes one, or check --milvus"
+        )
     client = connect(options.milvus, options.token)
     try:
         yield client

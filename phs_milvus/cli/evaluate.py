@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import open_encoder
+from phs_milvus.cli.places import output_file, output_folder
 from phs_milvus.contract.errors import PhsError
 
 # Repeated here because phs_milvus.evaluation is imported only by the commands that need it.
@@ -130,7 +131,9 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
 
 def _evaluate(options: argparse.Namespace) -> int:
     from phs_milvus.evaluation.experiments import PRESETS
-    from phs_milvus.evaluation.report import Report, as_text
+    from phs_milvus.evaluation.report import Report, as_text, is_report
+
+    out = output_folder(options.out or Path(f"eval-{options.preset}"), "out", is_report)
 
     def show(sections: list[Any]) -> None:
         for section in sections:
@@ -147,7 +150,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         show(parts[-1])
     report.sections = [section for part in parts for section in part]
     report.facts["seconds in all"] = f"{time.perf_counter() - started:.0f}"
-    file = report.write(options.out or Path(f"eval-{options.preset}"))
+    file = report.write(out)
     print(f"\nwritten to {file}", file=sys.stderr)
     return 0
 
@@ -155,18 +158,20 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> int:
     from phs_milvus.evaluation.report import as_text
     from phs_milvus.evaluation.tune import tune, write
+    from phs_milvus.search.settings import is_settings
 
     if len(_places(options)) > 1:
         raise PhsError(
             "settings are for one model: run tune once for each --model or --encoder, each with its own --out"
         )
+    output_file(options.out, "out", is_settings)
     for study in _studies(options):
         choice = tune(study)
-        write(choice, study, options.out)
         print(as_text(choice.rows))
         print(f"\ncross-validated {study.metric} of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
         print(f"difference to whole image: {choice.gain}\n\n{as_text(choice.candidate_rows)}")
         print(f"\nrecommended: {choice.focus}, {choice.candidates or 'the default number of'} candidates")
+        write(choice, study, options.out)  # last: what is printed is not lost where it cannot be written
         print(f"written to {options.out}: phs-milvus search IMAGE --settings {options.out}", file=sys.stderr)
     return 0
 
@@ -178,6 +183,7 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
     from phs_milvus.evaluation.datasets import DatasetWarning
     from phs_milvus.evaluation.experiments import Study
     from phs_milvus.evaluation.queries import PROMPTS, object_queries
+    from phs_milvus.milvus.connection import close, connect
 
     prompts = tuple(options.prompt.split(","))
     if unknown := set(prompts) - set(PROMPTS):
@@ -192,6 +198,10 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
         if options.limit < 1:
             raise InvalidInput(f"must be at least 1, got {options.limit}", "limit")
         dataset = replace(dataset, images=dataset.images[: options.limit])
+    if options.seed < 0:
+        raise InvalidInput(f"must be at least 0, got {options.seed}", "seed")
+    if options.milvus:  # tried before hours of encoding
+        close(connect(options.milvus, options.token))
     for place in _places(options):
         with ExitStack() as stack:
             encoder = stack.enter_context(open_encoder(place))

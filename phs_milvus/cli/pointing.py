@@ -94,6 +94,9 @@ def _heads(text: str) -> int | str:
 
 
 def _zoom(text: str) -> float | tuple[float, ...]:
-    """Reads "2" or "0,2"; argparse reports a ValueError under the flag's name."""
-    zooms = tuple(map(float, text.split(",")))
+    """Reads "2" or "0,2"."""
+    try:
+        zooms = tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, or several as 0,2, got {text!r}") from None
     return zooms if len(zooms) > 1 else zooms[0]

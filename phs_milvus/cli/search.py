@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
+from phs_milvus.cli.places import not_the_same
 from phs_milvus.cli.pointing import add_prompt_flags, focus_of, prompt_of, settings_of
 from phs_milvus.contract.types import Explanation
 from phs_milvus.search.pictures import below
@@ -62,6 +63,7 @@ def _search(options: argparse.Namespace) -> int:
     from phs_milvus.search.focused import FocusedSearch, StoredImage
 
     prompt = prompt_of(options)
+    not_the_same(options.save, options.image, "save")
     with open_encoder(options) as encoder, open_milvus(options) as client:
         collection = FocusedCollection.open(client, options.collection)
         search = FocusedSearch(collection, encoder, image_root=options.root)
@@ -103,6 +105,7 @@ def _explain(options: argparse.Namespace) -> int:
     from phs_milvus.search.zooms import used_zooms
 
     prompt = prompt_of(options)
+    not_the_same(options.save, options.image, "save")
     with open_encoder(options) as encoder:
         focus = focus_of(options, settings_of(options, encoder.info.fingerprint))
         explanations = {

@@ -13,7 +13,8 @@ from typing import TypeAlias
 import grpc
 
 from phs_milvus.client.requests import Metadata
-from phs_milvus.contract.errors import EncoderUnavailable, InvalidInput
+from phs_milvus.contract import proxies
+from phs_milvus.contract.errors import EncoderUnavailable, InvalidInput, reason_of, shown
 from phs_milvus.contract.files import read_small_file
 from phs_milvus.contract.types import Limits
 
@@ -88,6 +89,7 @@ def channel_options(address: Address, tls: Tls | bool | None) -> list[tuple[str,
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        *proxies.channel_options(address if isinstance(address, str) else ",".join(address)).items(),
     ]
     name = tls.server_name if isinstance(tls, Tls) else None
     if name is None and tls and not isinstance(address, str):
@@ -106,25 +108,28 @@ def target_of(address: Address) -> tuple[str, str]:
         InvalidInput: no address, or one that is not host:port.
         EncoderUnavailable: a name does not resolve.
     """
+    for item in [address] if isinstance(address, str) else address:
+        if not item.isprintable() or " " in item:  # gRPC takes text only, and an undecodable argument is none
+            raise InvalidInput(f"'{shown(item)}' is not host:port", "address")
     if isinstance(address, str):
         return address, address
     if not address:
         raise InvalidInput("none given", "address")
-    shown = ",".join(address)
+    people = ",".join(address)
     if len(address) == 1:
-        return shown, address[0]
+        return people, address[0]
     found: list[tuple[str, int]] = []
     for item in address:
         host, port = _host_and_port(item)
         try:
             found += [(str(entry[4][0]), port) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-        except OSError as error:
-            raise EncoderUnavailable(f"cannot find host '{host}': {error.strerror or error}") from None
+        except (OSError, ValueError) as error:
+            raise EncoderUnavailable(f"cannot find host '{shown(host)}': {reason_of(error)}") from None
     four = [f"{host}:{port}" for host, port in found if ipaddress.ip_address(host).version == 4]
     six = [f"[{host}]:{port}" for host, port in found if ipaddress.ip_address(host).version == 6]
     # A host with both kinds is reached by IPv4.
     scheme, chosen = ("ipv4", four) if four else ("ipv6", six)
-    return shown, f"{scheme}:{','.join(dict.fromkeys(chosen))}"
+    return people, f"{scheme}:{','.join(dict.fromkeys(chosen))}"
 
 
 def token_metadata(token: str | None) -> Metadata:
@@ -135,5 +140,5 @@ def token_metadata(token: str | None) -> Metadata:
 def _host_and_port(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdigit()):
-        raise InvalidInput(f"'{address}' is not host:port", "address")
+        raise InvalidInput(f"'{shown(address)}' is not host:port", "address")
     return host.strip("[]"), int(port)

@@ -21,8 +21,10 @@ from phs_milvus.contract.errors import (
     ModelMismatch,
     PhsError,
     error_from_status,
+    shown,
 )
 from phs_milvus.contract.images import ImageSource, load_image
+from phs_milvus.contract.proxies import proxy_note
 from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array, Focus, Limits, ModelInfo
 from phs_milvus.pointing.prompts import Prompt, to_runs
 
@@ -226,6 +228,7 @@ def stream_error(error: grpc.RpcError, address: str) -> PhsError:
 def translate(error: grpc.RpcError, address: str) -> PhsError:
     """The error of ours for a failed call to the server at `address`."""
     code, details = error.code(), error.details() or ""
+    where = f"the embedding server at {shown(address)}{proxy_note(address)}"
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         # gRPC's own, final although it has the code of a full queue: an answer over the client's limit, or a request
         # over the server's.
@@ -239,11 +242,11 @@ def translate(error: grpc.RpcError, address: str) -> PhsError:
         return EncoderUnavailable(f"the server at {address} cancelled the call: is it shutting down? ({details})")
     if code is grpc.StatusCode.UNAVAILABLE:
         details = (
-            f"no answer from the embedding server at {address} ({details}); "
+            f"no answer from {where} ({shown(details)}); "
             "is it running, and does it want TLS? start one with: phs-server --model <id or directory>"
         )
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        details = f"the embedding server at {address} did not answer in time ({details})"
+        details = f"{where} did not answer in time ({shown(details)})"
     return error_from_status(code.name, details)
 
 

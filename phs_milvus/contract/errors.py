@@ -27,8 +27,10 @@ import re
 from typing import ClassVar
 
 _SHOWN_CHARACTERS = 200
-# Greedy up to the last "@" of a word: passwords may hold "/", ":" and "@".
-_CREDENTIALS = re.compile(r"://[^\s'\"]*@")
+# user:password@ or scheme://user:password@ in a text, or before the last "@" of a value; not "c:/x@y". Passwords may
+# hold "/", ":" and "@".
+_USER = r"(?:\w+://|[^\s/:@'\"]+:(?![/\\\s]))"
+_CREDENTIALS = re.compile(rf"^{_USER}.*@|{_USER}[^\s'\"]*@")
 
 
 class PhsError(Exception):
@@ -120,19 +122,33 @@ class EncoderUnauthenticated(EncoderError):
 
 
 def shown(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
-    """A value as it stands in a message: `str(value)` in one line, without the password of a URI, its middle left out
+    """A value as it stands in a message: one line of printable text, without the password of a URI, its middle left out
     where it is longer than `limit` characters.
 
-    For text that others gave: a path may be a photo in base64, and a foreign exception may quote all of a file.
+    For what others gave: a path may be a photo in base64, and a foreign exception may quote all of a file.
     """
     text = str(value)
     if len(text) > 4 * limit:  # the rest is neither shown nor worth searching
         text = f"{text[: 2 * limit]} ... {text[-2 * limit :]}"
-    text = "".join(letter if letter.isprintable() else " " for letter in text)  # nor what moves a terminal's cursor
-    text = _CREDENTIALS.sub("://***@", " ".join(text.split()))
-    if len(text) <= limit:
-        return text
-    return f"{text[: limit * 3 // 4]} ... {text[-(limit // 4) :]}"
+    text = _CREDENTIALS.sub(_without_credentials, " ".join(text.split()))
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    if len(text) > limit:
+        text = f"{text[: limit * 3 // 4]} ... {text[-(limit // 4) :]}"
+    return text or "(empty)"
+
+
+def _without_credentials(found: re.Match[str]) -> str:
+    scheme, _, _ = found[0].rpartition("://") if "://" in found[0] else ("", "", "")
+    return f"{scheme.partition(':')[0]}://***@" if scheme else "***@"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception that is not ours has to say, for use in a message of ours."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file is where a folder is needed"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return shown(error) if str(error) else type(error).__name__
 
 
 # gRPC status code names (grpc.StatusCode.NAME) and the errors they become in the client. The server answers with the

@@ -22,7 +22,7 @@ from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from phs_milvus.contract import pixels
-from phs_milvus.contract.errors import ImageError
+from phs_milvus.contract.errors import ImageError, shown
 from phs_milvus.contract.headers import FORMATS, read_header
 from phs_milvus.contract.pixels import guard, oriented, rgb
 
@@ -161,30 +161,25 @@ def _read(path: str) -> bytes:
         reason = "is a directory" if file.is_dir() else "not a regular file" if file.exists() else "not found"
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-    raise ImageError(f"{shortened(path)}: {reason}")
+    raise ImageError(f"{shown(path)}: {reason}")
 
 
 def _no_path(text: str) -> str:
     """Why a text is no path, where it is something else that people have; "" otherwise."""
     if text[:5].lower() == "data:":
-        return f"{shortened(text)}: a data: URI is not a path; decode it and give the bytes"
+        return f"{shown(text)}: a data: URI is not a path; decode it and give the bytes"
     if _URL.match(text):
-        return f"{shortened(text)}: URLs are not fetched; download the image and give its path or bytes"
+        return f"{shown(text)}: URLs are not fetched; download the image and give its path or bytes"
     if _BASE64.fullmatch(text, 0, 4096) and not os.path.lexists(text[:4096]):
-        return f"{shortened(text)}: this looks like base64, not like a path; decode it and give the bytes"
+        return f"{shown(text)}: this looks like base64, not like a path; decode it and give the bytes"
     return ""
-
-
-def shortened(text: str) -> str:
-    """A text as an error shows it: its beginning, and how long it is."""
-    return text if len(text) <= _MAX_SHOWN * 4 else f"{text[:_MAX_SHOWN]}... ({len(text):,} characters)"
 
 
 def _from_bytes(data: bytes, path: str | None) -> EncodedImage:
     try:
         width, height, _ = open_header(data)
     except ImageError as error:
-        raise ImageError(f"{shortened(path) if path else 'image bytes'}: {error}") from error.__cause__
+        raise ImageError(f"{shown(path) if path else 'image bytes'}: {error}") from error.__cause__
     return EncodedImage(data, width, height, path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ from phs_milvus.search.contact_sheet import (
     GOOD,
     HEADS_HEADING,
     SCORES_HEADING,
-    Row,
     Tile,
+    TileRow,
     draw_prompt,
     heads_tiles,
     hit_tile,
@@ -42,6 +43,7 @@ PHOTO_MODEL = "facebook/dinov2-base"
 # Chosen for the bundled model on scenes that are neither shipped nor reported (tools/demo_model/README.md).
 BUNDLED_FOCUS = Focus(heads_on=3)
 
+_WRITTEN = re.compile(r"demo\.db|index\.html|query-\d+\.png")
 _SHOWN = 6
 _HITS = 7
 _MEASURED = 300
@@ -65,6 +67,11 @@ class Shown:
     right: frozenset[str] | None
 
 
+def is_demo(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what a demo writes."""
+    return all(_WRITTEN.fullmatch(entry.name) for entry in folder.iterdir())
+
+
 def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -> Path:
     """Ingests, searches, measures, and writes the page.
 
@@ -82,7 +89,8 @@ def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -
     """
     output.mkdir(parents=True, exist_ok=True)
     for old in output.glob("query-*.png"):  # an earlier demo may have had more queries
-        old.unlink()
+        if _WRITTEN.fullmatch(old.name):
+            old.unlink()
     started = time.perf_counter()
     folder = images or BUNDLED_SCENES
     # Replaced each time, because another model may have filled it; it holds nothing but the demo.
@@ -172,9 +180,9 @@ def _tiles(hits: Sequence[Hit], right: frozenset[str] | None) -> list[Tile]:
 def _sheet_of(section: Section) -> Image.Image:
     """The section as one picture: query and heads, whole-image hits, focused hits."""
     rows = [
-        Row([section.query, *section.heads], HEADS_HEADING),
-        Row(section.whole, section.whole_heading),
-        Row(section.focused, f"{section.focused_heading}; {SCORES_HEADING}"),
+        TileRow([section.query, *section.heads], HEADS_HEADING),
+        TileRow(section.whole, section.whole_heading),
+        TileRow(section.focused, f"{section.focused_heading}; {SCORES_HEADING}"),
     ]
     return sheet(rows, _HITS)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput, reason_of, shown
 from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation.experiments.overhead import query_milliseconds
 from phs_milvus.evaluation.experiments.study import Study
@@ -123,8 +123,16 @@ def recommend(outcomes: Sequence[Outcome], costs: Sequence[float], metric: str) 
 
 
 def write(choice: Choice, study: Study, path: Path) -> None:
-    """Writes the settings file."""
-    path.write_text(json.dumps(asdict(choice.settings(study)), indent=2) + "\n")
+    """Writes the settings file.
+
+    Raises:
+        InvalidInput: it cannot be written.
+    """
+    text = json.dumps(asdict(choice.settings(study)), indent=2) + "\n"
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"cannot write {shown(path)}: {reason_of(error)}", "out") from error
 
 
 def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int | None]:

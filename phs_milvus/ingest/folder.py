@@ -31,6 +31,7 @@ Metadata: TypeAlias = "Callable[[Path], dict[str, Any]]"
 _IDS_PER_LOOKUP = 1024
 _THREADS = 8
 _OUTPUTS = Outputs(state=True)
+_MOST_ROWS = 100_000  # of one write: they wait in memory
 
 
 def ingest_folder(
@@ -74,8 +75,8 @@ def ingest_folder(
     base = Path(root).resolve()
     if not base.is_dir():
         raise InvalidInput(f"{base} is not a folder", "root")
-    if batch_size < 1:
-        raise InvalidInput(f"batch_size is at least 1, got {batch_size}", "batch_size")
+    if not 1 <= batch_size <= _MOST_ROWS:
+        raise InvalidInput(f"batch_size is 1 to {_MOST_ROWS:,}, got {batch_size}", "batch_size")
     run = _Run(base, collection, encoder, batch_size, extensions, metadata)
     total = sum(1 for _ in walk(base, extensions))
     if prune:

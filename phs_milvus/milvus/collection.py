@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from phs_milvus.contract import state as state_codec
-from phs_milvus.contract.errors import CollectionError, InvalidInput
+from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
 from phs_milvus.contract.types import Float32Array, ModelInfo
 from phs_milvus.milvus import creation, schema
 from phs_milvus.milvus.connection import MilvusClient, close, connect, translated_errors
@@ -107,11 +107,11 @@ class FocusedCollection:
                 that are not of norm 1 under IP or L2, which then are no cosine similarities.
             ModelMismatch: the collection remembers another model.
         """
-        with translated_errors(f"cannot open collection {name!r}"):
+        with translated_errors(f"cannot open collection {shown(name)!r}"):
             if not client.has_collection(name):
                 there = ", ".join(sorted(client.list_collections())) or "none"
                 raise CollectionError(
-                    f"there is no collection {name!r}; there are: {there}; phs-milvus ingest makes one"
+                    f"there is no collection {shown(name)!r}; there are: {shown(there)}; phs-milvus ingest makes one"
                 )
             description = client.describe_collection(name)
             record = schema.remembered(description)

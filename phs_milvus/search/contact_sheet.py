@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from phs_milvus.contract.errors import InvalidInput, PhsError
+from phs_milvus.contract.errors import InvalidInput, PhsError, reason_of, shown
 from phs_milvus.contract.images import ImageSource, decode_upright, load_image
 from phs_milvus.contract.types import Explanation
 from phs_milvus.pointing.prompts import Prompt, to_array
@@ -43,7 +43,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Row:
+class TileRow:
     """Tiles that belong together, wrapped where they are too many for one line; `heading` stands above them."""
 
     tiles: Sequence[Tile]
@@ -70,7 +70,7 @@ def search_sheet(
     tiles = [hit_tile(rank, hit, locate) for rank, hit in enumerate(hits, 1)]
     reranked = any(hit.rerank_rank is not None for hit in hits)
     heading = f"Hits: {SCORES_HEADING}" if reranked else "Hits"
-    return sheet([Row([query]), Row(tiles, heading)], columns)
+    return sheet([TileRow([query]), TileRow(tiles, heading)], columns)
 
 
 def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -> Tile:
@@ -105,7 +105,7 @@ def heads_sheet(
         x0, y0, x1, y1 = explanation.region
         size = f"{x1 - x0} x {y1 - y0} of {picture.width} x {picture.height} pixels"
         query = Tile(shown, f"your query, {title}", size)
-        rows.append(Row([query, *heads_tiles(picture, explanation)], HEADS_HEADING))
+        rows.append(TileRow([query, *heads_tiles(picture, explanation)], HEADS_HEADING))
     return sheet(rows, columns)
 
 
@@ -129,8 +129,9 @@ def save(picture: Image.Image, path: str) -> None:
     """
     try:
         picture.save(path)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"cannot write {path}: {error}", "save") from None
+    except (OSError, ValueError, KeyError) as error:
+        reason = reason_of(error)
+        raise InvalidInput(f"cannot write {shown(path)}: {reason}; name a file such as out.png", "save") from None
     print(f"saved {path}", file=sys.stderr)
 
 
@@ -183,7 +184,7 @@ def blank(text: str) -> Image.Image:
     return tile
 
 
-def sheet(rows: Sequence[Row], columns: int) -> Image.Image:
+def sheet(rows: Sequence[TileRow], columns: int) -> Image.Image:
     """Lays tiles out on white paper, `columns` to a line."""
     columns = min(columns, max(len(row.tiles) for row in rows))
     step_x, step_y = _TILE + _GAP, _TILE + _CAPTION + _GAP

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract import state
-from phs_milvus.contract.errors import InvalidInput, PhsError, StateError
+from phs_milvus.contract.errors import InvalidInput, PhsError, StateError, shown
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Focus
 from phs_milvus.milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
@@ -118,13 +119,12 @@ class SearchResult(Sequence[Hit]):
     def __str__(self) -> str:
         if not self.hits:
             return "no hits"
-        width = max(2, *(len(str(hit.id)) for hit in self.hits))
-        lines = [f"{'rank':>4}  {'id':<{width}}  {'score':>7}  {'ANN':>7}  {'ANN rank':>8}"]
-        lines += [
-            f"{rank:>4}  {hit.id!s:<{width}}  {hit.score:7.4f}  {hit.ann_score:7.4f}  {hit.ann_rank:>8}"
+        rows = [
+            (rank, hit.id, f"{hit.score:.4f}", f"{hit.ann_score:.4f}", hit.ann_rank)
             for rank, hit in enumerate(self.hits, start=1)
         ]
-        return "\n".join(lines)
+        columns = {"rank": "right", "id": "left", "score": "right", "ANN": "right", "ANN rank": "right"}
+        return tabulate(rows, list(columns), "plain", disable_numparse=True, colalign=list(columns.values()))
 
 
 class FocusedSearch:
@@ -283,15 +283,15 @@ class FocusedSearch:
 
     def _file_of(self, row_id: Id, rows: Mapping[Id, dict[str, Any]]) -> ImageSource:
         if row_id not in rows:
-            raise InvalidInput(f"no row with id {row_id!r} in collection '{self._collection.name}'", "image")
+            raise InvalidInput(f"no row with id {shown(row_id)!r} in collection '{self._collection.name}'", "image")
         if self._image_root is not None:
             if (file := below(self._image_root, str(row_id))) is None:
-                raise InvalidInput(f"row {row_id!r} leads out of image_root, {self._image_root}", "image")
+                raise InvalidInput(f"row {shown(row_id)!r} leads out of image_root, {self._image_root}", "image")
             return file
         path: str | None = rows[row_id].get("path")
         if not path:
             raise InvalidInput(
-                f"row {row_id!r} does not say where its file is; pass image_root to FocusedSearch", "image"
+                f"row {shown(row_id)!r} does not say where its file is; pass image_root to FocusedSearch", "image"
             )
         return path
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput, reason_of, shown
+from phs_milvus.contract.files import read_small_file
 from phs_milvus.contract.types import Focus
 
 
@@ -34,15 +35,31 @@ def read_settings(path: str | Path) -> SearchSettings:
         InvalidInput: the file is missing or not JSON, or a field is unknown or has a wrong value.
     """
     try:
-        values = json.loads(Path(path).read_text("utf-8"))
+        values = json.loads(read_small_file(path, "settings"))
+        if not isinstance(values, dict) or not isinstance(values.get("focus", {}), dict):
+            raise ValueError("no JSON object")
         settings = SearchSettings(_focus(values.pop("focus", {})), **values)
     except InvalidInput as error:
-        raise InvalidInput(f"{path}: {error}", "settings") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"{path} is not a settings file of `phs-milvus tune`: {error}", "settings") from error
+        raise InvalidInput(f"{shown(path)}: {shown(error)}", "settings") from error
+    except OSError as error:
+        raise InvalidInput(f"cannot read {shown(path)}: {reason_of(error)}", "settings") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = reason_of(error)
+        raise InvalidInput(
+            f"{shown(path)} is not a settings file of `phs-milvus tune`: {reason}", "settings"
+        ) from error
     if not isinstance(settings.candidates, int | None) or not isinstance(settings.fingerprint, str):
-        raise InvalidInput(f"{path}: candidates must be a whole number and fingerprint text", "settings")
+        raise InvalidInput(f"{shown(path)}: candidates must be a whole number and fingerprint text", "settings")
     return settings
+
+
+def is_settings(path: str | Path) -> bool:
+    """Whether a file is a settings file."""
+    try:
+        read_settings(path)
+    except InvalidInput:
+        return False
+    return True
 
 
 # Names in files of 0.1.0 -> names now.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput, shown
 from phs_milvus.evaluation.datasets import (
     coco,
     cvat,
@@ -73,8 +73,8 @@ def load(
             order that the format gives them.
     """
     path = Path(path)
-    if not path.exists():
-        raise InvalidInput(f"{path} does not exist", "dataset")
+    if not _readable(path):
+        raise InvalidInput(f"{shown(path)} does not exist, or is neither a file nor a folder", "dataset")
     if images is not None and not Path(images).is_dir():
         raise InvalidInput(f"{images} is not a folder", "images")
     for value, choices, name in ((format, FORMATS, "format"), (boxes, UNITS, "boxes"), (frame, FRAMES, "frame")):
@@ -94,3 +94,10 @@ def load(
     if dataset.remarks:
         warnings.warn("\n".join(dataset.remarks), DatasetWarning, stacklevel=2)
     return dataset
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return path.is_file() or path.is_dir()  # a device may have no end
+    except OSError:  # a name that is too long, say
+        return False
