@@ -59,12 +59,12 @@ class Server:
         self._connections = Connections()
         self._max_connections = settings.max_connections or files.connections_allowed()
         self._admission = Admission(settings, self._connections.close)
-        self._service = FocusEncoderService(settings, self._metrics, self._admission)
+        self._service = FocusEncoderService(settings, self._metrics, self._admission, self._connections)
         self._health = health.Health(SERVICE_NAME)
         self._credentials = server_credentials(settings)
         tokens = Tokens(Path(settings.token_file)) if settings.token_file else None
         self._calls = Calls(self._admission, self._metrics, tokens)
-        self._watchdog: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self._stop_metrics: Callable[[], None] | None = None
         self._server = grpc.aio.server(options=_options(settings, self._max_connections))
         self._register()
@@ -81,7 +81,7 @@ class Server:
             self._export_gauges()
             self._stop_metrics = self._metrics.listen(settings.metrics_host, settings.metrics_port)
         await self._server.start()
-        self._watchdog = asyncio.create_task(self._watch())
+        self._watching = [asyncio.create_task(work) for work in (self._watch(), self._service.watch())]
         pipeline = await _on_daemon_thread(self._load)
         pipeline.observe_batch = self._metrics.batch
         self._metrics.model(pipeline.info)
@@ -102,8 +102,8 @@ class Server:
 
         Only requests are waited for: not connections that say nothing, nor watches, nor half of a handshake.
         """
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        for task in self._watching:
+            task.cancel()
         self._health.drain()
         self._service.drain()
         stopping = asyncio.ensure_future(self._server.stop(self.settings.drain_seconds))
@@ -133,7 +133,7 @@ class Server:
             return calls.open_to_all(name, probes, serve)
 
         services: dict[str, dict[str, grpc.RpcMethodHandler]] = {
-            SERVICE_NAME: self._service.handlers(calls, self._connections.close),
+            SERVICE_NAME: self._service.handlers(calls),
             health.SERVICE_NAME: {
                 "Check": probe("Check", self._health.check),
                 "Watch": probe("Watch", self._health.watch),

@@ -11,12 +11,16 @@ import contextlib
 import os
 import random
 import socket
+import struct
 from collections import defaultdict
 from collections.abc import Iterator
 
 from phs_server.edge.callers import endpoint_of, plain_address
 
 _DESCRIPTORS = "/dev/fd"
+# Linux; the place of tcpi_bytes_received in its struct tcp_info, since 4.1.
+_TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
+_BYTES_RECEIVED = 128
 
 
 class Connections:
@@ -59,6 +63,16 @@ class Connections:
                 if endpoint in ends:
                     _shut_down(connection)
         return len(ends)
+
+    def received(self) -> dict[tuple[str, int] | None, int]:
+        """Bytes that have come so far on each connection, by (address, port) of its client."""
+        sizes: dict[tuple[str, int] | None, int] = {}
+        for endpoint, connection in self._all():
+            if _TCP_INFO is not None:
+                info = connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _BYTES_RECEIVED + 8)
+                if len(info) == _BYTES_RECEIVED + 8:
+                    (sizes[endpoint],) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
+        return sizes
 
     def _all(self) -> Iterator[tuple[tuple[str, int], socket.socket]]:
         """((address, port) of the client, its socket), each socket open until the next is asked for."""

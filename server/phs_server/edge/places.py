@@ -22,6 +22,7 @@ class Place:
 
     caller: Caller
     task: asyncio.Task[object]
+    places: Places
     sending_since: float | None = None
     given_up: bool = field(default=False, repr=False)
 
@@ -33,6 +34,10 @@ class Place:
             yield
         finally:
             self.sending_since = None
+
+    def end(self) -> None:
+        """See `Places.end`."""
+        self.places.end(self)
 
     @property
     def stalled(self) -> bool:
@@ -73,7 +78,7 @@ class Places:
             raise EncoderBusy(f"{len(self._held)} {self._what} are in progress, the limit; try again in a moment")
         task = asyncio.current_task()
         assert task is not None
-        place = Place(caller, task)
+        place = Place(caller, task, self)
         self._held.append(place)
         self._count(place, 1)
         try:
@@ -91,6 +96,8 @@ class Places:
 
     def end(self, place: Place) -> None:
         """Refuses a call that is in progress; where its answer is already on the way, ends its connection."""
+        if place.given_up:
+            return
         place.given_up = True
         self._leave(place)
         if place.sending_since is None:

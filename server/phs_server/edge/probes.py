@@ -14,7 +14,7 @@ import grpc
 from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, InvalidInput
 from phs_server.edge.callers import Caller
 
-_AT_ONCE = 2
+_AT_ONCE = 1
 # A message is read for the longer time, or only for the shorter one where others wait.
 _READ_SECONDS, _READ_SECONDS_BUSY = 1.0, 0.1
 # Messages of one address that are read or wait to be.

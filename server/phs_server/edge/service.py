@@ -28,8 +28,10 @@ from phs_server.config import Settings
 from phs_server.edge.admission import Admission, Hold
 from phs_server.edge.callers import Caller
 from phs_server.edge.calls import Calls, status_and_details
+from phs_server.edge.connections import Connections
 from phs_server.edge.messages import MOST_RUNS, parse
 from phs_server.edge.places import Place
+from phs_server.edge.receiving import Receiver
 from phs_server.flow.pipeline import Pipeline
 from phs_server.ops.metrics import Metrics
 
@@ -45,25 +47,22 @@ Answer = Callable[[Any, Hold, float | None], Awaitable[Message]]
 class FocusEncoderService:
     """Answers UNAVAILABLE until `pipeline` is set, so that the port can be open while the model loads."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, admission: Admission) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, admission: Admission, connections: Connections) -> None:
         self.pipeline: Pipeline | None = None
         self.admission = admission
         self._metrics = metrics
         self._stream_window = 4 * settings.max_batch_size
         self._receive_seconds = settings.receive_seconds
         self._answer_seconds = settings.answer_seconds
-        self._close: Callable[[str], object] = lambda peer: None
+        self._connections = connections
+        unfinished = settings.max_in_flight_bytes // 8  # of one address
+        self._receiver = Receiver(unfinished, settings.max_message_bytes, connections)
         self._readers: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[Any]] = set()
         self._broken = False
 
-    def handlers(self, calls: Calls, close: Callable[[str], object]) -> dict[str, grpc.RpcMethodHandler]:
-        """The methods by name.
-
-        Args:
-            close: ends a connection, given gRPC's name of its peer.
-        """
-        self._close = close
+    def handlers(self, calls: Calls) -> dict[str, grpc.RpcMethodHandler]:
+        """The methods by name."""
         unary: tuple[tuple[str, type[Message], int, Answer], ...] = (
             ("Encode", pb.EncodeRequest, 1, self._encode),
             ("Rerank", pb.RerankRequest, 0, self._rerank),
@@ -76,6 +75,10 @@ class FocusEncoderService:
         }
         handlers["EncodeStream"] = calls.guarded("EncodeStream", self.admission.streams, self._encode_stream)
         return handlers
+
+    async def watch(self) -> None:
+        """Bounds what unfinished messages hold, until it is cancelled."""
+        await self._receiver.watch()
 
     def drain(self) -> None:
         """Ends every stream once what was read off it is answered; clients send the rest elsewhere."""
@@ -116,33 +119,41 @@ class FocusEncoderService:
     ) -> None:
         self._ready()
         with self.admission.holding(caller) as hold:
-            data = await self._answered(kind, images, answer, context, hold)
+            data = await self._answered(kind, images, answer, context, hold, place)
             self.admission.resize(hold, _COPIES * len(data))
             await self._send(context, place, data)
 
     async def _answered(
-        self, kind: type[Message], images: int, answer: Answer, context: grpc.aio.ServicerContext, hold: Hold
+        self,
+        kind: type[Message],
+        images: int,
+        answer: Answer,
+        context: grpc.aio.ServicerContext,
+        hold: Hold,
+        place: Place,
     ) -> bytes:
         """Its message and the arrays made of it are gone when this returns."""
-        data = await self._receive(context)
+        data = await self._receive(context, place)
         self.admission.grow(hold, self._cost(len(data), images), images)
         with self._work():
             request = parse(kind, data)
             del data
             return (await answer(request, hold, context.time_remaining())).SerializeToString()
 
-    async def _receive(self, context: grpc.aio.ServicerContext) -> bytes:
+    async def _receive(self, context: grpc.aio.ServicerContext, place: Place) -> bytes:
         try:
-            data = await asyncio.wait_for(context.read(), self._receive_seconds)
+            data = await asyncio.wait_for(self._receiver.read(context, place), self._receive_seconds)
         except asyncio.TimeoutError:
             raise DeadlineExceeded(f"the message did not arrive within {self._receive_seconds:g} s") from None
-        if data is grpc.aio.EOF:
+        if data is None:
             raise InvalidInput("the call carries no message", "request")
         return data
 
     async def _send(self, context: grpc.aio.ServicerContext, place: Place, data: bytes) -> None:
         """Returns when gRPC has written all of it; a caller that does not read loses its connection."""
-        overdue = asyncio.get_running_loop().call_later(self._answer_seconds, self._close, context.peer())
+        overdue = asyncio.get_running_loop().call_later(
+            self._answer_seconds, self._connections.close, place.caller.peer
+        )
         try:
             with place.sending():
                 await context.write(data)
@@ -209,7 +220,7 @@ class FocusEncoderService:
             finished.put_nowait((hold, data))
 
         async def read() -> None:
-            while (data := await context.read()) is not grpc.aio.EOF:
+            while (data := await self._receiver.read(context, place)) is not None:
                 await window.acquire()
                 hold = await self.admission.wait(caller, self._cost(len(data), 1), images=1)
                 holds.add(hold)

@@ -16,6 +16,7 @@ from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_server.app import ServerThread
 from phs_server.edge.admission import Admission
 from phs_server.edge.callers import caller_of
+from phs_server.edge.connections import Connections
 from phs_server.edge.service import FocusEncoderService
 from phs_server.flow.pipeline import Pipeline
 from phs_server.ops.metrics import Metrics
@@ -84,7 +85,7 @@ def test_a_cancelled_stream_frees_its_place(tiny_model: Path) -> None:
 
 def test_an_item_read_as_its_stream_is_cancelled_gives_its_bytes_back(tiny_model: Path) -> None:
     admission = Admission(settings(tiny_model))
-    service = FocusEncoderService(settings(tiny_model), Metrics(), admission)
+    service = FocusEncoderService(settings(tiny_model), Metrics(), admission, Connections())
     service.pipeline = Pipeline(settings(tiny_model))
     held: list[int] = []
 
