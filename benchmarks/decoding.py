@@ -23,7 +23,8 @@ from PIL import Image
 
 from benchmarks.common import dinov2, interleaved, photos, print_table, process_seconds
 from phs_milvus.contract import pixels
-from phs_milvus.contract.decoding import Decoder, cost_of
+from phs_milvus.contract.cost import cost_of
+from phs_milvus.contract.decoding import Decoder
 from phs_milvus.contract.headers import read_header
 from phs_milvus.contract.types import Focus, Limits
 from phs_server.config import Settings
