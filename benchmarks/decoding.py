@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import dinov2, interleaved, photos, print_table
+from benchmarks.common import dinov2, interleaved, photos, print_table, process_seconds
 from phs_milvus.contract import pixels
-from phs_milvus.contract.decoding import Decoder, cost_of
+from phs_milvus.contract.cost import cost_of
+from phs_milvus.contract.decoding import Decoder
 from phs_milvus.contract.headers import read_header
 from phs_milvus.contract.types import Focus, Limits
 from phs_server.config import Settings
@@ -61,7 +62,8 @@ def one_by_one(seconds: float) -> list[list[object]]:
 
 
 def stream(model: str, count: int, in_flight: int, rounds: int) -> list[list[object]]:
-    """Rows: images per second of the pipeline with decoding here and in children, and their ratio."""
+    """Rows: images per second of the pipeline with decoding here and in children, processor time of all processes per
+    image in milliseconds, and the ratio of each to decoding here."""
     files = photos(min(count, 64))
     pipelines = {}
     for name in ("here", "child"):
@@ -69,15 +71,28 @@ def stream(model: str, count: int, in_flight: int, rounds: int) -> list[list[obj
         made.warm_up()
     _decode_here(pipelines["here"])
     rates: dict[str, list[float]] = {name: [] for name in pipelines}
+    costs: dict[str, list[float]] = {name: [] for name in pipelines}
     for _ in range(rounds):
         for name, made in pipelines.items():
-            started = time.perf_counter()
+            used, started = _processor_seconds(made), time.perf_counter()
             asyncio.run(_encode_all(made, files, count, in_flight))
             rates[name].append(count / (time.perf_counter() - started))
+            costs[name].append(1000 * (_processor_seconds(made) - used) / count)
     for made in pipelines.values():
         made.close(5)
-    ratio = statistics.median(child / here for here, child in zip(rates["here"], rates["child"], strict=True))
-    return [["here", statistics.median(rates["here"]), 1.0], ["child", statistics.median(rates["child"]), ratio]]
+    return [
+        [name, statistics.median(rates[name]), _ratio(rates, name), statistics.median(costs[name]), _ratio(costs, name)]
+        for name in pipelines
+    ]
+
+
+def _ratio(values: dict[str, list[float]], name: str) -> float:
+    return statistics.median(own / here for own, here in zip(values[name], values["here"], strict=True))
+
+
+def _processor_seconds(pipeline: flow.Pipeline) -> float:
+    children = [decoder._child.pid for decoder in pipeline._decoders if decoder._child is not None]
+    return time.process_time() + sum(map(process_seconds, children))
 
 
 def _decode_here(pipeline: flow.Pipeline) -> None:
@@ -119,7 +134,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or str(dinov2("small", Path(folder) / "small"))
         rows = stream(model, arguments.images, arguments.in_flight, arguments.rounds)
-    print_table("A stream of JPEGs of 500x375", ["decoded", "images/s", "ratio"], rows)
+    print_table("A stream of JPEGs of 500x375", ["decoded", "images/s", "ratio", "processor, ms/image", "ratio"], rows)
 
 
 if __name__ == "__main__":

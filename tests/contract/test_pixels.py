@@ -55,11 +55,31 @@ def test_one_transparent_value_in_every_depth() -> None:
     assert pixels(png(2, 16, 2, row, b"\x12\x34\0\0\0\0"))[0].tolist() == [[255, 255, 255], [0x12, 255, 0]]
 
 
+def cmyk_profile() -> bytes:
+    """A printer with red paper ink: magenta on yellow gives a middle grey, black gives black, all else is white."""
+    nodes = [
+        (128, 128, 128) if (m, y, k) == (1, 1, 0) else (0, 128, 128) if k else (255, 128, 128)
+        for _ in (0, 1)
+        for m in (0, 1)
+        for y in (0, 1)
+        for k in (0, 1)
+    ]
+    identity = struct.pack(">9i", *(65536 if i % 4 == 0 else 0 for i in range(9)))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + bytes(range(256)) * 4
+    table += b"".join(map(bytes, nodes)) + bytes(range(256)) * 3
+    size = 128 + 4 + 12 + len(table)
+    header = struct.pack(">I4sI4s4s4s", size, b"test", 0x02400000, b"prtr", b"CMYK", b"Lab ") + bytes(12) + b"acsp"
+    header = header.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+
+
 def test_cmyk_is_converted_by_its_profile() -> None:
     """Without one by the plain formula; what is no profile of CMYK counts as none."""
-    cmyk = Image.fromarray(np.full((16, 16, 4), (0, 200, 200, 30), np.uint8), "CMYK")
+    cmyk = Image.fromarray(np.full((16, 16, 4), (0, 255, 255, 0), np.uint8), "CMYK")
     plain = pixels(encode(cmyk, "JPEG", quality=95))
-    assert np.abs(plain[8, 8].astype(int) - [225, 48, 48]).max() <= 8
+    assert np.abs(plain[8, 8].astype(int) - [255, 0, 0]).max() <= 8
+    printed = pixels(encode(cmyk, "JPEG", quality=95, icc_profile=cmyk_profile()))[8, 8].astype(int)
+    assert np.ptp(printed) <= 4 and abs(printed[0] - 119) <= 6  # L* 50
     rgb_profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for profile in (rgb_profile, b"no profile" * 20):
         data = encode(cmyk, "JPEG", quality=95, icc_profile=profile)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phs_milvus.contract.decoding import Cost, Decoder, cost_of
+from phs_milvus.contract.cost import Cost, cost_of
+from phs_milvus.contract.decoding import Decoder
 from phs_milvus.contract.errors import EncoderUnavailable, ImageError
 from phs_milvus.contract.headers import read_header
 from tests.hostile.make import _chunk as chunk

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from phs_milvus.contract import pixels
-from phs_milvus.contract.decoding import Cost, Decoder, cost_of
+from phs_milvus.contract.cost import Cost, cost_of
+from phs_milvus.contract.decoding import Decoder
 from phs_milvus.contract.errors import ImageError, PromptError
 from phs_milvus.contract.headers import Header, read_header
 from phs_milvus.contract.types import Float32Array, Limits, MaskRuns, Region

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -119,6 +121,47 @@ def test_a_bad_item_fails_alone(make: Make) -> None:
 
     kinds = [type(result) for result in run(scenario())]
     assert kinds == [Encoding, ImageError, ImageError, PromptError, Encoding]
+    assert pipeline.healthy
+
+
+def test_a_picture_that_is_dear_to_decode_holds_up_no_other(make: Make) -> None:
+    """It waits in a line of its own, whose child is stopped here."""
+    pipeline = make(decode_threads=1)
+    buffer = io.BytesIO()
+    Image.new("RGB", (5000, 5000)).save(buffer, "PNG")
+    dear = pipeline._decoders[-1]
+    dear.start()
+
+    async def scenario() -> None:
+        os.kill(dear._child.pid, signal.SIGSTOP)
+        try:
+            waiting = asyncio.create_task(pipeline.encode(buffer.getvalue(), None, Focus()))
+            for seed in range(3):
+                assert (await pipeline.encode(jpeg(seed), None, Focus())).width == 64
+            assert not waiting.done()
+        finally:
+            os.kill(dear._child.pid, signal.SIGCONT)
+        assert (await waiting).width == 5000
+
+    run(scenario())
+
+
+def test_a_child_that_crashes_costs_its_picture_only(make: Make) -> None:
+    pipeline = make(decode_threads=1)
+    child = pipeline._decoders[0]
+    child.start()
+
+    async def scenario() -> None:
+        os.kill(child._child.pid, signal.SIGSTOP)
+        lost = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        await settled(lambda: child._in_use.locked())
+        await asyncio.sleep(0.1)
+        os.kill(child._child.pid, signal.SIGKILL)
+        with pytest.raises(ImageError, match="ends its decoder"):
+            await lost
+        assert (await pipeline.encode(jpeg(1), None, Focus())).width == 64
+
+    run(scenario())
     assert pipeline.healthy
 
 

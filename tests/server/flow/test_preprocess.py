@@ -14,7 +14,7 @@ from phs_milvus.contract.errors import ImageError, PromptError
 from phs_milvus.contract.grid import shares_on_grid
 from phs_milvus.contract.images import decode_upright
 from phs_milvus.contract.types import Limits, MaskRuns
-from phs_server.flow.preprocess import Decode, expanded, prepare_image
+from phs_server.flow.preprocess import Decode, checked_header, expanded, prepare_image
 
 
 def png(array: np.ndarray) -> bytes:
@@ -117,3 +117,17 @@ def test_a_prompt_without_zoom_sees_the_same_pixels_as_no_prompt() -> None:
     decode = Decode(56, Image.Resampling.BICUBIC, Limits())
     prompted = prepare_focused(buffer.getvalue(), everything, Focus(), 2, grid=4, decode=decode)
     assert np.array_equal(prompted.pixels, plain)
+
+
+def test_a_region_of_a_picture_over_the_limit_is_seen_at_reduced_scale() -> None:
+    """A phone's 108 megapixels with a zoom: less sharp, and not refused."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    header = checked_header(buffer.getvalue(), Limits())
+    region = (200, 100, 600, 500)
+    sharp = Decode(56, Image.Resampling.BICUBIC, Limits())(header, region)
+    reduced = Decode(56, Image.Resampling.BICUBIC, Limits(image_pixels=1_000_000))(header, region)
+    assert np.abs(sharp.astype(int) - reduced).mean() < 2
+    with pytest.raises(ImageError, match="1600x1200 pixels; .*--max-image-pixels"):
+        Decode(56, Image.Resampling.BICUBIC, Limits(image_pixels=900_000))(header, region)
