@@ -75,7 +75,7 @@ ARROWS = {
         search     -> contract pointing client milvus
         ingest     -> contract client milvus
         evaluation -> contract pointing client milvus search ingest
-        demo       -> contract pointing client milvus search ingest
+        demo       -> contract pointing client milvus search ingest evaluation
         cli        -> contract pointing client milvus search ingest evaluation demo
     """,
     "phs_server": """
@@ -85,6 +85,7 @@ ARROWS = {
         flow       -> contract config model
         edge       -> contract config flow ops
         app        -> contract config flow ops edge
+        process    -> contract config ops edge app
     """,
 }
 # Which third-party package may be imported where; everywhere else it may not.

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\nphs-milvus: interrupted; run the same command again {again}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does.
+        # The reader of our output ended early, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

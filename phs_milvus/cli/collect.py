@@ -1,4 +1,4 @@
-"""`phs-milvus ingest` and `phs-milvus info`: what is in a collection."""
+"""`phs-milvus ingest` fills a collection, and `phs-milvus info` describes it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def add_commands(commands: Any) -> None:
     ingest = commands.add_parser(
         "ingest",
         help="encode a folder of images into a collection",
-        description="Walks DIR, encodes every image and stores it under its path relative to DIR. Run it again any "
-        "time: unchanged files are skipped, changed ones encoded anew. Files that cannot be read are listed, the rest "
-        "is stored, and the exit status is 1, as it is where there is no image at all.",
+        description="Walks DIR, encodes every image and stores it under its path relative to DIR. You can run it again "
+        "at any time: unchanged files are skipped and changed files are encoded again. Files that cannot be read are "
+        "listed and the others stored; the exit status is then 1, as it is if DIR has no image at all.",
     )
     ingest.add_argument("directory", metavar="DIR", help="folder of images, searched recursively")
-    ingest.add_argument("--prune", action="store_true", help="remove rows whose file is gone")
+    ingest.add_argument("--prune", action="store_true", help="delete the rows of files that no longer exist")
     ingest.add_argument("--batch-size", type=int, default=256, help="rows written at a time (default: %(default)s)")
     add_encoder_flags(ingest)
     add_milvus_flags(ingest)

@@ -1,4 +1,4 @@
-"""The two ends of a command: the embedding server and Milvus."""
+"""Opens what most commands need: the embedding server and Milvus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError
+from phs_milvus.contract.errors import CollectionError, PhsError
+from phs_milvus.contract.tokens import read_tokens
 
 DEFAULT_MILVUS = "./phs_milvus.db"
 DEFAULT_COLLECTION = "images"
@@ -26,7 +27,7 @@ def add_encoder_flags(command: argparse.ArgumentParser, default: str = "facebook
     """--encoder and --model.
 
     Args:
-        default: what the help says is served without either.
+        default: the model that the help names as the default.
     """
     group = command.add_argument_group("embedding server")
     group.add_argument(
@@ -46,7 +47,7 @@ def add_milvus_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--milvus",
         metavar="URI",
-        type=lambda uri: uri.rstrip("/"),  # a Lite database is a folder, and shells complete it so
+        type=lambda uri: uri.rstrip("/"),  # shells complete a Lite database, which is a folder, with a slash
         default=os.environ.get("PHS_MILVUS", DEFAULT_MILVUS),
         help="a Milvus Lite path ending in .db, or http://host:19530 (default: %(default)s) [PHS_MILVUS]",
     )
@@ -65,10 +66,10 @@ def address_of(options: argparse.Namespace) -> str | None:
 
 @contextlib.contextmanager
 def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
-    """The embedding server of `address_of`, or one started here for the time of this command.
+    """The embedding server of `address_of`, or one that is started here and ends with this command.
 
     Raises:
-        PhsError: both or neither can be used; the message says how to.
+        PhsError: --encoder and --model are both given, the server does not answer, or the model cannot be served here.
     """
     from phs_milvus.client.encoder import Encoder
 
@@ -85,7 +86,7 @@ def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
     from phs_server.config import Settings, parse
 
     settings = parse(["--model", options.model] if options.model else [])
-    # On a port of its own, and for this command alone: what the environment says of networks is for phs-server.
+    # On a port of its own and for this command alone, so the network settings in the environment do not apply.
     private = {name: getattr(Settings(), name) for name in _NETWORK_SETTINGS}
     settings = replace(settings, **private, port=0)
     print(f"starting an embedding server with {settings.model} ...", file=sys.stderr)
@@ -94,7 +95,7 @@ def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
 
 
 def _tls() -> Any:
-    """TLS as the environment asks for it: PHS_ENCODER_CA, PHS_ENCODER_CERT, PHS_ENCODER_KEY; or PHS_ENCODER_TLS=1."""
+    """TLS by the environment: PHS_ENCODER_CA, PHS_ENCODER_CERT and PHS_ENCODER_KEY, or PHS_ENCODER_TLS=1."""
     from phs_milvus.client.channels import Tls
 
     files = {name: os.environ.get(f"PHS_ENCODER_{name.upper()}") for name in ("ca", "cert", "key")}
@@ -108,14 +109,8 @@ def _token() -> str | None:
     path = os.environ.get("PHS_ENCODER_TOKEN_FILE")
     if not path:
         return None
-    try:
-        lines = map(str.strip, Path(path).read_text().splitlines())
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}", "PHS_ENCODER_TOKEN_FILE") from None
-    # The server's own file will do: it may hold several tokens, and comments.
-    if token := next((line for line in lines if line and not line.startswith("#")), None):
-        return token
-    raise InvalidInput(f"{path} holds no token", "PHS_ENCODER_TOKEN_FILE")
+    # The server's own file will do: it may hold several tokens.
+    return read_tokens(path, "PHS_ENCODER_TOKEN_FILE")[0]
 
 
 def server_package() -> Any:
@@ -131,7 +126,7 @@ def server_package() -> Any:
 
 
 def is_missing(uri: str) -> bool:
-    """Whether it names a Milvus Lite database that nobody has made yet."""
+    """Whether `uri` is a Milvus Lite database that does not exist yet."""
     return uri.endswith(".db") and "://" not in uri and not Path(uri).expanduser().exists()
 
 
@@ -140,10 +135,11 @@ def open_milvus(options: argparse.Namespace, *, create: bool = False) -> Iterato
     """The Milvus of --milvus.
 
     Args:
-        create: make a Milvus Lite database that is not there; commands that only read take it for a mistyped path.
+        create: whether to create a Milvus Lite database that does not exist; for commands that only read, a missing
+            one is a mistyped path.
 
     Raises:
-        CollectionError: nothing there, or it cannot be opened.
+        CollectionError: it does not exist, or cannot be opened.
     """
     from phs_milvus.milvus.connection import close, connect
 

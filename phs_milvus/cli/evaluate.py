@@ -1,4 +1,4 @@
-"""`phs-milvus eval` and `phs-milvus tune`: their flags, and what they print. The work is in phs_milvus.evaluation."""
+"""The flags and the output of `phs-milvus eval` and `phs-milvus tune`; phs_milvus.evaluation does the work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import Any
 from phs_milvus.cli.connections import open_encoder
 from phs_milvus.contract.errors import PhsError
 
-# Here rather than read from the package, which is imported only by a command that needs it.
+# Repeated here because phs_milvus.evaluation is imported only by the commands that need it.
 _PRESETS = {
     "table1": "every way of pointing, with and without PHS, for each kind of prompt",
     "heads": "how many heads to keep, scaled or not, against random and bottom heads",
     "robustness": "jittered boxes, displaced points, sloppy outlines",
-    "small-models": "how different heads are, and what that leaves to choose from",
+    "small-models": "how much the heads of a small model differ, and what selecting among them can gain",
     "overhead": "latency, throughput and bytes per image",
     "recall": "how many candidates two-stage search through Milvus needs",
 }
@@ -39,17 +39,17 @@ FORMATS = {
     "fiftyone": "samples.json or labels.json with data/",
 }
 _FORMATS = (
-    "DATASET is a file or folder in one of these formats, which is told by its looks; say --format where it is not:\n"
+    "DATASET is a file or folder in one of these formats, which is recognised; if not, give --format:\n"
     + "\n".join(f"  {name:<14} {text}" for name, text in FORMATS.items())
     + """
 
-What cannot be used is left out and named. Labels made at another size, or before a photo was turned by EXIF, are
-brought to the picture's own pixels where sizes tell how; where they do not, the picture is left out, and the message
-names the flag that settles it.
+Records that cannot be used are left out and named. Labels that were made at another size, or before EXIF rotation,
+are converted to the picture's own pixels if the sizes show how; otherwise the picture is left out, and the message
+names the flag that decides.
 
-The protocol: images with objects of two or more classes are queried, once for the largest object of each class; an
-image of the dataset is relevant if it holds an object of that class. MP@100 is the share of relevant images among the
-first 100, the query's own left out. Differences are paired, to plain whole-image search."""
+The protocol: every image with objects of two or more classes is a query once per class, with the class's largest
+object. An image of the dataset is relevant if it contains an object of that class. MP@100 is the share of relevant
+images among the first 100, without the query's own image. Differences are paired differences to whole-image search."""
 )
 
 
@@ -62,8 +62,8 @@ def add_commands(commands: Any) -> None:
         "measure on labelled images whether pointing helps, and by how much",
         f"Runs an experiment on your labelled images and your model, and writes a folder with README.md (tables),\n"
         f"CSV, JSON and PNG plots.\n\nPresets:\n{presets}\n\n{_FORMATS}",
-        "Every image is encoded once and kept in --cache, so other presets and settings need only what is new, and an\n"
-        "interrupted run continues where it was.\n\nExample: phs-milvus eval VOC2007 --preset table1 --limit 200",
+        "Every image is encoded once and kept in --cache, so other presets and settings encode only what is missing,\n"
+        "and an interrupted run continues.\n\nExample: phs-milvus eval VOC2007 --preset table1 --limit 200",
     )
     evaluate.add_argument("--preset", choices=_PRESETS, default="table1", help="(default: %(default)s)")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: eval-PRESET)")
@@ -196,10 +196,14 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
         with ExitStack() as stack:
             encoder = stack.enter_context(open_encoder(place))
             bench = stack.enter_context(_bench(encoder, dataset, options))
-            queries = object_queries(bench.dataset)
-            if not queries:
+            every = object_queries(bench.dataset)
+            if not every:
                 raise InvalidInput("no image has objects of two classes, so there is no query", "dataset")
-            yield Study(bench, queries, prompts, options.seed)
+            queries, left_out, boxed = bench.paintable(every, prompts)
+            _say_queries(len(every), left_out, boxed)
+            if not queries:
+                raise InvalidInput(f"none of the {len(every)} queries can be pointed at; {left_out[0]}", "dataset")
+            yield Study(bench, queries, prompts, options.seed, left_out)
 
 
 @contextmanager
@@ -219,11 +223,27 @@ def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[
             bench.close()
 
 
+def _with_reasons(problems: Sequence[str]) -> str:
+    from phs_milvus.evaluation.datasets.model import NAMED
+
+    more = "; ..." if len(problems) > NAMED else ""
+    return f"{len(problems)} ({'; '.join(problems[:NAMED])}{more})" if problems else "none"
+
+
 def _about_labels(dataset: Any) -> list[str]:
-    skipped = (
-        [f"{len(dataset.skipped)} annotations left out, the first: {dataset.skipped[0]}"] if dataset.skipped else []
-    )
+    skipped = [f"{len(dataset.skipped)} annotation(s) left out, which could not be used"] if dataset.skipped else []
     return [*dataset.notes, *skipped]
+
+
+def _say_queries(count: int, left_out: list[str], boxed: list[str]) -> None:
+    from phs_milvus.evaluation.datasets.model import NAMED, counted
+
+    if left_out:
+        print(f"left out: {len(left_out)} of {count} queries, which cannot be pointed at:", file=sys.stderr)
+        for problem in left_out[:NAMED]:
+            print(f"  {problem}", file=sys.stderr)
+    if boxed:
+        print(f"for {counted(boxed)} the box's centre stands in for that of a broken outline", file=sys.stderr)
 
 
 def _say_unreadable(dataset: Any) -> None:
@@ -237,7 +257,7 @@ def _say_unreadable(dataset: Any) -> None:
 
 
 def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
-    """Where each model is: addresses, then models to serve here; with neither, PHS_ENCODER or the default model."""
+    """The models to use: running servers, then models to serve here; with neither, PHS_ENCODER or the default model."""
     places = [argparse.Namespace(encoder=address, model=None) for address in options.encoder]
     places += [argparse.Namespace(encoder=None, model=model) for model in options.model]
     return places or [argparse.Namespace(encoder=None, model=None)]
@@ -257,6 +277,7 @@ def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
         f"fingerprint {info.fingerprint[:12]}",
         "labels": "; ".join(_about_labels(bench.dataset)) or "all used as they are",
         "left out": "; ".join(f"{counted(ids)} {why}" for why, ids in left_out.items() if ids) or "no image",
+        "queries left out": _with_reasons(study.left_out),
         "prompts": ", ".join(study.prompts),
         "seed": str(options.seed),
         f"time, {study.model}": f"{spent} ({os.cpu_count()} cores, what was cached not counted)",

@@ -1,4 +1,4 @@
-"""`phs-milvus search` and `phs-milvus explain`: point at something in an image."""
+"""`phs-milvus search` and `phs-milvus explain`: search by a part of an image, and show how the model sees it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def add_commands(commands: Any) -> None:
     search.add_argument("--root", metavar="DIR", help="folder the ids are relative to, where it has moved since ingest")
     add_prompt_flags(search)
     search.add_argument("--limit", type=int, default=10, help="hits to return (default: %(default)s)")
-    search.add_argument(
-        "--candidates", type=int, help="rows the reranking looks at (default: 10 x limit, at least 200)"
-    )
+    search.add_argument("--candidates", type=int, help="number of rows to rerank (default: 10 x limit, at least 200)")
     search.add_argument("--filter", default="", metavar="EXPR", help='Milvus expression, for example "width > 640"')
     search.add_argument("--fields", default="", metavar="A,B", help="fields to return with each hit")
     search.add_argument("--no-rerank", action="store_true", help="stop after the nearest-neighbour search")
@@ -43,7 +41,7 @@ def add_commands(commands: Any) -> None:
 
     explain = commands.add_parser(
         "explain",
-        help="show what each attention head looks at",
+        help="show what each attention head attends to",
         description="Prints each head's share of attention on the prompt and the heads it selects, for each zoom.",
     )
     explain.add_argument("image", metavar="IMAGE")
@@ -93,7 +91,7 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _candidates(options: argparse.Namespace, settings: SearchSettings | None) -> int | None:
-    """--candidates as given; else those of the settings, raised to --limit, which they were not chosen for."""
+    """--candidates if given, else those of the settings, raised to --limit where they are fewer."""
     from phs_milvus.search.focused import MIN_CANDIDATES
 
     if options.candidates is not None or settings is None or settings.candidates is None:
@@ -155,5 +153,5 @@ def _output_fields(options: argparse.Namespace) -> list[str]:
 
 
 def _file_of(hit: Any, root: str | None) -> str | Path | None:
-    """Where a hit's picture is: below --root, else where ingest found it."""
+    """A hit's picture file: below --root if given, else where ingest found it."""
     return below(Path(root), str(hit.id)) if root else hit.fields.get("path")

@@ -1,4 +1,4 @@
-"""`phs-milvus serve`: the embedding server, as `phs-server` runs it."""
+"""`phs-milvus serve`: runs the embedding server, like `phs-server`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    app = server_package()
+    server_package()
     from phs_server.config import from_namespace
+    from phs_server.process import run
 
-    return app.run(from_namespace(options))
+    run(from_namespace(options))

@@ -8,13 +8,13 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 
 from phs_milvus.client.requests import Metadata
 from phs_milvus.contract.errors import EncoderUnavailable, InvalidInput
+from phs_milvus.contract.files import read_small_file
 from phs_milvus.contract.types import Limits
 
 Address: TypeAlias = "str | Sequence[str]"
@@ -68,7 +68,7 @@ def channel_credentials(tls: Tls | bool | None) -> grpc.ChannelCredentials | Non
     if (files.cert is None) != (files.key is None):
         raise InvalidInput("cert and key belong together; one is missing", "tls")
     return grpc.ssl_channel_credentials(
-        *(None if path is None else _read(path) for path in (files.ca, files.key, files.cert))
+        *(None if path is None else read_small_file(path, "tls") for path in (files.ca, files.key, files.cert))
     )
 
 
@@ -137,10 +137,3 @@ def _host_and_port(address: str) -> tuple[str, int]:
     if not (host and colon and port.isdigit()):
         raise InvalidInput(f"'{address}' is not host:port", "address")
     return host.strip("[]"), int(port)
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"cannot read {os.fspath(path)}: {error.strerror}", "tls") from None

@@ -8,6 +8,12 @@ PhsError
 ├── ModelError                                   a checkpoint that cannot be loaded or is not supported
 ├── ModelMismatch                                embeddings or states of another model
 ├── CollectionError                              a Milvus collection that is missing or of another shape
+├── NotServing                                   the server's own words for UNAVAILABLE
+│   ├── ServerLoading                            the model is not loaded yet
+│   ├── ServerDraining                           it is shutting down
+│   └── ServerBroken                             a thread that runs the model has died
+├── TokenRefused                                 the server's own word for UNAUTHENTICATED
+├── PortTaken                                    the server cannot listen where it was told to
 └── EncoderError                                 the embedding server could not answer
     ├── EncoderUnavailable                       not reachable, starting, or draining
     ├── EncoderBusy                              its queue is full
@@ -67,6 +73,30 @@ class ModelMismatch(PhsError):
 
 class CollectionError(PhsError):
     """The Milvus collection does not exist, or lacks what focused search needs."""
+
+
+class NotServing(PhsError):
+    """The server answers no requests now. Clients get it as `EncoderUnavailable`."""
+
+
+class ServerLoading(NotServing):
+    """The model is still loading."""
+
+
+class ServerDraining(NotServing):
+    """The server is shutting down; the request belongs to another one, or to this one after its restart."""
+
+
+class ServerBroken(NotServing):
+    """A thread that runs the model has died; the server must be restarted."""
+
+
+class TokenRefused(PhsError):
+    """A call carries no token that the server knows. Clients get it as `EncoderUnauthenticated`."""
+
+
+class PortTaken(PhsError):
+    """The server cannot listen on the address it was given."""
 
 
 class EncoderError(PhsError):
@@ -129,6 +159,10 @@ def status_of(error: PhsError) -> tuple[str, str]:
     """The gRPC status a server answers `error` with: (code name, details). Unknown errors are INTERNAL."""
     if isinstance(error, InvalidInput):
         return "INVALID_ARGUMENT", f"{error.field}: {error}" if error.field else str(error)
+    if isinstance(error, NotServing):
+        return "UNAVAILABLE", str(error)
+    if isinstance(error, TokenRefused):
+        return "UNAUTHENTICATED", str(error)
     for code, kind in _BY_STATUS.items():
         if isinstance(error, kind):
             return code, str(error)

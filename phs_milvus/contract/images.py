@@ -111,19 +111,6 @@ def open_header(data: bytes) -> tuple[int, int, str]:
     return *header.upright_size, header.format
 
 
-def stored_frame(data: bytes) -> tuple[int, int, int]:
-    """Reads the size as stored, before EXIF orientation, which is what some labelling tools saw.
-
-    Returns:
-        (width, height, orientation): pixels as stored, and the EXIF orientation, 1 to 8, that turns them upright.
-
-    Raises:
-        ImageError: as for `open_header`.
-    """
-    header = read_header(data)
-    return header.width, header.height, header.orientation
-
-
 def decode_upright(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decodes an image to upright RGB: first frame, transparency on white, 16-bit gray to 8 by >> 8.
 

@@ -37,6 +37,7 @@ _LENGTHS = 1e-10, 1e10
 _SCORES_OVERHEAD = 1024
 # The smallest limit on a message's bytes that a server may have.
 LEAST_MESSAGE_BYTES = 65_536
+_MOST_OUTPUTS = 16
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
@@ -208,6 +209,20 @@ def focus_from_pb(request: pb.EncodeRequest | pb.ExplainRequest, model_heads: in
                 f"heads_on is {heads_on}, but the model has {model_heads} heads; use 1 to {model_heads}", "focus"
             )
     return Focus(heads_on, attention_shift=focus.attention_shift, zoom=focus.zoom, fovea=focus.fovea)
+
+
+def check_outputs(outputs: Sequence[int]) -> None:
+    """Refuses a request that asks for what there is not.
+
+    Raises:
+        InvalidInput: an unknown output, or more of them than anybody needs.
+    """
+    if len(outputs) > _MOST_OUTPUTS:
+        raise InvalidInput(f"{len(outputs)} entries; name each output once, {_MOST_OUTPUTS} at most", "outputs")
+    for output in outputs:
+        if output == pb.OUTPUT_UNSPECIFIED or output not in pb.Output.values():
+            known = ", ".join(name for name, value in pb.Output.items() if value)
+            raise InvalidInput(f"{output} is none; use {known}", "outputs")
 
 
 def stream_request(item: int, request: pb.EncodeRequest) -> pb.EncodeStreamRequest:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from phs_milvus.contract.types import Focus
 from phs_milvus.demo.scenes import DemoQuery, Scene
+from phs_milvus.evaluation.measures import standard_error
 from phs_milvus.search.focused import FocusedSearch, Hit, Query
 
 TOP = 10
@@ -88,8 +89,7 @@ def _compared(scores: dict[str, np.ndarray]) -> Iterator[Measured]:
     baseline = next(iter(scores.values()))
     for method, values in scores.items():
         difference = values - baseline
-        error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
-        yield Measured(method, float(values.mean()), float(difference.mean()), float(error))
+        yield Measured(method, float(values.mean()), float(difference.mean()), standard_error(difference))
 
 
 def _chunks(queries: Sequence[DemoQuery]) -> Iterator[Sequence[DemoQuery]]:

@@ -1,4 +1,4 @@
-"""Whether a server that stopped answering is gone, or was only stopped by a file."""
+"""Finds out whether a server that stopped answering is gone, or was only stopped by one file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ _PAUSE = 0.5
 
 
 def answers_again(encoder: Encoder) -> bool:
-    """Whether the server encodes a picture that harms nobody: now, or within the time that its supervisor may take to
-    start it again, which is twice the encoder's timeout."""
+    """Whether the server encodes a harmless picture within twice the encoder's timeout.
+
+    That is the time which a supervisor may take to start the server again.
+    """
     harmless = np.zeros((8, 8, 3), np.uint8)
     until = time.monotonic() + 2 * encoder.timeout
     while True:

@@ -1,4 +1,4 @@
-"""Folders of images -> a collection. May be interrupted anywhere; run again, it goes on where it was."""
+"""Folders of images -> a collection. An ingest may be interrupted at any time, and continues when it is run again."""
 
 from __future__ import annotations
 
@@ -44,27 +44,31 @@ def ingest_folder(
     extensions: Collection[str] = IMAGE_EXTENSIONS,
     metadata: Metadata | None = None,
 ) -> IngestReport:
-    """Encodes every image below a folder into a collection; files that are there unchanged are skipped.
+    """Encodes every image below a folder into a collection, and skips files that are stored already and unchanged.
 
-    A row's id is the file's path relative to `root` with forward slashes. One file is one image, however many links
-    lead to it. Several folders may go into one collection as long as no id is in two of them: a file whose id belongs
-    to another file, still there under another root, is reported as failed and the other's row is kept. A row's metadata
-    are `path` (absolute), `width` and `height` (of the upright image) and what `metadata` returns. Files that cannot be
-    read, or at which the server stops, are reported and left out until the next run; everything else is stored. On any
-    interruption, kill -9 included, what was stored stays whole.
+    A row's id is the file's path relative to `root`, with forward slashes; a file is one image, however many links lead
+    to it. A row's metadata are `path` (absolute), `width` and `height` (pixels of the upright image) and what
+    `metadata` returns. Files that cannot be read, or at which the server stops, are reported and left out until the
+    next run; all others are stored. After any interruption, kill -9 included, every stored row is complete.
+
+    Several folders can go into one collection if they share no id: a file whose id belongs to an existing file under
+    another root is reported as failed, and the row is kept.
 
     Args:
-        prune: also delete rows whose file under this `root` is gone. Rows from elsewhere are left alone.
+        root: the folder, searched recursively.
+        collection: where the rows go.
+        encoder: a client of the embedding server that runs the collection's model.
+        prune: whether to delete the rows of files under this `root` that no longer exist; other rows are kept.
         batch_size: rows per write.
-        progress: True for a bar on stderr, or a function called with (files done, files in all).
-        extensions: of file names, lower case, with the dot; "" for files without one that start like an image.
-        metadata: called with each new or changed file's path; returns JSON values by field name.
+        progress: True for a bar on stderr, False for none, or a function called with (files done, files in all).
+        extensions: of image files, lower case with the dot; "" stands for files without one that start like an image.
+        metadata: called with the path of each new or changed file; returns JSON values by field name.
 
     Raises:
-        InvalidInput: `root` is no folder, or has no images although `prune` is set: an unmounted disk looks so.
+        InvalidInput: `root` is no folder, or `prune` is set and it has no images, as an unmounted disk would have none.
         ModelMismatch: the collection was filled with another model.
-        EncoderError: the embedding server went away. What was encoded by then is stored.
-        CollectionError: Milvus went away, or the collection has integer ids or no place for digests.
+        EncoderError: the embedding server no longer answers. What was encoded by then is stored.
+        CollectionError: Milvus no longer answers, or the collection has integer ids or no place for digests.
     """
     started = time.monotonic()
     base = Path(root).resolve()
@@ -92,7 +96,7 @@ def _taken(stored: str) -> InvalidInput:
 
 @dataclass
 class _File:
-    """A file that is to be encoded; what is read from it is filled in on the way."""
+    """A file to encode; its size and digest are filled in when it is read."""
 
     id: str
     path: Path
@@ -142,7 +146,7 @@ class _Run:
         except CollectionError:
             raise
         except BaseException:
-            # Ctrl-C, or the embedding server went away: keep what is encoded.
+            # After Ctrl-C or the loss of the embedding server, keep what is encoded.
             with suppress(PhsError):
                 self._store()
             raise
@@ -187,7 +191,7 @@ class _Run:
                 bar.advance()
 
     def _outdated(self, names: Iterable[str], pool: ThreadPoolExecutor, bar: ProgressBar) -> Iterator[_File]:
-        """Files that the collection lacks or has in another version, a lookup for many at a time."""
+        """The files that are new or changed, found by one lookup for many files."""
         digest_field = str(self._at.digest)
         wanted = [digest_field, *(["path"] if "path" in self._own_fields else [])]
         for chunk in chunks(self._usable(names, bar), _IDS_PER_LOOKUP):
@@ -213,7 +217,7 @@ class _Run:
             self._move(moved)
 
     def _usable(self, names: Iterable[str], bar: ProgressBar) -> Iterator[str]:
-        """Those names that can be ids."""
+        """The names that can be ids; the others are reported as failed."""
         allowed = self._at.id_max_length or 0
         for name in names:
             self.report.found += 1
@@ -229,7 +233,7 @@ class _Run:
     def _load(self, file: _File) -> EncodedImage | PhsError:
         limit = self._encoder.info.limits.image_bytes
         try:
-            with suppress(OSError):  # load_image says it better
+            with suppress(OSError):  # load_image has the better message
                 if (size := file.path.stat().st_size) > limit:
                     raise ImageError(f"{size:,} bytes; the server takes at most {limit:,}")
             image = load_image(file.path)
@@ -240,7 +244,7 @@ class _Run:
 
     def _take(self, file: _File, result: Encoding | PhsError) -> None:
         if isinstance(result, ModelMismatch):
-            raise result  # another model came up at that address: every further item would fail too
+            raise result  # the server has another model now, so every further item would fail too
         if isinstance(result, PhsError):
             self.fail(file.id, result)
             return
@@ -269,14 +273,14 @@ class _Run:
             self._collection.upsert(rows)
             return len(rows)
         except InvalidInput as error:
-            # Nothing was stored. One by one, the bad rows fail alone.
+            # Nothing was stored. Written one by one, only the bad rows fail.
             if len(rows) == 1:
                 self.fail(str(rows[0].id), error)
                 return 0
             return sum(self._write([row]) for row in rows)
 
     def _move(self, names: list[str]) -> None:
-        """Brings `path` up to date where the folder is now somewhere else; nothing is encoded again."""
+        """Updates the rows' `path` after the folder was moved, without encoding anything again."""
         at = self._at
         for part in chunks(names, self._batch_size):
             rows = []
@@ -288,14 +292,14 @@ class _Run:
             self._collection.upsert(rows)
 
     def check_prunable(self) -> None:
-        """Raises InvalidInput where there are no images at all, which is what an unmounted disk looks like."""
+        """Raises InvalidInput if the folder has no images at all, because an unmounted disk looks like that."""
         if "path" not in self._own_fields:
             raise CollectionError(f"collection {self._collection.name!r} has no field 'path', by which rows are pruned")
         if next(walk(self._base, self._extensions), None) is None:
             raise InvalidInput(f"no images under {self._base}, so nothing is pruned: is the disk mounted?", "root")
 
     def prune(self) -> None:
-        """Deletes rows that were made from a file under this root which is gone."""
+        """Deletes the rows of files under this root that no longer exist."""
         for page in chunks(self._collection.iterate_ids(), _IDS_PER_LOOKUP):
             gone = [name for name in page if is_gone(self._base / str(name))]
             rows = {row[self._at.id]: row.get("path") for row in self._collection.get(gone, ["path"])}

@@ -1,4 +1,4 @@
-"""A collection of images that focused search can use, the same on Milvus Lite and on a Milvus server."""
+"""A collection of images for focused search; it behaves the same on Milvus Lite and on a Milvus server."""
 
 from __future__ import annotations
 
@@ -144,17 +144,17 @@ class FocusedCollection:
         self.model.check(info, self.name)
 
     def describe(self) -> dict[str, Any]:
-        """What there is to know, as JSON values: rows, model and fields."""
+        """The number of rows, the model and the fields, as JSON values."""
         about = {"model": asdict(self.model), "fields": asdict(self.layout)}
         return {"name": self.name, "rows": self.count(), **about}
 
     # --- writes ---------------------------------------------------------------------------------------------
 
     def insert(self, rows: Sequence[Row]) -> None:
-        """Adds rows whose ids are new; where unsure, `upsert`: a server would store an id twice.
+        """Adds rows whose ids are new. If they may exist, use `upsert`: a Milvus server would store an id twice.
 
         Raises:
-            InvalidInput: a row that does not fit, named by its id; then nothing is stored.
+            InvalidInput: a row does not fit; the message names its id, and nothing is stored.
         """
         self._write(rows, self._table.insert)
 
@@ -181,12 +181,12 @@ class FocusedCollection:
         return record | row.metadata
 
     def delete(self, ids: Sequence[Id]) -> None:
-        """Deletes rows; ids that do not exist are no error."""
+        """Deletes rows; ids that do not exist are ignored."""
         for start in range(0, len(ids), 1000):
             self._table.delete(ids[start : start + 1000])
 
     def flush(self) -> None:
-        """Has Milvus seal and index what was written; worth its second or two at the end of a bulk load.
+        """Makes Milvus seal and index new rows, which takes a second or two; call it at the end of a bulk load.
 
         Until then a server searches new rows through a coarse index, which finds too few for a large limit.
         """
@@ -195,7 +195,7 @@ class FocusedCollection:
     # --- reads ----------------------------------------------------------------------------------------------
 
     def count(self) -> int:
-        """Number of rows at present."""
+        """The current number of rows."""
         return self._table.count()
 
     def check_not_empty(self) -> None:
@@ -204,22 +204,22 @@ class FocusedCollection:
             raise CollectionError(f"collection {self.name!r} is empty; ingest images first")
 
     def get(self, ids: Sequence[Id], output_fields: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
-        """Fields of rows at present, the id among them, in the order of `ids`; missing rows are left out.
+        """The current fields of rows, ids included, in the order of `ids`; rows that do not exist are left out.
 
         Args:
             output_fields: names; "*" means all but the embedding and the state.
 
         Raises:
-            InvalidInput: a field that the collection cannot have.
+            InvalidInput: the collection cannot have such a field.
         """
         page = max(1, min(1000, BYTES_PER_CALL // self._row_bytes))
         return self._table.get(ids, self._names(output_fields), page)
 
     def digests(self, ids: Sequence[Id]) -> dict[Id, str]:
-        """The digests of those ids that exist, at present.
+        """The current digests of the ids that exist, by id.
 
         Raises:
-            CollectionError: an attached collection that has no place for digests.
+            CollectionError: the collection was attached and has no place for digests.
         """
         name = self.layout.digest
         if name is None:
@@ -240,7 +240,7 @@ class FocusedCollection:
         with_states: bool = False,
         search_params: Mapping[str, Any] | None = None,
     ) -> list[Candidates]:
-        """The nearest rows to each query, in one call to Milvus unless the answer would be too large for one.
+        """Finds the nearest rows to each query, in one call to Milvus unless the answer is too large for one.
 
         Args:
             embeddings: float32 [Q, E], finite.
@@ -291,7 +291,7 @@ class FocusedCollection:
         return Candidates(ids, cosines, states, fields)
 
     def _names(self, output_fields: Sequence[str]) -> list[str]:
-        """Expands "*" and refuses fields that there cannot be, which Milvus Lite would silently leave out."""
+        """Expands "*" and refuses fields that cannot exist, which Milvus Lite would silently leave out."""
         at = self.layout
         known = [at.id, *([at.digest] if at.digest else []), *at.others]
         names: list[str] = []

@@ -1,4 +1,7 @@
-"""The way to Milvus: connections and errors. The only module that imports pymilvus."""
+"""Opens and closes connections to Milvus, and turns its errors into CollectionError.
+
+The only module that imports pymilvus.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def connect(uri: str, token: str = "", *, timeout: float = 10.0, **kwargs: Any) 
         kwargs: passed on to MilvusClient, for example db_name.
 
     Raises:
-        CollectionError: no server there, no access, or a Lite database that another process has open.
+        CollectionError: there is no server, it denies access, or another process has the Lite database open.
     """
     if uri.startswith(("http://", "https://")):
         try:
@@ -74,7 +77,7 @@ def close(client: MilvusClient) -> None:
 
 
 def _why_lite_fails(path: Path, error: Exception) -> str:
-    """pymilvus says only that opening failed, so this opens the database once more without it."""
+    """Why a Lite database does not open. pymilvus hides the reason, so this opens the database again without it."""
     try:
         from milvus_lite.db import MilvusLite
         from milvus_lite.exceptions import DataDirLockedError
@@ -98,7 +101,7 @@ def is_lite(client: MilvusClient) -> bool:
 
 
 def message_of(error: BaseException) -> str:
-    """What Milvus or gRPC has to say, in one line."""
+    """The message of an error of Milvus or gRPC, in one line."""
     details = error.details() if isinstance(error, grpc.RpcError) else getattr(error, "message", None)
     return " ".join(str(details or error).split())
 

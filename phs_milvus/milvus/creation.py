@@ -1,4 +1,4 @@
-"""Making collections, and putting a new one in the place of another."""
+"""Creates collections, and replaces a collection by a new one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from phs_milvus.milvus.rows import ModelRecord
 
 
 def create(client: MilvusClient, name: str, record: ModelRecord, index_type: str, id_max_length: int) -> None:
-    """Makes an empty collection; arguments as of `FocusedCollection.create`, which has checked them."""
+    """Creates an empty collection; the arguments are those of `FocusedCollection.create`, which has checked them."""
     text = record.to_json()
     schema = client.create_schema(auto_id=False, enable_dynamic_field=True, description=text)
     schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=id_max_length)
@@ -33,7 +33,7 @@ def create(client: MilvusClient, name: str, record: ModelRecord, index_type: str
 
 
 def check(name: str, record: ModelRecord, index_type: str, id_max_length: int) -> None:
-    """Raises InvalidInput for what Milvus does not take, CollectionError for a state that no row can hold."""
+    """Raises InvalidInput for a value that Milvus refuses, CollectionError for a state that no row can hold."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
         raise InvalidInput(
             f"a collection's name has letters, digits and underscores, got {shown(name)!r}", "collection"

@@ -1,4 +1,4 @@
-"""What the fields of a collection are, whoever made it."""
+"""Finds out which field of a collection holds what, whoever made the collection."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from phs_milvus.contract.types import Float32Array
 from phs_milvus.milvus.connection import DataType, MilvusClient
 from phs_milvus.milvus.rows import ModelRecord
 
-# Embeddings that were kept in half precision somewhere on the way are within it.
+# Wide enough for embeddings that were stored in half precision at some time.
 NORM_TOLERANCE = 0.01
 
 
 def remembered(description: dict[str, Any]) -> ModelRecord | None:
-    """The model that a collection says it was filled with."""
+    """The model in a collection's description; None where it records none."""
     texts = (description.get("description"), dict(description.get("properties") or {}).get("phs"))
     return next((record for text in texts if text and (record := ModelRecord.from_json(text))), None)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which field of a collection is what.
+    """Which field of a collection holds what.
 
     Attributes:
-        id_max_length: UTF-8 bytes, or None for an INT64 primary key.
-        auto_id: Milvus makes up the ids.
-        digest: None where the collection has no place for one.
+        id, embedding, state: names of the primary key, of the embedding's and of the state's field.
+        id_max_length: UTF-8 bytes that an id may have; None for an INT64 primary key.
+        auto_id: whether Milvus generates the ids.
+        digest: name of the digest's field; None where the collection has no place for one.
         others: the remaining fields of the schema.
-        dynamic: rows may have fields that are not in the schema.
+        dynamic: whether rows may have fields that are not in the schema.
         metric: "COSINE", "IP" or "L2".
     """
 
@@ -53,7 +54,7 @@ def read(
     """Finds the fields of a collection and checks that they can hold embeddings and states of `model`.
 
     Raises:
-        CollectionError: says what the collection has and what is needed.
+        CollectionError: a field is missing, or has another type or size; the message says what is needed.
     """
     dim = model.embedding_size if model else 0
     text_length = state_codec.text_length(model.hidden_size) if model else 0
@@ -106,8 +107,10 @@ def _metric(client: MilvusClient, name: str, embedding: str) -> str:
 
 
 def check_norms(name: str, field: str, metric: str, embeddings: Float32Array) -> None:
-    """Raises CollectionError unless stored embeddings [n, E] are all of norm 1: by IP and L2 the search would rank by
-    length, and give scores that are no cosine similarities."""
+    """Raises CollectionError unless all stored embeddings, float32 [n, E], are of norm 1.
+
+    With other norms, IP and L2 rank by length, and their scores are not cosine similarities.
+    """
     norms = np.linalg.norm(embeddings.astype(np.float64), axis=1)
     wrong = ~(np.abs(norms - 1) <= NORM_TOLERANCE)  # NaN is wrong too
     if wrong.any():

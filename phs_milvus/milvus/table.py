@@ -1,7 +1,7 @@
-"""A Milvus collection as a table of plain records, read and written alike on Milvus Lite and on servers.
+"""A Milvus collection as a table of plain records, with the same behaviour on Milvus Lite and on servers.
 
-What had to be evened out was found by experiment with milvus-lite 3.2 and Milvus 2.3.5; making and connecting have
-differences of their own (creation.py, connection.py).
+The differences between the two were found by experiment with milvus-lite 3.2 and Milvus 2.3.5. Those in creating and
+connecting are dealt with in creation.py and connection.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STRONG = {"consistency_level": "Strong"}
 
 
 class Table:
-    """Reads and writes of one loaded collection. Every method raises CollectionError with Milvus' message.
+    """Reads and writes one loaded collection. Every method raises CollectionError with Milvus' message.
 
     Attributes:
         key: name of the primary key field.
@@ -38,14 +38,14 @@ class Table:
         self._client = client
         self._name = name
         self._lite = is_lite(client)
-        # A server searches a snapshot that may be seconds old; after a write of ours the next search asks for
-        # the present. Reads by id always do.
+        # A server searches a snapshot that may be seconds old, so the first search after a write of ours asks for the
+        # current state. Reads by id always do.
         self._written = False
         with translated_errors(f"cannot load collection {name!r}"):
-            client.load_collection(name)  # Milvus Lite wants it after every reopen
+            client.load_collection(name)  # Milvus Lite needs this after every reopen
 
     def insert(self, records: list[dict[str, Any]]) -> None:
-        """Adds records; on a server, an id that exists gets a second one."""
+        """Adds records; if an id exists already, a server stores it twice."""
         self._write(self._client.insert, records)
 
     def upsert(self, records: list[dict[str, Any]]) -> None:
@@ -65,16 +65,16 @@ class Table:
         self._written = True
 
     def flush(self) -> None:
-        """Seals and indexes what was written."""
+        """Seals and indexes new records."""
         with translated_errors(f"cannot flush collection {self._name!r}"):
             self._client.flush(self._name, timeout=_TIMEOUT_S)
 
     def count(self) -> int:
-        """Number of records at present."""
+        """The current number of records."""
         return int(self._query("", ["count(*)"])[0]["count(*)"])
 
     def get(self, ids: Sequence[Id], names: Sequence[str], page: int) -> list[dict[str, Any]]:
-        """Records at present, with their keys, in the order of `ids`, missing ones left out."""
+        """Current records with their keys, in the order of `ids`; ids that do not exist are left out."""
         found: dict[Id, dict[str, Any]] = {}
         for start in range(0, len(ids), page):
             rows = self._query(self._among(ids[start : start + page]), [*names, self.key])
@@ -88,11 +88,11 @@ class Table:
 
     def iterate_keys(self) -> Iterator[Id]:
         """All ids in ascending order, a page at a time."""
-        # Each page starts after the last id of the one before. pymilvus' own iterator does so too, but does
-        # not escape that id. The options make Milvus order the records before it cuts off at the limit.
+        # Each page starts after the last id of the page before it. pymilvus' own iterator does the same, but does not
+        # escape that id. The options make Milvus sort the records before it applies the limit.
         options = {"iterator": "True", "reduce_stop_for_best": "True", "limit": _IDS_PER_PAGE}
         condition = ""
-        # With them pymilvus drops the consistency level; counting first brings the server to the present.
+        # With these options pymilvus drops the consistency level; counting first makes the server catch up.
         self.count()
         while page := [row[self.key] for row in self._query(condition, [self.key], **options)]:
             if page != sorted(page):
@@ -112,7 +112,7 @@ class Table:
         """pymilvus' hits for each query.
 
         Raises:
-            InvalidInput: on field "filter", if Milvus does not take it.
+            InvalidInput: Milvus refuses the filter.
         """
 
         def call(**consistency: str) -> list[Any]:
@@ -133,7 +133,7 @@ class Table:
             with translated_errors(f"cannot search collection {self._name!r}"):
                 written, self._written = self._written, False
                 hits = call(**_STRONG if written else {})
-                # Nothing at all may mean nothing yet, where somebody else has just written.
+                # No hits may mean that another client's rows are not visible yet.
                 return hits if written or any(map(len, hits)) else call(**_STRONG)
         except CollectionError:
             if filter:
@@ -141,7 +141,7 @@ class Table:
             raise
 
     def _blame(self, filter: str) -> None:
-        """Raises InvalidInput if queries work, but not with this filter; codes differ between versions."""
+        """Raises InvalidInput if queries work, but not with this filter; Milvus' error codes differ by version."""
         self._query("", [self.key], limit=1)
         try:
             self._query(filter, [self.key], limit=1)

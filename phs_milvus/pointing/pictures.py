@@ -1,6 +1,7 @@
-"""Masks that people paint or export as pictures -> bool: hard and soft ones, labels, layers with transparency.
+"""Masks that people paint or export as pictures -> bool: hard and soft masks, labels, layers with transparency.
 
-What is certain is converted; what may mean two things is refused, with a line that says how to make it certain.
+A mask with one meaning is converted. A mask that may mean two things is refused, and the error says how to make it
+unambiguous.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from phs_milvus.contract.errors import PromptError
 
 BoolArray = npt.NDArray[np.bool_]
 
-# More values than these are no labels: soft edges have most of 256.
+# A mask with more values than this is soft, not one of labels: soft edges use most of the 256 values.
 _MOST_LABELS = 32
 _COLOURS_COUNTED = 4096
 
 
 def inside_of_picture(image: Image.Image) -> BoolArray:
-    """bool [H, W] of a loaded, upright image: neither black nor transparent, soft edges cut in their middle.
+    """bool [H, W] of a loaded, upright image: pixels neither black nor transparent, with soft edges cut at half.
 
-    Colours count, not palette indices: index 0 may well be white.
+    Decided by colour, not by palette index: index 0 may be white.
 
     Raises:
-        PromptError: float pixels, or grey values that may mean more than one thing.
+        PromptError: the pixels are float, or their values may mean more than one thing.
     """
     if image.mode == "F":
         raise PromptError("mask: float pixels; threshold scores first, for example scores > 0.5")
@@ -38,18 +39,18 @@ def inside_of_picture(image: Image.Image) -> BoolArray:
 
 
 def inside_of_greys(values: npt.NDArray[Any]) -> BoolArray:
-    """bool, as `values`, which are bool or integers: nonzero is inside, but of soft masks the upper half.
+    """bool of the shape of `values`, which are bool or integers.
 
-    Masks of two values, and of few small ones (0 and 1, instance numbers), are hard. Others are soft where they reach
-    the upper half of 8 or 16 bits: inside from 128 or 32,768 on.
+    Masks of two values or of few small ones (0 and 1, instance numbers) are hard: nonzero is inside. Other masks that
+    reach the upper half of 8 or 16 bits are soft: 128 or more, or 32,768 or more, is inside.
 
     Raises:
-        PromptError: many values that all lie in the lower half, or labels with 255 for "unknown".
+        PromptError: there are many values and all lie in the lower half, or labels among which 255 means "unknown".
     """
     if values.dtype == np.bool_:
         return values
     if not values.size or values.min() < 0 or values.max() > 65535:
-        return np.asarray(values != 0)  # numbers of things; no picture has such values
+        return np.asarray(values != 0)  # instance numbers; no picture has such values
     found = np.flatnonzero(np.bincount(values.reshape(-1).astype(np.uint16), minlength=1))
     if len(found) <= 2 and found[0] == 0:
         return np.asarray(values != 0)
@@ -71,7 +72,7 @@ def inside_of_greys(values: npt.NDArray[Any]) -> BoolArray:
 
 
 def _of_colours(pixels: npt.NDArray[np.uint8]) -> BoolArray:
-    """Of RGB [H, W, 3]."""
+    """bool [H, W] of RGB [H, W, 3]."""
     brightest = pixels.max(axis=2)
     if (pixels == brightest[..., None]).all():
         return inside_of_greys(brightest)
@@ -82,7 +83,7 @@ def _of_colours(pixels: npt.NDArray[np.uint8]) -> BoolArray:
 
 
 def _of_layer(pixels: npt.NDArray[np.uint8]) -> BoolArray:
-    """Of RGBA [H, W, 4]: what is opaque and not black; of black strokes on a transparent layer, the strokes."""
+    """bool [H, W] of RGBA [H, W, 4]: opaque and not black, or black strokes on a transparent layer."""
     alpha = pixels[..., 3]
     opaque = alpha >= max(1, (int(alpha.max()) + 1) // 2)
     colours = np.where(opaque[..., None], pixels[..., :3], 0)
@@ -92,11 +93,11 @@ def _of_layer(pixels: npt.NDArray[np.uint8]) -> BoolArray:
 
 
 def _not_turned_around(inside: BoolArray) -> BoolArray:
-    """Refuses strokes that are black on white: white is inside, and nobody points at all but a spot in the middle."""
+    """Returns the mask, but refuses one whose whole border is inside: most likely black strokes on white."""
     border = inside[0].all() and inside[-1].all() and inside[:, 0].all() and inside[:, -1].all()
     if border and not inside.all():
         raise PromptError(
-            "mask: black on white? white is inside, and here it is the whole border; invert the mask, or give it as a "
-            "bool array if it is meant so"
+            "mask: black on white? white is inside, and here the whole border is white; invert the mask, or give it as "
+            "a bool array if that is intended"
         )
     return inside

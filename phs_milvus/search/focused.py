@@ -195,7 +195,7 @@ class FocusedSearch:
 
     def search_many(
         self,
-        queries: Sequence[Query],
+        queries: Sequence[Query | Encoding],
         *,
         limit: int = DEFAULT_LIMIT,
         candidates: int | None = None,
@@ -205,6 +205,8 @@ class FocusedSearch:
         focus: Focus = Focus(),
     ) -> list[SearchResult]:
         """`search` for several queries with one Milvus call; returns one result per query, in their order.
+
+        An Encoding, as `Reranker.query` returns it, is a query that is not encoded again; `focus` does not change it.
 
         Raises as `search`. A query that cannot be used fails the whole call before Milvus is asked.
         """
@@ -241,16 +243,24 @@ class FocusedSearch:
             for hits, encoding in zip(ranked, encodings, strict=True)
         ]
 
-    def _encode(self, queries: Sequence[Query], focus: Focus) -> list[Encoding]:
-        images = self._located([query.image for query in queries])
-        prompts = [query.prompt for query in queries]
-        results = encode_zooms_many(self._encoder, images, prompts, focus)
-        for position, result in enumerate(results):
+    def _encode(self, queries: Sequence[Query | Encoding], focus: Focus) -> list[Encoding]:
+        results: dict[int, Encoding | PhsError] = {
+            position: query for position, query in enumerate(queries) if isinstance(query, Encoding)
+        }
+        new = {position: query for position, query in enumerate(queries) if isinstance(query, Query)}
+        if new:
+            images = self._located([query.image for query in new.values()])
+            prompts = [query.prompt for query in new.values()]
+            results |= zip(new, encode_zooms_many(self._encoder, images, prompts, focus), strict=True)
+        encodings = []
+        for position in range(len(queries)):
+            result = results[position]
             if isinstance(result, InvalidInput) and len(queries) > 1:
                 raise type(result)(f"query {position}: {result}", result.field)
             if isinstance(result, PhsError):
                 raise result
-        return [result for result in results if isinstance(result, Encoding)]
+            encodings.append(result)
+        return encodings
 
     def locate(self, image: ImageSource | StoredImage) -> ImageSource:
         """The file of a StoredImage; any other image is returned unchanged.

@@ -1,11 +1,9 @@
-"""Wiring: one gRPC server with the focus service, health and reflection; warm-up, signals and draining."""
+"""Wiring: one gRPC server with the focus service and health; loading, watching, draining."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,23 +12,32 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
 
-from phs_milvus.contract.errors import EncoderUnavailable, PhsError
+from phs_milvus.contract.errors import InvalidInput, PortTaken
 from phs_server.config import Settings
-from phs_server.edge.health import Health
+from phs_server.edge import health, reflection, supervisor
+from phs_server.edge.admission import Admission
+from phs_server.edge.callers import Caller
+from phs_server.edge.calls import Calls, Serve
+from phs_server.edge.connections import Connections
+from phs_server.edge.places import Place
+from phs_server.edge.probes import ProbeReader
 from phs_server.edge.security import Tokens, server_credentials
 from phs_server.edge.service import SERVICE_NAME, FocusEncoderService
 from phs_server.flow.pipeline import Pipeline
-from phs_server.ops import logs, memory
+from phs_server.ops import files, memory
 from phs_server.ops.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 0.5
 _TRIM_SECONDS, _TRIM_SECONDS_BUSY = 2.0, 10.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# After the last answer has been written: for it, and for the news to health watches, to leave the machine.
+_LINGER_SECONDS = 0.2
+# For gRPC to notice that its connections have ended.
+_CLOSE_SECONDS = 2.0
+# Of the connections allowed, those beyond this share are taken from the address that has most.
+_FAIR_SHARE = 0.75
 
 
 class Server:
@@ -38,6 +45,7 @@ class Server:
 
     Attributes:
         address: "host:port" once started, with the port actually bound.
+        private_address: where the server answers itself; None where the system has no such addresses.
 
     Raises:
         InvalidInput: TLS or token files that cannot be used.
@@ -46,18 +54,20 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.address = ""
+        self.private_address = supervisor.private_address()
         self._metrics = Metrics()
-        self._service = FocusEncoderService(settings, self._metrics)
-        self._health = Health()
+        self._connections = Connections()
+        self._max_connections = settings.max_connections or files.connections_allowed()
+        self._admission = Admission(settings, self._connections.close)
+        self._service = FocusEncoderService(settings, self._metrics, self._admission)
+        self._health = health.Health(SERVICE_NAME)
+        self._credentials = server_credentials(settings)
+        tokens = Tokens(Path(settings.token_file)) if settings.token_file else None
+        self._calls = Calls(self._admission, self._metrics, tokens)
         self._watchdog: asyncio.Task[None] | None = None
         self._stop_metrics: Callable[[], None] | None = None
-        self._credentials = server_credentials(settings)
-        tokens = [Tokens(Path(settings.token_file))] if settings.token_file else []
-        self._server = grpc.aio.server(interceptors=tokens, options=_options(settings))
-        self._service.add_to(self._server)
-        self._health.add_to(self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        self._server = grpc.aio.server(options=_options(settings, self._max_connections))
+        self._register()
 
     async def start(self) -> None:
         """Opens the port, loads and warms up the model, then turns ready.
@@ -66,36 +76,78 @@ class Server:
             PhsError: the port is taken, or the model cannot be served.
         """
         settings = self.settings
-        await self._health.report(ready=False)
         self.address = self._listen()
         if settings.metrics_port:
             self._export_gauges()
             self._stop_metrics = self._metrics.listen(settings.metrics_host, settings.metrics_port)
         await self._server.start()
+        self._watchdog = asyncio.create_task(self._watch())
         pipeline = await _on_daemon_thread(self._load)
         pipeline.observe_batch = self._metrics.batch
-        self._service.pipeline = pipeline
         self._metrics.model(pipeline.info)
-        self._watchdog = asyncio.create_task(self._watch(pipeline))
-        await self._health.report(ready=True)
+        self._service.pipeline = pipeline
+        self._health.report(ready=True)
         info = pipeline.info
         log.info(
             "serving %s (%s, %d heads, %d px, %s) on %s",
             *(info.model_id, info.model_type, info.heads, info.image_size, info.precision, self.address),
         )
 
+    async def ended(self) -> None:
+        """Returns when gRPC's server has ended, by `stop` or by itself."""
+        await self._server.wait_for_termination()
+
     async def stop(self) -> None:
-        """Refuses new requests, finishes accepted ones for up to `drain_seconds`, then closes."""
+        """Refuses new requests, finishes accepted ones for up to `drain_seconds`, then closes every connection.
+
+        Only requests are waited for: not connections that say nothing, nor watches, nor half of a handshake.
+        """
         if self._watchdog is not None:
             self._watchdog.cancel()
-        await self._health.report(ready=False)
         self._health.drain()
         self._service.drain()
-        await self._server.stop(self.settings.drain_seconds)
+        stopping = asyncio.ensure_future(self._server.stop(self.settings.drain_seconds))
+        finished = asyncio.ensure_future(self._finished())
+        await asyncio.wait(
+            [stopping, finished], timeout=self.settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        finished.cancel()
+        self._connections.close_all()
+        if not (await asyncio.wait([stopping], timeout=_CLOSE_SECONDS))[0]:
+            log.warning("some connections did not end in time")
         if self._service.pipeline is not None:
             self._service.pipeline.close(timeout=1.0)
         if self._stop_metrics is not None:
             await asyncio.to_thread(self._stop_metrics)
+
+    def _register(self) -> None:
+        reader, calls, probes = ProbeReader(), self._calls, self._admission.probes
+
+        def probe(name: str, answer: Callable[[bytes, grpc.aio.ServicerContext], object]) -> grpc.RpcMethodHandler:
+            async def serve(context: grpc.aio.ServicerContext, caller: Caller, _: Place) -> None:
+                message = await reader.read(context, caller)
+                if message is None:
+                    raise InvalidInput("the call carries no message", "request")
+                await answer(message, context)  # type: ignore[misc]
+
+            return calls.open_to_all(name, probes, serve)
+
+        services: dict[str, dict[str, grpc.RpcMethodHandler]] = {
+            SERVICE_NAME: self._service.handlers(calls, self._connections.close),
+            health.SERVICE_NAME: {
+                "Check": probe("Check", self._health.check),
+                "Watch": probe("Watch", self._health.watch),
+            },
+        }
+        if self.settings.reflection:
+            listing = reflection.Reflection(tuple(services), reader)
+            serve: Serve = lambda context, caller, _: listing.serve(context, caller)  # noqa: E731
+            services[reflection.SERVICE_NAME] = {
+                "ServerReflectionInfo": calls.guarded("ServerReflectionInfo", probes, serve)
+            }
+        for name, handlers in services.items():
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+        supervisor.add_to(self._server)
 
     def _listen(self) -> str:
         host, port = self.settings.host, self.settings.port
@@ -106,10 +158,13 @@ class Server:
                 bound = self._server.add_insecure_port(f"{host}:{port}")
             else:
                 bound = self._server.add_secure_port(f"{host}:{port}", self._credentials)
+            if self.private_address:
+                self._server.add_insecure_port(self.private_address)
         except RuntimeError as error:
-            raise EncoderUnavailable(f"cannot listen on {host}:{port}: is the port taken? ({error})") from error
+            raise PortTaken(f"cannot listen on {host}:{port}: is the port taken? ({error})") from error
         if self._credentials is None and host not in ("127.0.0.1", "localhost", "[::1]"):
             log.warning("listening on %s without TLS; see --tls-cert", host)
+        self._connections.port = bound
         return f"{host}:{bound}"
 
     def _load(self) -> Pipeline:
@@ -117,35 +172,44 @@ class Server:
         pipeline.warm_up()
         return pipeline
 
-    async def _watch(self, pipeline: Pipeline) -> None:
-        """Turns health off when a thread that runs the model dies, and fails what it leaves behind; trims memory."""
+    async def _finished(self) -> None:
+        await asyncio.sleep(_LINGER_SECONDS)  # also for calls that gRPC has taken and we have not seen yet
+        while self._calls.open:
+            await self._calls.finished()
+            await asyncio.sleep(_LINGER_SECONDS)
+
+    async def _watch(self) -> None:
+        """Turns health off when a thread that runs the model dies, and fails what it leaves behind; trims memory; keeps
+        connections shared."""
         trimmed = time.monotonic()
-        while pipeline.healthy:
+        while self._service.pipeline is None or self._service.pipeline.healthy:
             await asyncio.sleep(_WATCH_SECONDS)
+            if ended := self._connections.thin_out(int(_FAIR_SHARE * self._max_connections)):
+                log.warning("ended %d connections of those addresses that had most", ended)
             # Rarely under load: glibc holds the lock of each of its arenas for the time that it takes.
-            if time.monotonic() - trimmed > (_TRIM_SECONDS_BUSY if self._service.admission.busy else _TRIM_SECONDS):
+            if time.monotonic() - trimmed > (_TRIM_SECONDS_BUSY if self._admission.busy else _TRIM_SECONDS):
                 trimmed = time.monotonic()
                 try:
                     await asyncio.to_thread(memory.trim)
                 except Exception:
                     log.exception("freed memory cannot be given back to the system")
         log.critical("a thread that runs the model has died; this server must be restarted")
-        await self._health.report(ready=False, live=False)
+        self._health.report(ready=False, live=False)
         self._service.give_up()
-        await asyncio.to_thread(pipeline.close, 0)
+        await asyncio.to_thread(self._service.pipeline.close, 0)
 
     def _export_gauges(self) -> None:
-        service, admission = self._service, self._service.admission
+        service, admission = self._service, self._admission
         gauge = self._metrics.gauge
         gauge("phs_ready", "Whether the model is loaded and its threads are alive", lambda: _ready(service))
         for queue in ("decode", "encode", "rerank"):
             gauge("phs_queue_depth", "Items in a queue", partial(_queue_depth, service, queue), queue=queue)
-        waiting = {"bytes": lambda: admission.waiting, "images": lambda: _waiting_images(service)}
-        for kind, read in waiting.items():
-            gauge("phs_bulk_waiting", "Bulk items that wait for room, for what they lack", read, room=kind)
-        gauge("phs_calls", "Unary calls in progress", lambda: admission.calls)
-        gauge("phs_streams", "Bulk streams open", lambda: admission.streams)
-        gauge("phs_in_flight_bytes", "Bytes of requests in progress", lambda: admission.bytes_held)
+        gauge("phs_bulk_waiting", "Bulk items that wait for room", lambda: admission.waiting)
+        gauge("phs_calls", "Unary calls in progress", lambda: len(admission.calls))
+        gauge("phs_streams", "Bulk streams open", lambda: len(admission.streams))
+        gauge("phs_probes", "Health checks, watches and reflections open", lambda: len(admission.probes))
+        gauge("phs_in_flight_images", "Images in progress", lambda: admission.images)
+        gauge("phs_in_flight_bytes", "Bytes of requests and answers in progress", lambda: admission.bytes_held)
 
 
 def _ready(service: FocusEncoderService) -> float:
@@ -156,15 +220,18 @@ def _queue_depth(service: FocusEncoderService, queue: str) -> float:
     return 0 if service.pipeline is None else service.pipeline.queue_depths[queue]
 
 
-def _waiting_images(service: FocusEncoderService) -> float:
-    return 0 if service.pipeline is None else service.pipeline.waiting
-
-
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def _options(settings: Settings, max_connections: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_concurrent_streams", settings.max_connection_calls),
+        # The next ones are closed. All are counted, also those that have said nothing yet.
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.server_handshake_timeout_ms", int(1000 * settings.handshake_seconds)),
+        ("grpc.max_connection_idle_ms", int(1000 * settings.idle_seconds)),
+        ("grpc.max_connection_age_ms", int(1000 * settings.age_seconds)),
+        # Nothing is inflated: a kilobyte would become a megabyte before any code of ours sees it. Bit 0 is "identity".
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         # Fixed flow-control windows: with the bandwidth probe they grow to megabytes for each call, read or not.
         ("grpc.http2.bdp_probe", 0),
         # Otherwise a second server on the port would start, and share its connections with the first.
@@ -233,42 +300,3 @@ class ServerThread:
         self._started.set_result(server.address)
         await self._stop.wait()
         await server.stop()
-
-
-async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or Ctrl-C, then drains; a second signal ends the process at once."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-
-    def on_signal() -> None:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-        stop.set()
-
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, on_signal)
-    server = Server(settings)
-    starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            await stopping
-        log.info("draining for up to %g s", settings.drain_seconds)
-    finally:
-        starting.cancel()
-        stopping.cancel()
-        await server.stop()
-    log.info("stopped")
-
-
-def run(settings: Settings) -> int:
-    """Serves in the foreground; returns the process's exit status."""
-    logs.configure(settings.log_level, settings.log_format)
-    try:
-        asyncio.run(serve(settings))
-    except PhsError as error:
-        print(f"phs-server: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0

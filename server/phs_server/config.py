@@ -67,19 +67,36 @@ class Settings:
         128, "unary calls at once; more are answered RESOURCE_EXHAUSTED before their message is read", minimum=1
     )
     max_streams: int = _setting(16, "bulk streams at once; more are answered RESOURCE_EXHAUSTED", minimum=1)
+    max_probes: int = _setting(1024, "health checks, watches and reflections at once", minimum=1)
     max_connection_calls: int = _setting(
         256,
         "calls and streams at once on one connection; more wait in the client, or are UNAVAILABLE where those that it "
         "cancelled are not yet cleared away",
         minimum=1,
     )
+    max_connections: int = _setting(
+        0,
+        "connections at once; from three quarters on, those of the address that has most are ended; 0: as many as open "
+        "files allow, 4096 at most",
+        minimum=0,
+    )
     max_in_flight_bytes: int = _setting(
         2**30,
-        "bytes of requests worked on at once; beyond, unary calls are refused; streams wait beyond three quarters",
+        "bytes of requests and answers in progress; beyond, unary calls are refused; streams wait beyond 3/4",
         minimum=1,
     )
-    max_connection_bytes: int = _setting(2**29, "of max_in_flight_bytes, bytes that one connection may use", minimum=1)
+    max_connection_bytes: int = _setting(
+        2**29, "of max_in_flight_bytes, bytes that one caller (an address, or a token) may use", minimum=1
+    )
     receive_seconds: float = _setting(30.0, "seconds that a unary call may take to send its message", minimum=0.1)
+    answer_seconds: float = _setting(
+        60.0, "seconds that a unary call may take to read its answer; then its connection is closed", minimum=0.1
+    )
+    handshake_seconds: float = _setting(10.0, "seconds that a new connection may take for its handshake", minimum=0.1)
+    idle_seconds: float = _setting(300.0, "seconds after which a connection without calls is closed", minimum=1)
+    age_seconds: float = _setting(
+        3600.0, "seconds after which a connection takes no new calls; clients open another one by themselves", minimum=1
+    )
     drain_seconds: float = _setting(
         30.0, "seconds that accepted requests get to finish after SIGTERM or Ctrl-C", minimum=0
     )
@@ -89,6 +106,7 @@ class Settings:
     token_file: str = _setting(
         "", "file of bearer tokens, one per line, read again when it changes; empty: no token is asked for"
     )
+    reflection: bool = _setting(False, "tell anybody which methods there are (grpc.reflection.v1alpha)")
     metrics_port: int = _setting(0, "TCP port of Prometheus metrics, at /metrics; 0: none", minimum=0, maximum=65535)
     metrics_host: str = _setting("127.0.0.1", "address the metrics port listens on")
     log_level: str = _setting("info", "how much to log", choices=("debug", "info", "warning", "error"))
@@ -129,13 +147,18 @@ def add_flags(parser: argparse.ArgumentParser, environment: Mapping[str, str] = 
     types = get_type_hints(Settings)
     for item in dataclasses.fields(Settings):
         variable = f"PHS_{item.name.upper()}"
+        flag = f"--{item.name.replace('_', '-')}"
+        if types[item.name] is bool:
+            on = environment.get(variable, "").lower() not in ("", "0", "false", "no", "off")
+            parser.add_argument(flag, action="store_true", default=on, help=f"{item.metadata['help']} [{variable}]")
+            continue
         default = item.default
         kind = _typed(types[item.name], item.metadata.get("minimum"), item.metadata.get("maximum"))
         if variable in environment:
             # argparse applies `type` and reports errors for string defaults too; `choices` it does not check for them.
             default = environment[variable]
         parser.add_argument(
-            f"--{item.name.replace('_', '-')}",
+            flag,
             type=kind,
             default=default,
             choices=item.metadata.get("choices"),

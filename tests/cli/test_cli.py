@@ -132,7 +132,8 @@ def test_a_first_ingest_that_fails_does_not_bind_the_collection(run: Run, photos
     assert run("ingest", "no-such-folder").returncode == 1
     assert not (tmp_path / "phs_milvus.db").exists()
     (tmp_path / "empty").mkdir()
-    assert run("ingest", "empty", "--milvus", "phs_milvus.db/").returncode == 0
+    nothing = run("ingest", "empty", "--milvus", "phs_milvus.db/")
+    assert nothing.returncode == 1 and "no images under empty" in nothing.stderr
     assert json.loads(run("info").stdout)["collection"]["rows"] == 0
 
 

@@ -18,10 +18,7 @@ PIXELS = pytest.mark.parametrize("writer", IN_PIXELS)
 
 
 def boxes_of(dataset: Dataset) -> list[list[tuple[str, tuple[float, ...]]]]:
-    return [
-        sorted((entry.label, tuple(round(side, 6) for side in entry.box)) for entry in image.instances)
-        for image in dataset.images
-    ]
+    return [sorted((entry.label, entry.box) for entry in image.instances) for image in dataset.images]
 
 
 def expected(boxes: tuple[Box, ...] = BOXES) -> list[tuple[str, tuple[float, ...]]]:

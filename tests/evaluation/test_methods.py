@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation import Average, Bench, Edited, FixedHeads, Focused, Foveal, QuerySet, TwoStage, WholeImage
 from phs_milvus.evaluation import edits as e
-from phs_milvus.evaluation.heads import head_weights
+from phs_milvus.evaluation.head_weights import head_weights
 from phs_milvus.milvus import connection
 from phs_milvus.pointing.prompts import Mask
 from phs_milvus.search.focused import FocusedSearch, Query

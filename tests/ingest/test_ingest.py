@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pymilvus import DataType, MilvusClient
 
 from phs_milvus.client.encoder import Encoder, Outputs
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, InvalidInput, ModelMismatch
-from phs_milvus.ingest.files import IMAGE_EXTENSIONS, walk
+from phs_milvus.ingest.files import IMAGE_EXTENSIONS, LINKED_FILE, LINKED_FOLDER, NO_EXTENSION, walk
 from phs_milvus.milvus.collection import FocusedCollection, Row
 from tests.ingest.support import MakeImages, check_complete, rows_of, run
 
@@ -102,13 +105,87 @@ def test_walk(root: Path, tmp_path: Path, make_images: MakeImages) -> None:
     (root / "._a.jpg").touch()
     (root / "loop").symlink_to(root)
     (root / "file.jpg").symlink_to(root / "b" / "image-0000.jpg")
+    (root / "hid.jpg").symlink_to(root / ".hidden" / "image-0000.jpg")
+    (root / "hid-again.jpg").symlink_to(root / "hid.jpg")
     (root / "b" / "z.jpg").symlink_to(tmp_path, target_is_directory=True)
-    names = ["a.JPG", "b/image-0000.jpg", "b/image-0001.jpg", "file.jpg"]
-    assert list(walk(root, IMAGE_EXTENSIONS)) == names
+    names = ["a.JPG", "b/image-0000.jpg", "b/image-0001.jpg", "hid-again.jpg"]
+    left_out: list[str] = []
+    assert list(walk(root, IMAGE_EXTENSIONS, left_out=left_out.append)) == names
+    assert sorted(left_out) == [".txt", LINKED_FOLDER, LINKED_FOLDER, LINKED_FILE, LINKED_FILE]
     assert list(walk(root, {".txt"})) == ["c.txt"]
     errors: list[str] = []
     assert list(walk(root / "nowhere", {".txt"}, lambda name, _: errors.append(name))) == []
     assert errors == ["./"]
+
+
+def test_links_to_themselves_hide_nothing(root: Path, make_images: MakeImages) -> None:
+    make_images(root, 2)
+    make_images(root / "below", 1)
+    (root / "itself").symlink_to("itself")
+    (root / "itself.jpg").symlink_to("itself.jpg")
+    (root / "here").symlink_to(".")
+    (root / "below" / "up").symlink_to("../")
+    names = ["below/image-0000.jpg", "image-0000.jpg", "image-0001.jpg", "itself.jpg"]
+    assert list(walk(root, IMAGE_EXTENSIONS)) == names
+
+
+def test_files_without_extension_are_taken_by_their_first_bytes(root: Path, make_images: MakeImages) -> None:
+    for path in make_images(root, 2):
+        path.rename(path.with_suffix(""))
+    (root / "README").write_text("no image")
+    (root / "empty").touch()
+    os.mkfifo(root / "pipe")
+    left_out: list[str] = []
+    assert list(walk(root, IMAGE_EXTENSIONS, left_out=left_out.append)) == ["image-0000", "image-0001"]
+    assert left_out == [NO_EXTENSION] * 3
+
+
+def test_what_is_left_out_is_said(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    paths = make_images(root, 2)
+    Image.open(paths[1]).save(root / "pano.mpo", save_all=True, append_images=[Image.open(paths[0])])
+    for name in ("a.xml", "b.xml", "c.CR2", "notes"):
+        (root / name).write_text("x")
+    (root / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    report = run(root, collection, encoder)
+    assert (report.found, report.encoded, report.failed_count) == (4, 3, 1)
+    assert "HEIF" in dict(report.failed)["IMG_1.HEIC"]
+    assert "  4 files not taken: 2 .xml, 1 .cr2, 1 without extension" in str(report).splitlines()
+
+
+def test_a_file_at_which_the_server_stops_fails_alone(
+    root: Path,
+    tiny_model: Path,
+    encoder: Encoder,
+    collection: FocusedCollection,
+    make_images: MakeImages,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One picture holds the server for longer than the client waits; whatever is in flight with it waits as well."""
+    from phs_server.app import ServerThread
+    from phs_server.config import Settings
+    from phs_server.flow.pipeline import Pipeline
+
+    paths = make_images(root, 12)
+    poison = paths[5].read_bytes()
+    prepare = Pipeline._prepare
+
+    def held(self: Pipeline, decode: Any, items: Any) -> Any:
+        if items[0][0] == poison:
+            time.sleep(6)
+        return prepare(self, decode, items)
+
+    monkeypatch.setattr(Pipeline, "_prepare", held)
+    with (
+        ServerThread(Settings(model=str(tiny_model), port=0, precision="float32", decode_threads=1)) as server,
+        Encoder(server.address, timeout=4) as waiting,
+    ):
+        report = run(root, collection, waiting)
+    assert [name for name, _ in report.failed] == [paths[5].name]
+    assert (report.encoded, collection.count()) == (11, 11)
+    again = run(root, collection, encoder)
+    assert (again.encoded, again.skipped_unchanged) == (1, 11)
 
 
 def test_walk_goes_deeper_than_python_recurses(root: Path) -> None:

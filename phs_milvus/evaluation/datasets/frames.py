@@ -14,12 +14,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from phs_milvus.contract.errors import InvalidInput
-from phs_milvus.contract.images import stored_frame
+from phs_milvus.contract.headers import read_header
 from phs_milvus.evaluation.datasets.model import Corners
 
 BoolArray = npt.NDArray[np.bool_]
 Size = tuple[float, float]
 
+# In pixels: tools write shares with six digits, which is .004 of a side of 4,000.
+_ROUNDING = 0.01
 FRAMES = ("upright", "stored")
 # EXIF orientation -> where a point of the unit square goes when the picture is turned upright.
 _TURNS = {
@@ -79,9 +81,16 @@ class Frame:
         return x * self.upright[0], y * self.upright[1]
 
     def box(self, box: Corners) -> Corners:
-        """A box in pixels of the upright image; not clipped."""
+        """A box in pixels of the upright image; not clipped.
+
+        Sides that are whole pixels but for rounding become whole: a box selects every pixel that it touches.
+        """
         (xa, ya), (xb, yb) = self.point(*box[:2]), self.point(*box[2:])
-        return min(xa, xb), min(ya, yb), max(xa, xb), max(ya, yb)
+        sides = min(xa, xb), min(ya, yb), max(xa, xb), max(ya, yb)
+        if sides == box:
+            return box
+        x0, y0, x1, y1 = (round(side) if abs(side - round(side)) < _ROUNDING else side for side in sides)
+        return float(x0), float(y0), float(x1), float(y1)
 
     def mask(self, mask: BoolArray) -> BoolArray:
         """A mask bool [height, width] at the upright image's size.
@@ -111,8 +120,8 @@ def picture_of(path: Path) -> Picture:
     Raises:
         ImageError, OSError: it is no image, or cannot be read.
     """
-    width, height, orientation = stored_frame(path.read_bytes())
-    return Picture((width, height), orientation)
+    header = read_header(path.read_bytes())
+    return Picture((header.width, header.height), header.orientation)
 
 
 def frame_of(picture: Picture, declared: Size | None, unit: float | None, boxes: list[Corners], told: str) -> Frame:

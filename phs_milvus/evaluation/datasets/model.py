@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +16,11 @@ NAMED = 10
 
 
 class AnnotationError(InvalidInput):
-    """An annotation cannot be used. The text names the file, the record and the field."""
+    """An annotation cannot be used. The text names file, record and field; `problem` leaves the file out."""
 
     def __init__(self, file: Path, record: str, field: str, problem: str) -> None:
-        super().__init__(f"{file}: {record + ': ' if record else ''}{field}: {problem}", "dataset")
+        self.problem = f"{record + ': ' if record else ''}{field}: {problem}"
+        super().__init__(f"{file}: {self.problem}", "dataset")
 
 
 class DatasetWarning(UserWarning):
@@ -96,6 +97,6 @@ class Dataset:
         return lines
 
 
-def counted(names: tuple[str, ...]) -> str:
+def counted(names: Sequence[str]) -> str:
     """How many, and the first of them: "12 (a, b, ...)"."""
     return f"{len(names)} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"

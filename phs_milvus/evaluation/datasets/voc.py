@@ -93,8 +93,11 @@ def _text(element: ElementTree.Element, path: str, file: Path, where: str) -> st
 
 def _inside(mask: Path, number: int, file: Path) -> np.ndarray:
     """SegmentationObject holds palette indices: object 0 of the XML is 1, and 255 is the border between objects."""
-    with Image.open(mask) as picture:
-        inside = np.asarray(picture) == number + 1
+    try:
+        with Image.open(mask) as picture:
+            inside = np.asarray(picture) == number + 1
+    except (OSError, ValueError) as error:
+        raise AnnotationError(mask, f"object {number} of {file.name}", "mask", f"cannot be read: {error}") from error
     if inside.ndim != 2 or not inside.any():
         raise AnnotationError(mask, f"object {number} of {file.name}", "mask", f"has no pixel with index {number + 1}")
     return inside

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from phs_milvus.contract.errors import PromptError
+from phs_milvus.contract.grid import shares_on_grid
 from phs_milvus.contract.types import Float32Array, Focus, MaskRuns, Region
-from phs_server.flow.preprocess import Decode, Prepared, checked_header, expanded, shares_on_grid
+from phs_server.flow.preprocess import Decode, Prepared, checked_header, expanded
 from phs_server.model.batch import PromptBatch
 
 # In patches, as published.
@@ -41,7 +42,7 @@ def prepare_focused(data: bytes, mask: MaskRuns, focus: Focus, heads_on: int, *,
         width=width,
         height=height,
         region=region,
-        mask=shares_on_grid(inside[y0:y1, x0:x1], grid),
+        mask=shares_on_grid(inside[y0:y1, x0:x1], grid, grid),
         heads_on=heads_on,
         attention_shift=focus.attention_shift,
         fovea=focus.fovea * foveal_grid(seen, x1 - x0, y1 - y0, grid) if focus.fovea else None,

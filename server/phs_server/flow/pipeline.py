@@ -1,6 +1,6 @@
 """Decoding, batching and the engines as one asynchronous call. Knows nothing of gRPC.
 
-    gate -> decode queue -> decode threads, a child process each -> encode queue -> one engine per device
+    decode queue -> decode threads, a child process each -> encode queue -> one engine per device
 
 Both queues let interactive items overtake bulk. Threads on N cores: on a CPU the model gets N, since its parallel
 loops run in lockstep and leave gaps, and decoding N/4, which suffices because an image costs several times more to
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from phs_milvus.contract.decoding import Decoder
-from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, EncoderUnavailable, InvalidInput, ModelError
+from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, InvalidInput, ModelError, ServerDraining
 from phs_milvus.contract.types import (
     Encoding,
     Explanation,
@@ -38,7 +38,6 @@ from phs_milvus.contract.types import (
 from phs_server.config import Settings
 from phs_server.flow.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
 from phs_server.flow.focus import prepare_focused, prompts_of
-from phs_server.flow.gate import Gate
 from phs_server.flow.preprocess import Dear, Decode, Prepared, checked_header
 from phs_server.model import checkpoint
 from phs_server.model.batch import Encoded
@@ -84,7 +83,6 @@ class Pipeline:
         self.info = _describe(loaded, self._engines[0], settings)
         self._batch_limit = settings.max_batch_size
         self._closing = threading.Event()
-        self._gate = Gate(settings.max_queue_size, settings.max_in_flight_bytes)
         bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_in_flight_bytes}
         workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
         self._decoders = [Decoder() for _ in range(workers + max(1, workers // 4))]
@@ -137,20 +135,20 @@ class Pipeline:
         focus: Focus,
         *,
         timeout: float | None = None,
-        wait: bool = False,
+        bulk: bool = False,
     ) -> Encoding:
         """Encodes one image; see `Encoding` for shapes.
 
         Args:
             timeout: seconds left for this item; None: no limit.
-            wait: bulk: let interactive items pass, and wait for room instead of raising EncoderBusy.
+            bulk: let interactive items pass.
 
         Raises:
             ImageError, PromptError: the item itself is wrong.
             ModelError: what the model gives is not finite.
-            EncoderBusy, DeadlineExceeded, EncoderUnavailable: as their names say.
+            EncoderBusy, DeadlineExceeded, ServerDraining: as their names say.
         """
-        decoded, done = await self._run(image, mask, focus, timeout, wait)
+        decoded, done = await self._run(image, mask, focus, timeout, bulk)
         prepared, encoded = decoded.result, done.result
         return Encoding(
             embedding=encoded.embedding,
@@ -167,7 +165,7 @@ class Pipeline:
         self, image: bytes, mask: MaskRuns | None, focus: Focus, *, timeout: float | None = None
     ) -> Explanation:
         """What each head looks at in one image; raises as `encode` does."""
-        decoded, done = await self._run(image, mask, focus, timeout, wait=False)
+        decoded, done = await self._run(image, mask, focus, timeout, bulk=False)
         prepared, encoded = decoded.result, done.result
         return Explanation(
             attention=self._on_grid(encoded.attention),
@@ -188,13 +186,13 @@ class Pipeline:
 
         Raises:
             InvalidInput: more readouts than one request may ask for.
-            EncoderBusy, DeadlineExceeded, EncoderUnavailable: as their names say.
+            EncoderBusy, DeadlineExceeded, ServerDraining: as their names say.
         """
         deadline, ended = _deadline(timeout), threading.Event()
 
         def check() -> None:
             if self._closing.is_set():
-                raise EncoderUnavailable("the server is shutting down")
+                raise ServerDraining("the server is shutting down")
             if ended.is_set() or (deadline is not None and time.monotonic() > deadline):
                 raise DeadlineExceeded("the deadline passed, or the call was cancelled, while states were reranked")
 
@@ -215,11 +213,6 @@ class Pipeline:
         decode = self._decodes.depth + self._dear_decodes.depth
         return {"decode": decode, "encode": self._encodes.depth, "rerank": self._reranks.depth}
 
-    @property
-    def waiting(self) -> int:
-        """Bulk images that wait in front of the queues."""
-        return self._gate.waiting
-
     def close(self, timeout: float) -> None:
         """Finishes queued work for up to `timeout` seconds, then stops a running rerank and fails what is left."""
         until = time.monotonic() + timeout
@@ -235,24 +228,21 @@ class Pipeline:
         return self._decodes, self._dear_decodes, self._encodes, self._reranks
 
     async def _run(
-        self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, wait: bool
+        self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, bulk: bool
     ) -> tuple[Completed[Prepared], Completed[Encoded]]:
         deadline = _deadline(timeout)
-        priority = Priority.BULK if wait else Priority.INTERACTIVE
-        side = self._preprocessing.image_size
-        # An image is held as a file first and as model input then, never as both for long.
-        async with self._gate.admitted(max(len(image), 3 * side * side), wait):
-            decoded = await self._decoded((image, mask, focus), deadline, priority)
-            prepared = decoded.result
-            done = await _answered(
-                self._encodes,
-                prepared,
-                deadline,
-                priority=priority,
-                # One item that changes the attention would take all of its batch off the recorded graphs.
-                key=prepared.changes_attention,
-                size=prepared.pixels.nbytes,
-            )
+        priority = Priority.BULK if bulk else Priority.INTERACTIVE
+        decoded = await self._decoded((image, mask, focus), deadline, priority)
+        prepared = decoded.result
+        done = await _answered(
+            self._encodes,
+            prepared,
+            deadline,
+            priority=priority,
+            # One item that changes the attention would take all of its batch off the recorded graphs.
+            key=prepared.changes_attention,
+            size=prepared.pixels.nbytes,
+        )
         self._check_finite(done.result)
         return decoded, done
 
@@ -340,4 +330,4 @@ async def _answered(
     except Expired as error:
         raise DeadlineExceeded(str(error)) from None
     except Closed as error:
-        raise EncoderUnavailable(str(error)) from None
+        raise ServerDraining(str(error)) from None

@@ -122,39 +122,3 @@ def expanded(mask: MaskRuns, width: int, height: int) -> npt.NDArray[np.bool_]:
             "mask",
         )
     return mask.to_array()
-
-
-def shares_on_grid(inside: npt.NDArray[np.bool_], grid: int) -> Float32Array:
-    """The share of each patch that a mask covers, exact to float rounding.
-
-    Args:
-        inside: bool [height, width].
-        grid: patches along one side.
-
-    Returns:
-        float32 [grid * grid] in [0, 1], row-major. Any mask with a pixel set has a share above 0 somewhere.
-
-    Raises:
-        PromptError: nothing set.
-    """
-    height, width = inside.shape
-    columns = _overlap(grid, width)
-    rows = _overlap(grid, height)
-    # One band of rows per patch row keeps the float copy of a large mask small.
-    bands = []
-    for weights in rows:
-        touched = np.flatnonzero(weights)
-        start, stop = touched[0], touched[-1] + 1
-        bands.append(columns @ (weights[start:stop] @ inside[start:stop].astype(np.float32)))
-    shares = np.stack(bands).reshape(-1).astype(np.float32)
-    if not shares.any():
-        raise PromptError("selects no pixel", "mask")
-    return np.minimum(shares, 1.0)
-
-
-def _overlap(cells: int, size: int) -> Float32Array:
-    """float32 [cells, size]: the share of cell i that pixel x covers, when `cells` equal cells span `size` pixels."""
-    edges = np.arange(cells + 1) * (size / cells)
-    pixels = np.arange(size)
-    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.clip(shared, 0, None) / (size / cells)).astype(np.float32)

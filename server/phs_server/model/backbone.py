@@ -124,11 +124,12 @@ def _run_siglip2(model: Model, pixel_values: Tensor) -> Tensor:
 
 
 def _cut_vit(model: Model, trunk: Trunk) -> Backbone:
-    """DINOv2, with or without registers, DINOv3, ViT: pre-norm layers, then a norm over all tokens."""
+    """DINOv2, with or without registers, DINOv3, ViT, DeiT: pre-norm layers, then a norm over all tokens."""
     layers = _pick(model, "layers", "encoder.layer", "model.layer", "layer")
     norm_name = "layernorm" if hasattr(model, "layernorm") else "norm"
-    registers = getattr(model.config, "num_register_tokens", 0)
-    backbone = _cut_last_layer(model, trunk, layers, getattr(model, norm_name), None, 1 + registers)
+    # Between [CLS] and the patches: registers, or DeiT's distillation token.
+    others = 1 if model.config.model_type == "deit" else getattr(model.config, "num_register_tokens", 0)
+    backbone = _cut_last_layer(model, trunk, layers, getattr(model, norm_name), None, 1 + others)
     setattr(model, norm_name, nn.Identity())
     return backbone
 
@@ -234,12 +235,14 @@ def _siglip2_embedding(model: Model, pixel_values: Tensor) -> Tensor:
 
 
 _DINO = Family(_run, _cls_embedding(_run), _cut_vit)
+_VIT = Family(_run_interpolating, _cls_embedding(_run_interpolating), _cut_vit)
 
 FAMILIES: dict[str, Family] = {
     "dinov2": _DINO,
     "dinov2_with_registers": _DINO,
     "dinov3_vit": _DINO,
-    "vit": Family(_run_interpolating, _cls_embedding(_run_interpolating), _cut_vit),
+    "vit": _VIT,
+    "deit": _VIT,
     "clip_vision_model": Family(_run_interpolating, _clip_embedding, _cut_clip),
     "siglip_vision_model": Family(_run_interpolating, _siglip_embedding, _cut_siglip),
     "siglip2_vision_model": Family(_run_siglip2, _siglip2_embedding, _cut_siglip),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
-from phs_milvus.contract.errors import EncoderUnavailable
+from phs_milvus.contract.errors import PortTaken
 from phs_milvus.contract.types import ModelInfo, Timings
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -67,12 +67,12 @@ class Metrics:
         """Serves http://host:port/metrics from a thread; returns what stops it.
 
         Raises:
-            EncoderUnavailable: the port is taken.
+            PortTaken: the port is taken.
         """
         try:
             server, thread = start_http_server(port, host, self.registry)
         except OSError as error:
-            raise EncoderUnavailable(f"cannot serve metrics on {host}:{port}: {error.strerror or error}") from error
+            raise PortTaken(f"cannot serve metrics on {host}:{port}: {error.strerror or error}") from error
 
         def stop() -> None:
             server.shutdown()

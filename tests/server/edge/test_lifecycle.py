@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
-from phs_milvus.contract.errors import EncoderUnavailable, ModelError
+from phs_milvus.contract.errors import ModelError, PortTaken
 from phs_server.app import ServerThread
 from tests.server.edge.support import (
     HEADS,
@@ -33,13 +33,20 @@ from tests.server.edge.support import (
 from tests.servers import REPO, ServerProcess, free_port, health
 
 
-def test_health_names_and_reflection(address: str, channel: grpc.Channel) -> None:
+def test_health_names(address: str) -> None:
     assert [health(address, name) for name in ("", "readiness", "liveness", "phs.v1.FocusEncoder")] == ["SERVING"] * 4
     assert health(address, "nonsense") == "NOT_FOUND"
-    ask = reflection_pb2.ServerReflectionRequest(list_services="")
-    (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]), timeout=20)
-    names = {service.name for service in answer.list_services_response.service}
-    assert names >= {"phs.v1.FocusEncoder", "grpc.health.v1.Health"}
+
+
+def test_reflection_is_there_where_it_is_asked_for(address: str, channel: grpc.Channel, tiny_model: Path) -> None:
+    def names(channel: grpc.Channel) -> set[str]:
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]), timeout=20)
+        return {service.name for service in answer.list_services_response.service}
+
+    assert failure(lambda: names(channel)).code() is grpc.StatusCode.UNIMPLEMENTED
+    with ServerThread(settings(tiny_model, reflection=True)) as server, open_channel(server.address) as telling:
+        assert names(telling) >= {"phs.v1.FocusEncoder", "grpc.health.v1.Health"}
 
 
 def test_while_loading_alive_but_not_ready_and_stopped_by_sigterm_all_the_same(deit: Path) -> None:
@@ -106,7 +113,7 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tiny_model: Pat
 def test_a_taken_port_is_an_error_that_names_it(address: str, tiny_model: Path) -> None:
     port = int(address.rpartition(":")[2])
     with (
-        pytest.raises(EncoderUnavailable, match=f"127.0.0.1:{port}: is the port taken"),
+        pytest.raises(PortTaken, match=f"127.0.0.1:{port}: is the port taken"),
         ServerThread(settings(tiny_model, port=port)),
     ):
         pass

@@ -143,7 +143,7 @@ def test_tokens(plain: Settings, tmp_path: Path, make_images: Callable[..., list
             except EncoderUnauthenticated:
                 return False
 
-    with ServerThread(replace(plain, token_file=str(file))) as server:
+    with ServerThread(replace(plain, token_file=str(file), reflection=True)) as server:
         assert knows("first-token") and knows("second-token")
         for wrong in (None, "first", "first-token ", "# ours", "FIRST-TOKEN"):
             assert knows(wrong) is (wrong == "first-token ")

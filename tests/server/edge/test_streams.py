@@ -14,6 +14,8 @@ import numpy as np
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_server.app import ServerThread
+from phs_server.edge.admission import Admission
+from phs_server.edge.callers import caller_of
 from phs_server.edge.service import FocusEncoderService
 from phs_server.flow.pipeline import Pipeline
 from phs_server.ops.metrics import Metrics
@@ -81,7 +83,8 @@ def test_a_cancelled_stream_frees_its_place(tiny_model: Path) -> None:
 
 
 def test_an_item_read_as_its_stream_is_cancelled_gives_its_bytes_back(tiny_model: Path) -> None:
-    service = FocusEncoderService(settings(tiny_model), Metrics())
+    admission = Admission(settings(tiny_model))
+    service = FocusEncoderService(settings(tiny_model), Metrics(), admission)
     service.pipeline = Pipeline(settings(tiny_model))
     held: list[int] = []
 
@@ -91,28 +94,25 @@ def test_an_item_read_as_its_stream_is_cancelled_gives_its_bytes_back(tiny_model
         reads = 0
         stream: asyncio.Task[None]
 
-        def peer(self) -> str:
-            return "peer"
-
-        async def read(self) -> pb.EncodeStreamRequest:
+        async def read(self) -> bytes:
             self.reads += 1
             if self.reads == 1:
                 self.stream.cancel()
-                return next(items([jpeg()]))
-            held.append(service.admission.bytes_held)
+                return next(items([jpeg()])).SerializeToString()
+            held.append(admission.bytes_held)
             return await asyncio.Event().wait()
 
     async def scenario() -> None:
         context = Context()
 
-        async def read() -> None:
-            async for _ in service._answers(context):
-                pass
+        async def serve() -> None:
+            with admission.streams.taken(caller_of("ipv4:127.0.0.1:1")) as place:
+                await service._encode_stream(context, place.caller, place)
 
-        context.stream = asyncio.create_task(read())
+        context.stream = asyncio.create_task(serve())
         await asyncio.gather(context.stream, return_exceptions=True)
         await asyncio.sleep(0.1)
 
     asyncio.run(scenario())
     service.pipeline.close(timeout=10)
-    assert held[0] > 0 and service.admission.bytes_held == 0
+    assert held[0] > 0 and admission.bytes_held == admission.images == len(admission.streams) == 0

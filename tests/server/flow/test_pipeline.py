@@ -1,4 +1,4 @@
-"""The pipeline without gRPC: the gate, priorities through both queues, per-item errors, deadlines, cancellation."""
+"""The pipeline without gRPC: priorities through both queues, per-item errors, deadlines, cancellation."""
 
 from __future__ import annotations
 
@@ -15,17 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from phs_milvus.contract.errors import (
-    DeadlineExceeded,
-    EncoderBusy,
-    EncoderUnavailable,
-    ImageError,
-    PhsError,
-    PromptError,
-)
+from phs_milvus.contract.errors import DeadlineExceeded, ImageError, PhsError, PromptError, ServerDraining
 from phs_milvus.contract.types import Encoding, Focus, MaskRuns, RerankInputs
 from phs_server.config import Settings
-from phs_server.flow.gate import Gate
 from phs_server.flow.pipeline import Pipeline
 
 WAIT = 10.0
@@ -107,7 +99,7 @@ def test_batched_and_single_results_are_the_same(make: Make) -> None:
 
     async def scenario() -> None:
         alone = [await pipeline.encode(jpeg(seed), None, Focus()) for seed in range(8)]
-        together = await asyncio.gather(*(pipeline.encode(jpeg(seed), None, Focus(), wait=True) for seed in range(8)))
+        together = await asyncio.gather(*(pipeline.encode(jpeg(seed), None, Focus(), bulk=True) for seed in range(8)))
         for one, other in zip(alone, together, strict=True):
             assert np.abs(one.embedding - other.embedding).max() < 1e-5
             assert one.timings.decode_ms > 0
@@ -122,12 +114,11 @@ def test_a_bad_item_fails_alone(make: Make) -> None:
 
     async def scenario() -> list[object]:
         items = [(jpeg(1), None), (b"no image", None), (jpeg(2)[:200], None), (jpeg(3), mask), (jpeg(4), None)]
-        calls = (pipeline.encode(*item, Focus(), wait=True) for item in items)
+        calls = (pipeline.encode(*item, Focus(), bulk=True) for item in items)
         return await asyncio.gather(*calls, return_exceptions=True)
 
     kinds = [type(result) for result in run(scenario())]
     assert kinds == [Encoding, ImageError, ImageError, PromptError, Encoding]
-    assert pipeline._gate.images == pipeline._gate.bytes == 0
     assert pipeline.healthy
 
 
@@ -136,8 +127,8 @@ def test_interactive_overtakes_a_bulk_backlog(make: Make) -> None:
     hold = Hold(pipeline)
     order: list[str] = []
 
-    async def item(name: str, wait: bool) -> None:
-        await pipeline.encode(jpeg(0), None, Focus(), wait=wait)
+    async def item(name: str, bulk: bool) -> None:
+        await pipeline.encode(jpeg(0), None, Focus(), bulk=bulk)
         order.append(name)
 
     async def scenario() -> None:
@@ -152,25 +143,6 @@ def test_interactive_overtakes_a_bulk_backlog(make: Make) -> None:
     # At most the batch that was running and its own are before it.
     assert order.index("urgent") < 8
     assert sum(hold.sizes) == 31
-
-
-def test_a_full_server_refuses_unary_calls_and_makes_bulk_wait(make: Make) -> None:
-    pipeline = make(max_queue_size=4, max_batch_size=1)
-    hold = Hold(pipeline)
-
-    async def scenario() -> None:
-        bulk = [asyncio.create_task(pipeline.encode(jpeg(0), None, Focus(), wait=True)) for _ in range(6)]
-        await hold.reached()
-        assert pipeline._gate.images == 3  # bulk leaves a quarter free
-        last = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
-        await settled(lambda: pipeline._gate.images == 4)
-        with pytest.raises(EncoderBusy, match="4 images"):
-            await pipeline.encode(jpeg(0), None, Focus())
-        hold.release()
-        assert len(await asyncio.gather(last, *bulk)) == 7
-        assert pipeline._gate.images == pipeline._gate.bytes == 0
-
-    run(scenario())
 
 
 def test_deadlines_and_cancellation_free_their_place(make: Make) -> None:
@@ -191,7 +163,6 @@ def test_deadlines_and_cancellation_free_their_place(make: Make) -> None:
             await late
         with pytest.raises(asyncio.CancelledError):
             await gone
-        assert pipeline._gate.images == 0
 
     run(scenario())
     assert hold.sizes == [1]
@@ -207,7 +178,7 @@ def test_closing_fails_what_cannot_be_finished(make: Make) -> None:
         second = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
         await settled(lambda: pipeline._encodes.depth == 1)
         await asyncio.to_thread(pipeline.close, 0.1)
-        with pytest.raises(EncoderUnavailable):
+        with pytest.raises(ServerDraining):
             await second
         hold.release()
         await first
@@ -267,77 +238,8 @@ def test_closing_stops_a_running_rerank(make: Make) -> None:
         call = asyncio.create_task(pipeline.rerank(INPUTS))
         assert await asyncio.to_thread(endless.started.wait, WAIT)
         await asyncio.to_thread(pipeline.close, 0.05)
-        with pytest.raises(EncoderUnavailable, match="shutting down"):
+        with pytest.raises(ServerDraining, match="shutting down"):
             await call
         assert not pipeline.healthy  # its thread has ended: nothing computes any longer
-
-    run(scenario())
-
-
-def test_the_gate_lets_bulk_in_by_turn_and_survives_cancellation() -> None:
-    async def scenario() -> None:
-        gate = Gate(max_images=4, max_bytes=100)
-        entered: list[str] = []
-        leave = asyncio.Event()
-
-        async def hold(name: str, size: int) -> None:
-            async with gate.admitted(size, wait=True):
-                entered.append(name)
-                await leave.wait()
-
-        tasks = {name: asyncio.create_task(hold(name, size)) for name, size in (("a", 60), ("b", 30), ("c", 1))}
-        await asyncio.sleep(0)
-        # b does not fit into 75 bytes, and c does not pass it.
-        assert entered == ["a"]
-        assert (gate.images, gate.bytes) == (1, 60)
-        tasks["b"].cancel()
-        await asyncio.sleep(0.01)
-        assert entered == ["a", "c"]
-        with pytest.raises(EncoderBusy, match="61 bytes"):
-            async with gate.admitted(40, wait=False):
-                pass
-        leave.set()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
-        assert (gate.images, gate.bytes) == (0, 0)
-        async with gate.admitted(1000, wait=False):  # larger than the limit, into an empty server
-            assert gate.bytes == 1000
-
-    run(scenario())
-
-
-def test_bulk_keeps_its_turn_where_calls_fill_the_gate() -> None:
-    async def scenario() -> None:
-        gate = Gate(max_images=4, max_bytes=100)
-        leave = [asyncio.Event() for _ in range(4)]
-        entered = 0
-
-        async def call(index: int) -> None:
-            async with gate.admitted(1, wait=False):
-                await leave[index].wait()
-
-        async def bulk() -> None:
-            nonlocal entered
-            async with gate.admitted(1, wait=True):
-                entered += 1
-                await asyncio.Event().wait()
-
-        calls = [asyncio.create_task(call(index)) for index in range(4)]
-        await asyncio.sleep(0)
-        waiting = [asyncio.create_task(bulk()) for _ in range(5)]
-        for index in range(4):
-            await asyncio.sleep(0)
-            assert (entered, gate.waiting) == (index, 5 - index)
-            leave[index].set()
-            await calls[index]
-            # While bulk waits, a call gets a place only once bulk holds its share, three of four.
-            if index < 3:
-                with pytest.raises(EncoderBusy):
-                    await call(3)
-            await asyncio.sleep(0)
-        assert (entered, gate.images) == (3, 3)
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        assert (gate.images, gate.bytes, gate.waiting) == (0, 0, 0)
 
     run(scenario())

@@ -8,51 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from phs_milvus.contract.errors import ImageError, PromptError
+from phs_milvus.contract.grid import shares_on_grid
 from phs_milvus.contract.images import decode_upright
 from phs_milvus.contract.types import Limits, MaskRuns
-from phs_server.flow.preprocess import Decode, expanded, prepare_image, shares_on_grid
+from phs_server.flow.preprocess import Decode, expanded, prepare_image
 
 
 def png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def plain_shares(mask: np.ndarray, grid: int) -> np.ndarray:
-    """Area shares by brute force: each pixel split into grid x grid equal parts, each part in exactly one cell."""
-    fine = mask.repeat(grid, axis=0).repeat(grid, axis=1).astype(np.float64)
-    height, width = mask.shape
-    return fine.reshape(grid, height, grid, width).mean(axis=(1, 3))
-
-
-@given(
-    st.integers(1, 23),
-    st.integers(1, 23),
-    st.integers(1, 7),
-    st.integers(0, 2**32 - 1),
-    st.floats(0.02, 0.98),
-)
-def test_grid_shares_are_exact_areas(width: int, height: int, grid: int, seed: int, density: float) -> None:
-    mask = np.random.default_rng(seed).random((height, width)) < density
-    if not mask.any():
-        mask[0, 0] = True
-    shares = shares_on_grid(expanded(MaskRuns.from_array(mask), width, height), grid).reshape(grid, grid)
-    assert np.abs(shares - plain_shares(mask, grid)).max() < 1e-5
-    assert shares.any()
-
-
-def test_one_pixel_of_a_large_image_never_vanishes() -> None:
-    mask = np.zeros((3000, 4000), bool)
-    mask[1234, 2345] = True
-    shares = shares_on_grid(expanded(MaskRuns.from_array(mask), 4000, 3000), 16)
-    assert (shares > 0).sum() == 1
-    assert shares.reshape(16, 16)[1234 * 16 // 3000, 2345 * 16 // 4000] == pytest.approx(256 / 12e6, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +35,7 @@ def test_one_pixel_of_a_large_image_never_vanishes() -> None:
 )
 def test_wrong_masks_are_named(runs: MaskRuns, message: str) -> None:
     with pytest.raises(PromptError, match=message) as error:
-        shares_on_grid(expanded(runs, 30, 20), 4)
+        shares_on_grid(expanded(runs, 30, 20), 4, 4)
     assert error.value.field == "mask"
 
 
