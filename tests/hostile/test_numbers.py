@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from phs_milvus.client import answers
 from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
@@ -76,11 +77,13 @@ def test_refused_by_name(stub: pb_grpc.FocusEncoderStub, field: str, request_: p
 
 def test_the_largest_numbers_taken_are_computed_with(stub: pb_grpc.FocusEncoderStub) -> None:
     for values in ((1e4, 1, 65504), (-1e4, 1e9, -65504), (0, 1e-9, 0)):
-        scores = wire.scores_from_pb(stub.Rerank(rerank_request(*values), timeout=30))
+        request = rerank_request(*values)
+        scores = answers.scores(stub.Rerank(request, timeout=30), request, "the server")
         assert np.isfinite(scores).all() and scores.any(axis=1).all()
     for focus in ({"fovea": 1e3}, {"zoom": 3e38}, {"attention_shift": 1.0, "fovea": 1e3, "zoom": 1.0}):
-        embedding = wire.encoding_from_pb(stub.Encode(encode_request(**focus), timeout=30)).embedding
-        assert embedding is not None and np.linalg.norm(embedding) == pytest.approx(1, abs=1e-3)
+        answer = stub.Encode(encode_request(**focus), timeout=30).embedding
+        embedding = wire.tensor_from_pb(answer, "embedding", np.float32, [None])
+        assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_model_that_gives_nan_answers_with_an_error(tiny_model: Path) -> None:
