@@ -23,7 +23,7 @@ from torch import nn
 from phs_milvus.contract.errors import ModelError
 from phs_milvus.contract.types import Float32Array
 from phs_server.model.backbone import FAMILIES, Backbone, Family, Model
-from phs_server.model.folder import check_config, check_sizes, count_weights
+from phs_server.model.folder import check_config, check_counts, check_sizes, count_weights
 from phs_server.model.preprocessing import Preprocessing, ProcessorReader, first_line
 from phs_server.model.sample import sample_picture
 
@@ -108,7 +108,10 @@ def _load_config(model_id: str) -> tuple[transformers.PretrainedConfig, str]:
     if folder := _folder(model_id):
         check_config(folder)
     try:
+        check_counts(transformers.PretrainedConfig.get_config_dict(model_id)[0], model_id)
         config = transformers.AutoConfig.from_pretrained(model_id, trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:  # transformers and huggingface_hub raise many kinds here, some of them ValueError
         raise _not_loadable(model_id, error) from error
     model_type = _VISION_PART.get(config.model_type, config.model_type)

@@ -17,6 +17,7 @@ from phs_milvus.contract.errors import ModelError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LFS_POINTER = b"version https://git-lfs"
 _MOST_JSON = 64 * 2**20
+_MOST_OF_ANY = 10**6
 # Numbers that may be missing from any weights without harm.
 _SMALL = 2**24
 # Weights in formats that are not read here, some of which run code when they are.
@@ -47,6 +48,22 @@ def count_weights(folder: Path) -> int:
         ModelError: what stands in for them here, and what to do.
     """
     return sum(_count(folder, name) for name in _weight_files(folder))
+
+
+def check_counts(config: dict[str, Any], model_id: str) -> None:
+    """Refuses counts that no model has: some of transformers' configurations list their layers when they are made.
+
+    Args:
+        config: of config.json, as it is.
+
+    Raises:
+        ModelError: a field of it, or of its parts, that is too large.
+    """
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for field, value in part.items():
+            least = 1 if field in ("num_hidden_layers", "num_attention_heads") else 0
+            if field.startswith("num_") and isinstance(value, (int, float)) and not least <= value <= _MOST_OF_ANY:
+                raise _odd(field, value, f"no model has so {'few' if value < least else 'many'}", model_id)
 
 
 def check_sizes(config: Any, numbers: int, model_id: str) -> None:

@@ -12,9 +12,9 @@ from tests import naive_phs
 from tests.checkpoints import FAMILIES, save_checkpoint
 
 TOLERANCE = 1e-5
-# [CLS] and registers, for the families that have a [CLS] token.
+# [CLS], registers and DeiT's distillation token, for the families that have a [CLS] token.
 PREFIX_TOKENS = {name: 1 for name in FAMILIES if "siglip" not in name}
-PREFIX_TOKENS |= {"dinov2-registers": 5, "dinov3": 5, "dinov3-gated": 5}
+PREFIX_TOKENS |= {"deit": 2, "dinov2-registers": 5, "dinov3": 5, "dinov3-gated": 5}
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -87,7 +87,7 @@ def test_siglip_attention_is_the_pooling_heads(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["dinov2", "dinov2-registers", "dinov3", "vit", "clip-full", "siglip-vision"])
+@pytest.mark.parametrize("family", ["deit", "dinov2", "dinov2-registers", "dinov3", "vit", "clip-full", "siglip-full"])
 def test_other_grid_sizes_interpolate_positions(family: str, tmp_path: Path) -> None:
     directory = save_checkpoint(family, tmp_path)
     patch = checkpoint.load(str(directory)).preprocessing.patch_size
