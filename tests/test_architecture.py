@@ -186,6 +186,23 @@ def visit(name: str, trail: tuple[str, ...], graph: dict[str, set[str]], done: s
     done.add(name)
 
 
+def test_what_cites_the_design_names_a_section_of_it() -> None:
+    """Always as docs/DESIGN.md, "Title", so that sections can move; and the design's table of arrows is ours."""
+    page = (REPO / "docs/DESIGN.md").read_text()
+    titles = set(re.findall("^## (.+)$", page, re.MULTILINE))
+    for name, path in modules().items():
+        text = " ".join(path.read_text().split())
+        cited = re.findall(r'docs/DESIGN\.md, "([^"]+)"', text)
+        assert len(cited) == text.count("DESIGN.md") and set(cited) <= titles, f"{name} cites {cited}"
+    rows = re.findall(r"^\| ([a-z, ]+) \| ([a-z, ]*)\|$", page, re.MULTILINE)
+    told = {room: set(targets.replace(",", " ").split()) for rooms, targets in rows for room in rooms.split(", ")}
+    for lines in ARROWS.values():
+        for line in lines.strip().splitlines():
+            room, _, targets = line.partition("->")
+            everything = room.strip() == "cli" and told["cli"] == {"all", "of", "the", "above"}
+            assert everything or told[room.strip()] == set(targets.split()), f"docs/DESIGN.md: {room.strip()}"
+
+
 def test_test_files_are_short() -> None:
     """A longer one is split by what its tests are about; what the parts share goes into support.py beside them."""
     long = {path: len(path.read_text().splitlines()) for path in (REPO / "tests").rglob("*.py")}

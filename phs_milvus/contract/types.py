@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -208,6 +208,17 @@ class Encoding:
     height: int
     attention: Float32Array | None = None
     per_zoom: tuple[Encoding, ...] = ()
+
+    def required(self, name: Literal["embedding", "state", "head_weights"]) -> npt.NDArray[Any]:
+        """The output of this name.
+
+        Raises:
+            InvalidInput: it was not asked for.
+        """
+        array: npt.NDArray[Any] | None = getattr(self, name)
+        if array is None:
+            raise InvalidInput(f"has no {name.replace('_', ' ')}; ask for it when encoding, by Outputs", "encoding")
+        return array
 
 
 @dataclass(frozen=True, eq=False)

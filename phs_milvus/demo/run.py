@@ -25,7 +25,7 @@ from phs_milvus.search.contact_sheet import (
     GOOD,
     HEADS_HEADING,
     SCORES_HEADING,
-    Row,
+    SheetRow,
     Tile,
     draw_prompt,
     heads_tiles,
@@ -172,9 +172,9 @@ def _tiles(hits: Sequence[Hit], right: frozenset[str] | None) -> list[Tile]:
 def _sheet_of(section: Section) -> Image.Image:
     """The section as one picture: query and heads, whole-image hits, focused hits."""
     rows = [
-        Row([section.query, *section.heads], HEADS_HEADING),
-        Row(section.whole, section.whole_heading),
-        Row(section.focused, f"{section.focused_heading}; {SCORES_HEADING}"),
+        SheetRow([section.query, *section.heads], HEADS_HEADING),
+        SheetRow(section.whole, section.whole_heading),
+        SheetRow(section.focused, f"{section.focused_heading}; {SCORES_HEADING}"),
     ]
     return sheet(rows, _HITS)
 

@@ -10,7 +10,7 @@
         for method in (WholeImage(), Focused(Focus(heads_on=1))):
             print(method.name, evaluate(method, bench, queries).mean("MP@100"))
 
-A pure client of the embedding server. The protocol is that of docs/DESIGN.md.
+A pure client of the embedding server. The protocol is that of docs/DESIGN.md, "Evaluation".
 """
 
 from phs_milvus.evaluation.bench import Bench, QuerySet

@@ -1,4 +1,4 @@
-"""Which objects are queries, and the prompt each is pointed at with (docs/DESIGN.md)."""
+"""Which objects are queries, and the prompt each is pointed at with (docs/DESIGN.md, "Evaluation")."""
 
 from __future__ import annotations
 

@@ -244,14 +244,12 @@ class _Run:
         if isinstance(result, PhsError):
             self.fail(file.id, result)
             return
-        if result.embedding is None or result.state is None:
-            raise EncoderError("the embedding server left out the embedding or the state")
         own = {"path": str(file.path), "width": file.width, "height": file.height}
         metadata = {name: own[name] for name in self._own_fields}
         if self._metadata is not None:
             metadata |= self._metadata(file.path)
         rows = self._new if file.new else self._changed
-        rows.append(Row(file.id, result.embedding, result.state, file.digest, metadata))
+        rows.append(Row(file.id, result.required("embedding"), result.required("state"), file.digest, metadata))
         if len(self._new) + len(self._changed) >= self._batch_size:
             self._store()
 

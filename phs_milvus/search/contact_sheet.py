@@ -43,7 +43,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """Tiles that belong together, wrapped where they are too many for one line; `heading` stands above them."""
 
     tiles: Sequence[Tile]
@@ -70,7 +70,7 @@ def search_sheet(
     tiles = [hit_tile(rank, hit, locate) for rank, hit in enumerate(hits, 1)]
     reranked = any(hit.rerank_rank is not None for hit in hits)
     heading = f"Hits: {SCORES_HEADING}" if reranked else "Hits"
-    return sheet([Row([query]), Row(tiles, heading)], columns)
+    return sheet([SheetRow([query]), SheetRow(tiles, heading)], columns)
 
 
 def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -> Tile:
@@ -105,7 +105,7 @@ def heads_sheet(
         x0, y0, x1, y1 = explanation.region
         size = f"{x1 - x0} x {y1 - y0} of {picture.width} x {picture.height} pixels"
         query = Tile(shown, f"your query, {title}", size)
-        rows.append(Row([query, *heads_tiles(picture, explanation)], HEADS_HEADING))
+        rows.append(SheetRow([query, *heads_tiles(picture, explanation)], HEADS_HEADING))
     return sheet(rows, columns)
 
 
@@ -183,7 +183,7 @@ def blank(text: str) -> Image.Image:
     return tile
 
 
-def sheet(rows: Sequence[Row], columns: int) -> Image.Image:
+def sheet(rows: Sequence[SheetRow], columns: int) -> Image.Image:
     """Lays tiles out on white paper, `columns` to a line."""
     columns = min(columns, max(len(row.tiles) for row in rows))
     step_x, step_y = _TILE + _GAP, _TILE + _CAPTION + _GAP

@@ -217,7 +217,7 @@ class FocusedSearch:
         encodings = self._encode(queries, focus)
         encoded = time.perf_counter()
         found = self._collection.search(
-            np.stack([encoding.embedding for encoding in encodings if encoding.embedding is not None]),
+            np.stack([encoding.required("embedding") for encoding in encodings]),
             depth,
             filter=filter,
             output_fields=output_fields,

@@ -95,8 +95,8 @@ class Reranker:
         for position, result in enumerate(self._encoder.encode_many(images, outputs=Outputs(state=True))):
             if isinstance(result, PhsError):
                 failed[position] = result
-            elif result.state is not None:
-                states.append(result.state)
+            else:
+                states.append(result.required("state"))
                 positions.append(position)
         if not states:
             return Ranking(np.empty(0, np.int64), np.empty(0, np.float32), failed)

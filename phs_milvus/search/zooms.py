@@ -17,7 +17,7 @@ import numpy as np
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import Outputs
-from phs_milvus.contract.errors import InvalidInput, PhsError
+from phs_milvus.contract.errors import PhsError
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus
 from phs_milvus.pointing.prompts import Prompt
@@ -99,7 +99,7 @@ def combined(encodings: Sequence[Encoding]) -> Encoding:
     """
     if len(encodings) == 1:
         return encodings[0]
-    mean = np.mean([encoding.embedding for encoding in encodings if encoding.embedding is not None], axis=0)
+    mean = np.mean([encoding.required("embedding") for encoding in encodings], axis=0)
     length = float(np.linalg.norm(mean))
     return replace(encodings[0], embedding=(mean / (length or 1.0)).astype(np.float32), per_zoom=tuple(encodings))
 
@@ -112,11 +112,9 @@ def query_db_scores(encoder: Encoder, query: Encoding, states: Float16Array) -> 
         EncoderError: the server could not answer, or its answer was wrong.
     """
     parts = query.per_zoom or (query,)
-    embeddings = [part.embedding for part in parts if part.embedding is not None]
-    weights = [part.head_weights for part in parts if part.head_weights is not None]
-    if not len(embeddings) == len(weights) == len(parts):
-        raise InvalidInput("has no head weights; encode it with Outputs(head_weights=True) or Reranker.query", "query")
-    scores: Float32Array = encoder.rerank(np.stack(embeddings), np.stack(weights), states).mean(axis=0)
+    embeddings = np.stack([part.required("embedding") for part in parts])
+    weights = np.stack([part.required("head_weights") for part in parts])
+    scores: Float32Array = encoder.rerank(embeddings, weights, states).mean(axis=0)
     return scores
 
 

@@ -4,7 +4,7 @@
     z = y + ls2 * mlp(norm2(y))
     embedding = l2norm(projection(final_norm(z)))
 
-(DESIGN.md section 2.) Nothing after the last attention mixes tokens, so this is the model's own computation.
+Nothing after the last attention mixes tokens, so this is the model's own computation (docs/DESIGN.md, "The method").
 """
 
 from __future__ import annotations
