@@ -193,7 +193,7 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
         dataset = load(
             options.dataset, images=options.images, format=options.format, boxes=options.boxes, frame=options.frame
         )
-    print("\n".join(dataset.remarks), end="\n" if dataset.remarks else "", file=sys.stderr)
+    _say(dataset.remarks)
     if options.limit is not None:
         if options.limit < 1:
             raise InvalidInput(f"must be at least 1, got {options.limit}", "limit")
@@ -219,12 +219,14 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
 @contextmanager
 def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[Any]:
     from phs_milvus.evaluation import Bench, Store
+    from phs_milvus.evaluation.datasets.model import listed
     from phs_milvus.evaluation.readable import readable
 
     with Store(options.cache, encoder.info) as store:
         started = time.perf_counter()
-        dataset = readable(dataset, encoder, store)
-        _say_unreadable(dataset)
+        known, dataset = dataset.unreadable, readable(dataset, encoder, store)
+        problems = [text for name, text in dataset.unreadable.items() if name not in known]
+        _say(listed(f"left out: {len(problems)} image(s) that cannot be used", problems))
         bench = Bench(encoder, dataset, store, milvus=options.milvus, token=options.token)
         bench.seconds["encoding images"] += time.perf_counter() - started
         try:
@@ -246,24 +248,16 @@ def _about_labels(dataset: Any) -> list[str]:
 
 
 def _say_queries(count: int, left_out: list[str], boxed: list[str]) -> None:
-    from phs_milvus.evaluation.datasets.model import NAMED, counted
+    from phs_milvus.evaluation.datasets.model import counted, listed
 
-    if left_out:
-        print(f"left out: {len(left_out)} of {count} queries, which cannot be pointed at:", file=sys.stderr)
-        for problem in left_out[:NAMED]:
-            print(f"  {problem}", file=sys.stderr)
+    _say(listed(f"left out: {len(left_out)} of {count} queries, which cannot be pointed at", left_out))
     if boxed:
-        print(f"for {counted(boxed)} the box's centre stands in for that of a broken outline", file=sys.stderr)
+        _say([f"for {counted(boxed)} the box's centre stands in for that of a broken outline"])
 
 
-def _say_unreadable(dataset: Any) -> None:
-    from phs_milvus.evaluation.datasets.model import NAMED
-
-    problems = list(dataset.unreadable.values())
-    for problem in problems[:NAMED]:
-        print(f"left out: {problem}", file=sys.stderr)
-    if len(problems) > NAMED:
-        print(f"left out: and {len(problems) - NAMED} images more", file=sys.stderr)
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _places(options: argparse.Namespace) -> list[argparse.Namespace]:

@@ -166,7 +166,7 @@ def test_inverted_corners_are_skipped_and_many_of_them_stop(writer: str, tmp_pat
     assert [len(image.instances) for image in dataset.images] == [10] * 6 and len(dataset.skipped) == 6
     assert "is not a box with x0 < x1 and y0 < y1" in dataset.skipped[0]
     as_width_and_height = tuple((label, x0, y0, x1 - x0, y1 - y0) for label, x0, y0, x1, y1 in BOXES)
-    with pytest.raises(InvalidInput, match=r"6 of 12 boxes have x1 <= x0 or y1 <= y0: are they x, y, width, height"):
+    with pytest.raises(InvalidInput, match=r"6 of 12 boxes have x1 < x0 or y1 < y0: are they x, y, width, height"):
         load(WRITERS[writer](tmp_path, NAMES, SIZE, as_width_and_height))
 
 

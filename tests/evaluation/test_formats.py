@@ -99,6 +99,17 @@ def test_coco_of_other_tools(tmp_path: Path) -> None:
     assert {entry.box for entry in boxless.images[0].instances} == {(20, 20, 60, 70)}
 
 
+def test_accents_of_a_mac_and_ids_of_a_data_frame(tmp_path: Path) -> None:
+    """Zips made on a Mac hold an accent as a character of its own; pandas writes whole numbers as 1.0."""
+    pictures(tmp_path, ["e\u0301.jpg"])
+    path = exports.coco(tmp_path, ["\u00e9.jpg"], SIZE, BOXES)
+    value = json.loads(path.read_text())
+    for annotation in value["annotations"]:
+        annotation["image_id"] = float(annotation["image_id"])
+        annotation["category_id"] = str(annotation["category_id"])
+    assert len(load(written(path, value)).images[0].instances) == 2
+
+
 def test_names_that_lead_to_one_file_from_different_folders_are_not_merged(tmp_path: Path) -> None:
     """train/1.jpg and val/1.jpg are two pictures, of which a flat folder holds one: which, nobody knows."""
     pictures(tmp_path / "flat", ["1.jpg", "2.jpg"])
@@ -150,6 +161,14 @@ def test_a_voc_file_belongs_to_the_image_of_its_stem(tmp_path: Path, filename: s
     (tmp_path / "Annotations/._1.xml").write_bytes(b"\0\x05\x16\x07Mac OS X")
     dataset = load(tmp_path)
     assert [image.path.name for image in dataset.images] == ["1.jpg"] and not dataset.remarks
+
+
+def test_voc_folders_of_several_years(tmp_path: Path) -> None:
+    for year in ("VOC2007", "VOC2012"):
+        pictures(tmp_path / year / "JPEGImages", ["1.jpg"])
+        exports.voc(tmp_path / year, ["1.jpg"], SIZE, BOXES)
+    dataset = load(tmp_path)
+    assert [image.path.parent.parent.name for image in dataset.images] == ["VOC2007", "VOC2012"] and not dataset.notes
 
 
 def test_voc_one_pixel_and_flat_splits(tmp_path: Path) -> None:

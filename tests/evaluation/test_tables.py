@@ -22,12 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::phs_milvus.evaluation.datasets.
         "image;x0;y0;x1;y1;label\n1.jpg;20,0;20,0;60;70;disc\n",
         "\ufeffFileName\tXMin\tYMin\tXMax\tYMax\tClass Name\n1.jpg\t20\t20\t60\t70\tdisc\n",
         "1.jpg,20,20,60,70,disc\n",
+        "sep=;\nimage;x0;y0;x1;y1;label\n1.jpg;20;20;60;70;disc\n",
         "path,x1,y1,x2,y2,class\n./1.jpg,20,20,60,70,disc\n",
         "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height\ndisc,20,20,40,50,1.jpg,160,120\n",
         "image,x_center,y_center,width,height,label\n1.jpg,40,45,40,50,disc\n",
         "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\n1,x,disc,1,.125,.375,.1666666666667,.5833333333333,0\n",
     ],
-    ids=["semicolons", "tabs", "keras", "corners", "makesense", "centres", "open-images"],
+    ids=["semicolons", "tabs", "keras", "sep", "corners", "makesense", "centres", "open-images"],
 )
 def test_columns_of_other_tools(tmp_path: Path, text: str) -> None:
     pictures(tmp_path, ["1.jpg"])

@@ -115,7 +115,8 @@ def _instance(
     entry: ObjectRecord, record: ImageRecord, frame: Frame, unit: float | None, findings: Findings, placed: list[Placed]
 ) -> Instance:
     width, height = frame.upright
-    if unit is None and min(entry.box) >= 0 and max(entry.box) <= 1 and min(width, height) > 1:
+    # A little more, for shares that were rounded.
+    if unit is None and min(entry.box) >= -0.01 and max(entry.box) <= 1.01 and min(width, height) > 1:
         raise FirstPixelBox(record.file, entry.where, "box", _first_pixel(entry.box))
     box = frame.box(entry.box)
     placed.append(Placed(entry.where, box, frame.upright))

@@ -16,18 +16,19 @@ from phs_milvus.evaluation.datasets.records import (
     Findings,
     ImageRecord,
     ObjectRecord,
+    Ring,
     Source,
     around,
     corners,
     label_of,
     numbers,
     polygons,
+    ring_of,
     size_of,
 )
 from phs_milvus.evaluation.datasets.text import read_xml
 from phs_milvus.pointing.prompts import Mask, Prompt
 
-Ring = list[tuple[float, float]]
 _ELLIPSE = 32  # corners of the polygon that stands for one
 
 
@@ -72,9 +73,7 @@ def _object(element: ElementTree.Element, file: Path, where: str) -> ObjectRecor
         ring = turned([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], ((x0 + x1) / 2, (y0 + y1) / 2), angle)
     elif element.tag == "polygon":
         pairs = [pair.split(",") for pair in (element.get("points") or "").split(";") if pair]
-        ring = [(x, y) for x, y in (numbers(pair, 2, file, where, "points") for pair in pairs)]
-        if len(ring) < 3:
-            raise AnnotationError(file, where, "points", f"has {len(ring)} corners; a polygon has 3 or more")
+        ring = ring_of(pairs, file, where)
     elif element.tag == "ellipse":
         ring = _ellipse(element, file, where)
     elif element.tag == "mask":

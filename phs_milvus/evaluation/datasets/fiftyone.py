@@ -18,6 +18,7 @@ from phs_milvus.evaluation.datasets.records import (
     numbers,
     polygons,
     required,
+    ring_of,
     size_of,
 )
 from phs_milvus.evaluation.datasets.text import read_json
@@ -109,11 +110,9 @@ def _object(entry: Any, classes: list[Any] | None, file: Path, where: str) -> Ob
     label = label_of(value, file, where, "label")
     crowd = bool(entry.get("iscrowd"))
     if "points" in entry:
-        rings = [
-            [(x, y) for x, y in (numbers(pair, 2, file, where, "points") for pair in ring)] for ring in entry["points"]
-        ]
-        if not rings or any(len(ring) < 3 for ring in rings):
-            raise AnnotationError(file, where, "points", "is no list of polygons of 3 corners or more")
+        rings = [ring_of(ring, file, where) for ring in required(entry, "points", list, file, where)]
+        if not rings:
+            raise AnnotationError(file, where, "points", "is empty")
         return ObjectRecord(where, label, around(rings), not crowd, polygons(rings))
     return ObjectRecord(where, label, _box(entry, file, where), not crowd)
 

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.evaluation.datasets.coco import places
-from phs_milvus.evaluation.datasets.cvat import Ring, ellipse, turned
+from phs_milvus.evaluation.datasets.cvat import ellipse, turned
 from phs_milvus.evaluation.datasets.model import AnnotationError
 from phs_milvus.evaluation.datasets.records import (
     Findings,
     ImageRecord,
     ObjectRecord,
+    Ring,
     Source,
     around,
     label_of,
     numbers,
     polygons,
+    ring_of,
     size_of,
 )
 from phs_milvus.evaluation.datasets.text import read_json
@@ -48,7 +50,7 @@ def read(path: Path, images: Path | None, findings: Findings) -> Source:
 
 def _names(task: Any, path: Path, where: str) -> tuple[str, ...]:
     """The upload's name, and the image's path or address: the value of `data` that looks like one."""
-    data = task.get("data", task)
+    data = task["data"] if isinstance(task.get("data"), dict) else task
     value = data.get("image") or next((v for v in data.values() if isinstance(v, str) and "." in v), None)
     names = [name for name in (value, task.get("file_upload")) if isinstance(name, str) and name]
     if not names:
@@ -63,7 +65,8 @@ def _regions(task: Any, path: Path, where: str) -> Iterator[dict[str, Any]]:
     if isinstance(task.get("annotations"), list):
         for annotation in task["annotations"]:
             if isinstance(annotation, dict) and not annotation.get("was_cancelled"):
-                for region in annotation.get("result") or []:
+                results = annotation.get("result")
+                for region in results if isinstance(results, list) else []:
                     if isinstance(region, dict) and isinstance(region.get("value"), dict):
                         yield {**region, **region["value"]}
         return
@@ -91,10 +94,7 @@ def _object(region: dict[str, Any], path: Path, where: str) -> ObjectRecord | No
 def _ring(region: dict[str, Any], kind: str, path: Path, where: str) -> Ring:
     """A region's outline in percent. Turning is done in pixels: percents of width and height differ."""
     if "points" in region:
-        ring = [(x, y) for x, y in (numbers(pair, 2, path, where, "points") for pair in region["points"])]
-        if len(ring) < 3:
-            raise AnnotationError(path, where, "points", f"has {len(ring)} corners; a polygon has 3 or more")
-        return ring
+        return ring_of(region["points"], path, where)
     if "rle" in region or not ({"width", "height"} <= set(region) or "radiusX" in region):
         raise AnnotationError(path, where, kind, "has no outline that can be read; export brush masks as COCO or PNG")
     size = size_of(region.get("original_width"), region.get("original_height"))

@@ -21,9 +21,9 @@ from phs_milvus.evaluation.datasets.records import (
     Source,
     around,
     label_of,
-    numbers,
     polygons,
     required,
+    ring_of,
     size_of,
 )
 from phs_milvus.evaluation.datasets.text import read_json, visible
@@ -62,10 +62,7 @@ def _image(file: Path, root: Path, findings: Findings) -> ImageRecord:
 
 def _object(shape: Any, file: Path, where: str) -> ObjectRecord:
     label = label_of(required(shape, "label", (str, int), file, where), file, where, "label")
-    points = [
-        (x, y)
-        for x, y in (numbers(pair, 2, file, where, "points") for pair in required(shape, "points", list, file, where))
-    ]
+    points = ring_of(required(shape, "points", list, file, where), file, where, fewest=1)
     kind = shape.get("shape_type") or "polygon"
     if kind in ("rectangle", "mask") and len(points) == 2:
         # Two opposite corners, in the order in which they were clicked.

@@ -89,12 +89,19 @@ class Dataset:
         lines = list(self.notes)
         if self.missing:
             lines.append(f"left out: {counted(self.missing)}, annotated but without a file")
-        if self.skipped:
-            lines.append(f"left out: {len(self.skipped)} annotation(s) that cannot be used:")
-            lines += [f"  {problem}" for problem in self.skipped[:NAMED]]
-            if len(self.skipped) > NAMED:
-                lines.append(f"  and {len(self.skipped) - NAMED} more")
+        lines += listed(f"left out: {len(self.skipped)} annotation(s) that cannot be used", self.skipped)
+        lines += listed(
+            f"left out: {len(self.unreadable)} image(s) that cannot be used", tuple(self.unreadable.values())
+        )
         return lines
+
+
+def listed(heading: str, problems: Sequence[str]) -> list[str]:
+    """A heading and the first problems, a line each; nothing where there is no problem."""
+    if not problems:
+        return []
+    more = [f"  and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
+    return [f"{heading}:", *(f"  {problem}" for problem in problems[:NAMED]), *more]
 
 
 def counted(names: Sequence[str]) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from phs_milvus.evaluation.datasets.text import is_file
 from phs_milvus.ingest.files import IMAGE_EXTENSIONS
 
 _DRIVE = re.compile(r"^[A-Za-z]:/+")
@@ -26,7 +28,7 @@ class Finder:
 
     def __init__(self, places: Sequence[Path], names: Sequence[str]) -> None:
         sample = names[:: max(1, len(names) // _SAMPLE)]
-        held = {place: sum(any((place / n).is_file() for n in spellings(name)) for name in sample) for place in places}
+        held = {place: sum(any(is_file(place / n) for n in spellings(name)) for name in sample) for place in places}
         self._places = sorted(held, key=lambda place: -held[place])
         self._listing = cache(_listing)
 
@@ -34,7 +36,7 @@ class Finder:
         """The file that the first of the names leads to, and whether folders in that name were ignored to find it."""
         for name in names:
             for spelling, place in product(spellings(name), self._places):
-                if (place / spelling).is_file():
+                if is_file(place / spelling):
                     return place / spelling, False
             whole = len(PurePosixPath(normal(name)).parts)
             for tail, place in product(tails(name), self._places):
@@ -48,11 +50,11 @@ class Finder:
 
     def _there(self, place: Path, tail: PurePosixPath) -> Path | None:
         """The file, one whose name differs by case, or an image of that stem where the name has no extension."""
-        if (place / tail).is_file():
+        if is_file(place / tail):
             return place / tail
-        by_name = self._listing(place / tail.parent)
-        found = by_name.get(tail.name.lower()) or by_name.get(f"{tail.name.lower()}.*")
-        return found if found and found.is_file() else None
+        by_name, name = self._listing(place / tail.parent), _folded(tail.name)
+        found = by_name.get(name) or by_name.get(f"{name}.*")
+        return found if found and is_file(found) else None
 
 
 def spellings(name: str) -> list[str]:
@@ -82,14 +84,19 @@ def normal(name: str) -> str:
 
 
 def _listing(folder: Path) -> dict[str, Path]:
-    """A folder's files by name in lower case, and its images by "stem.*" where one has that stem."""
+    """A folder's files by folded name, and its images by "stem.*" where one has that stem."""
     try:
         files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError:
         return {}
     found: dict[str, Path] = {}
     for file in files:
-        found.setdefault(file.name.lower(), file)
+        found.setdefault(_folded(file.name), file)
         if file.suffix.lower() in IMAGE_EXTENSIONS:
-            found.setdefault(f"{file.stem.lower()}.*", file)
+            found.setdefault(f"{_folded(file.stem)}.*", file)
     return found
+
+
+def _folded(name: str) -> str:
+    """Without case, and with accents as one character: zips made on a Mac hold them as two."""
+    return unicodedata.normalize("NFC", name).casefold()

@@ -45,7 +45,7 @@ def check_plausible(placed: Sequence[Placed], findings: Findings, *, shares: boo
         )
     if findings.inverted >= _FEWEST and findings.inverted > _DOUBTFUL * total:
         raise InvalidInput(
-            f"{findings.inverted} of {total} boxes have x1 <= x0 or y1 <= y0: are they x, y, width, height, or in "
+            f"{findings.inverted} of {total} boxes have x1 < x0 or y1 < y0: are they x, y, width, height, or in "
             f"another order? The first: {next((text for text in findings.skipped if 'x0 < x1' in text), '')}",
             "dataset",
         )

@@ -21,8 +21,11 @@ from phs_milvus.pointing.prompts import Mask, Polygon, Prompt
 Outline = Callable[[Frame], Prompt]
 
 
+Ring = list[tuple[float, float]]
+
+
 class InvertedBox(AnnotationError):
-    """x1 <= x0 or y1 <= y0."""
+    """x1 < x0 or y1 < y0."""
 
 
 class FirstPixelBox(AnnotationError):
@@ -124,9 +127,9 @@ def required(record: Any, name: str, kind: type | tuple[type, ...], file: Path, 
 
 
 def key(record: Any, name: str, file: Path, where: str) -> str:
-    """An identifier as text: tools write 7, "7" and "img_7" for the same thing."""
-    value = required(record, name, (int, str), file, where)
-    return str(value).strip()
+    """An identifier as text: tools write 7, 7.0 and "7" for the same thing."""
+    value = required(record, name, (int, float, str), file, where)
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def label_of(value: Any, file: Path, where: str, name: str) -> str:
@@ -160,12 +163,15 @@ def corners(values: Any, file: Path, where: str, name: str) -> Corners:
     """x0, y0, x1, y1 with x0 < x1 and y0 < y1.
 
     Raises:
-        InvertedBox: a box whose corners are not in this order. They are not swapped: x, y, width and height that were
+        AnnotationError: a box of no width or height.
+        InvertedBox: a box whose corners are in another order. They are not swapped: x, y, width and height that were
             written as corners look the same.
     """
     x0, y0, x1, y1 = numbers(values, 4, file, where, name)
     if x1 <= x0 or y1 <= y0:
-        raise InvertedBox(file, where, name, f"is not a box with x0 < x1 and y0 < y1: {x0:g}, {y0:g}, {x1:g}, {y1:g}")
+        raise (InvertedBox if x1 < x0 or y1 < y0 else AnnotationError)(
+            file, where, name, f"is not a box with x0 < x1 and y0 < y1: {x0:g}, {y0:g}, {x1:g}, {y1:g}"
+        )
     return x0, y0, x1, y1
 
 
@@ -180,13 +186,20 @@ def from_width_and_height(values: Any, file: Path, where: str, name: str) -> tup
     return (x0, y0, x1, y1), width < 0 or height < 0
 
 
-def around(rings: Sequence[Sequence[tuple[float, float]]]) -> Corners:
+def ring_of(points: Any, file: Path, where: str, *, fewest: int = 3) -> Ring:
+    """Corners as (x, y) pairs of finite numbers, so many at least."""
+    if not isinstance(points, list) or len(points) < fewest:
+        raise AnnotationError(file, where, "points", f"is no list of {fewest} corners or more: {points!r:.60}")
+    return [(x, y) for x, y in (numbers(pair, 2, file, where, "points") for pair in points)]
+
+
+def around(rings: Sequence[Ring]) -> Corners:
     """The box around outlines, which is as wide as a pixel at least."""
     xs, ys = zip(*(point for ring in rings for point in ring), strict=True)
     return min(xs), min(ys), max(max(xs), min(xs) + 1e-6), max(max(ys), min(ys) + 1e-6)
 
 
-def polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> Outline:
+def polygons(rings: Sequence[Ring]) -> Outline:
     """The outline that closed rings of (x, y) make together."""
     return lambda frame: [Polygon([frame.point(x, y) for x, y in ring]) for ring in rings]
 

@@ -111,13 +111,16 @@ def _box(values: list[Any], kind: str, path: Path, where: str, names: str) -> tu
 
 def _csv(path: Path, findings: Findings) -> tuple[Iterator[tuple[str, Mapping[str, Any], _Columns]], float | None]:
     lines = read_lines(path)
-    header = lines[0] if lines else ""
+    if lines and lines[0].lower().startswith("sep="):  # which Excel takes as a hint
+        lines[0] = ""
+    start = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    header = lines[start] if lines else ""
     delimiter = max(",;\t|", key=header.count)
     names = [_plain(name) for name in next(csv.reader([header], delimiter=delimiter), [])]
-    first = 1
+    first = start + 1
     if _is_row(names):
-        names, first = list(OURS), 0  # Keras writes no header
-    columns = _columns(names, path, f"line {first}")
+        names, first = list(OURS), start  # Keras writes no header
+    columns = _columns(names, path, f"line {start + 1}")
     # Open Images writes shares, which its other columns tell it by.
     unit = 1.0 if {"imageid", "labelname", "isgroupof"} <= set(names) else None
 

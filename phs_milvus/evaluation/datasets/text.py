@@ -76,7 +76,23 @@ def read_lines(file: Path) -> list[str]:
 def check_utf8(text: str, file: Path, where: str) -> None:
     """AnnotationError for a line of `read_lines` that was not UTF-8."""
     if any("\udc80" <= character <= "\udcff" for character in text):
-        raise AnnotationError(file, where, "line", "is not UTF-8")
+        raise AnnotationError(file, where, "line", "is not UTF-8; save the file in that encoding")
+
+
+def is_file(path: Path) -> bool:
+    """False too for what can be no path: with a null character, or too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """As `is_file`, for folders."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:

@@ -36,9 +36,7 @@ def read(path: Path, images: Path | None, findings: Findings) -> Source:
     for file in files:
         with findings.skipping():
             records.append(_image(file, root, findings, images is None))
-    # The stems are looked for everywhere before any <filename> is.
-    near = list(dict.fromkeys(file.parent for file in files)) if not annotations.is_dir() else []
-    places = [root / "JPEGImages", root / "images", root / "Images", root / "data", root, root.parent / "images", *near]
+    places = [root / "JPEGImages", root / "images", root / "Images", root / "data", root, root.parent / "images"]
     return Source(root.name, records, [images] if images else places)
 
 
@@ -46,16 +44,20 @@ def _image(file: Path, root: Path, findings: Findings, nested: bool) -> ImageRec
     element = read_xml(file)
     if element.tag != "annotation":
         raise AnnotationError(file, "", "file", f"is no VOC annotation but <{element.tag}>")
-    mask = root / "SegmentationObject" / f"{file.stem}.png"
+    folder = file.parent.relative_to(root)
+    mask = root / folder.parent / "SegmentationObject" / f"{file.stem}.png"
     objects = []
     for number, entry in enumerate(element.iterfind("object")):
         with findings.skipping():
             objects.append(_object(entry, number, file, mask if mask.is_file() else None))
-    folder = file.parent.relative_to(root)
-    inner = folder / file.stem if nested and folder.parts[:1] not in ((), ("Annotations",)) else Path(file.stem)
-    name = (element.findtext("filename") or "").strip()
     size = size_of(element.findtext("size/width"), element.findtext("size/height"))
-    return ImageRecord(file, (str(inner), name) if name else (str(inner),), size, objects, id=inner.as_posix())
+    top = folder.parts[:1] in ((), ("Annotations",))
+    image_id = file.stem if top else (folder / file.stem).as_posix()
+    # Beside the file or in a folder beside the file's; then anywhere by its stem; and then by its <filename>.
+    near = [folder, *(folder.parent / name for name in ("JPEGImages", "images"))] if nested and not top else []
+    name = (element.findtext("filename") or "").strip()
+    names = [*((place / file.stem).as_posix() for place in near), file.stem, name]
+    return ImageRecord(file, tuple(filter(None, names)), size, objects, id=image_id)
 
 
 def _object(element: ElementTree.Element, number: int, file: Path, mask: Path | None) -> ObjectRecord:

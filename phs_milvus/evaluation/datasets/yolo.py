@@ -15,10 +15,11 @@ from phs_milvus.evaluation.datasets.records import (
     Source,
     around,
     corners,
+    label_of,
     numbers,
     polygons,
 )
-from phs_milvus.evaluation.datasets.text import check_utf8, read_lines, visible
+from phs_milvus.evaluation.datasets.text import check_utf8, is_folder, read_lines, visible
 from phs_milvus.ingest.files import IMAGE_EXTENSIONS
 
 _NOT_LABELS = ("classes.txt", "obj.names", "predefined_classes.txt", "notes.txt", "train.txt", "val.txt", "test.txt")
@@ -62,7 +63,7 @@ def _object(fields: list[str], names: dict[int, str], keypoints: bool, file: Pat
     """class cx cy w h, perhaps with a confidence or key points; or class x y x y x y ..., a polygon."""
     try:
         index = int(fields[0])
-        label = names[index] if names else str(index)
+        label = label_of(names[index] if names else index, file, where, "class")
     except (ValueError, KeyError):
         raise AnnotationError(file, where, "class", f"{fields[0]!r:.40} names none of {len(names)} classes") from None
     values = numbers(fields[1:], len(fields) - 1, file, where, "coordinates")
@@ -101,7 +102,7 @@ def _yaml(file: Path) -> dict[str, Any]:
         raise InvalidInput("reading data.yaml needs PyYAML: pip install 'phs-milvus[eval]'", "dataset") from None
     try:
         value = yaml.safe_load("\n".join(read_lines(file)))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise AnnotationError(file, "", "file", f"is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise AnnotationError(file, "", "file", "is no YAML mapping")
@@ -127,11 +128,11 @@ def _image_folders(root: Path, described: dict[str, Any]) -> list[Path]:
     base = Path(str(described.get("path") or "."))
     folders = []
     for split in ("train", "val", "valid", "test"):
-        entries = described.get(split) or []
-        for entry in [entries] if isinstance(entries, str) else entries:
+        entries = described.get(split)
+        for entry in entries if isinstance(entries, list) else [entries] if entries else []:
             inner = str(entry).replace("\\", "/")
             tries = [root / base / inner, root / inner, root / inner.removeprefix("../"), root / Path(inner).name]
-            folders += [next((one for one in tries if one.is_dir()), None)]
+            folders += [next((one for one in tries if is_folder(one)), None)]
     found = [folder for folder in folders if folder is not None]
     if not found:
         inside = sorted({file.parent for file in visible(root, "*") if file.suffix.lower() in IMAGE_EXTENSIONS})
