@@ -182,6 +182,7 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
     from phs_milvus.evaluation import load
     from phs_milvus.evaluation.datasets import DatasetWarning
     from phs_milvus.evaluation.experiments import Study
+    from phs_milvus.evaluation.painting import paintable
     from phs_milvus.evaluation.queries import PROMPTS, object_queries
     from phs_milvus.milvus.connection import close, connect
 
@@ -209,7 +210,7 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
             every = object_queries(bench.dataset)
             if not every:
                 raise InvalidInput("no image has objects of two classes, so there is no query", "dataset")
-            queries, left_out, boxed = bench.paintable(every, prompts)
+            queries, left_out, boxed = paintable(every, prompts, bench.dataset, bench.sizes)
             _say_queries(len(every), left_out, boxed)
             if not queries:
                 raise InvalidInput(f"none of the {len(every)} queries can be pointed at; {left_out[0]}", "dataset")

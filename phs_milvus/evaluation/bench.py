@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,15 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.contract.errors import InvalidInput, PromptError
 from phs_milvus.contract.grid import shares_on_grid
 from phs_milvus.contract.images import load_image
 from phs_milvus.contract.types import Float16Array, Float32Array, Focus, MaskRuns
-from phs_milvus.evaluation.datasets import AnnotationError, Dataset
+from phs_milvus.evaluation.datasets import Dataset
 from phs_milvus.evaluation.edits import Edit
-from phs_milvus.evaluation.queries import ObjectQuery, outline_of, prompt_of
+from phs_milvus.evaluation.painting import Drawing, painted
+from phs_milvus.evaluation.queries import ObjectQuery
 from phs_milvus.evaluation.store import Look, Seen, Store
-from phs_milvus.pointing.prompts import Prompt, to_runs
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -90,62 +89,18 @@ class Bench:
         self._shares: dict[tuple[int, int, bytes], Float32Array] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
-    def queries(
-        self, queries: Sequence[ObjectQuery], prompt: str | Callable[[ObjectQuery, int, int], Prompt]
-    ) -> QuerySet:
+    def queries(self, queries: Sequence[ObjectQuery], prompt: Drawing) -> QuerySet:
         """Draws the queries' prompts.
 
         Args:
             prompt: "box", "point" or "segmentation", or a function of a query and its image's width and height.
 
         Raises:
-            InvalidInput: a query that cannot be pointed at so, with its image and label; see `paintable`.
+            PromptError: a query that cannot be pointed at so, with its image and class; `paintable` leaves these out.
         """
-        masks = tuple(self._painted(query, prompt) for query in queries)
+        masks = tuple(painted(query, prompt, self.dataset, self.sizes) for query in queries)
         images = np.array([query.image for query in queries], np.int64)
         return QuerySet(images, tuple(query.instance.label for query in queries), masks)
-
-    def paintable(
-        self, queries: Sequence[ObjectQuery], prompts: Sequence[str]
-    ) -> tuple[list[ObjectQuery], list[str], list[str]]:
-        """The queries that every kind of prompt can point at: labelled sets hold outlines of two points and the like.
-
-        One set for all kinds, so that differences between them stay paired.
-
-        Returns:
-            The queries; what is wrong with each of the others; and the names of those for which "point" takes the
-            centre of the box because the outline is broken.
-        """
-        usable, left_out, boxed = [], [], []
-        for query in queries:
-            try:
-                for prompt in prompts:
-                    self._painted(query, prompt)
-            except InvalidInput as error:
-                left_out.append(str(error))
-                continue
-            usable.append(query)
-            wants_outline = "point" in prompts and query.instance.segment is not None
-            if wants_outline and outline_of(query.instance, *self.sizes[query.image]) is None:
-                boxed.append(self._name(query))
-        return usable, left_out, boxed
-
-    def _painted(self, query: ObjectQuery, prompt: str | Callable[[ObjectQuery, int, int], Prompt]) -> MaskRuns:
-        width, height = self.sizes[query.image]
-        try:
-            if isinstance(prompt, str):
-                runs = to_runs(prompt_of(query.instance, prompt, width, height), width, height)
-            else:
-                runs = to_runs(prompt(query, width, height), width, height)
-        except InvalidInput as error:
-            # The file is one of the dataset that the reader knows; its folder says nothing more.
-            problem = error.problem if isinstance(error, AnnotationError) else str(error)
-            raise PromptError(f"{self._name(query)}: {problem}", error.field) from None
-        assert runs is not None
-        return runs
-
-    def _name(self, query: ObjectQuery) -> str:
-        return f"{self.dataset.images[query.image].id}, {query.instance.label}"
 
     # --- the database -------------------------------------------------------------------------------------------------
 

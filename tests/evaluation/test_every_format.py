@@ -123,6 +123,15 @@ def test_where_nothing_tells_the_photo_is_left_out_until_the_user_does(writer: s
     assert boxes_of(load(path, frame="stored")) == [expected(turned)] * 6
 
 
+def test_photos_without_objects_are_in_no_frame(tmp_path: Path) -> None:
+    pictures(tmp_path, NAMES[:5])
+    pictures(tmp_path, NAMES[5:], SIZE, orientation=3)
+    path = WRITERS["csv"](tmp_path, NAMES[:5], SIZE, BOXES)
+    path.write_text(f"{path.read_text()}\n6.jpg,,,,,,,")
+    dataset = load(path)
+    assert boxes_of(dataset) == [*[expected()] * 5, []] and not dataset.remarks
+
+
 @PIXELS
 def test_shares_are_not_taken_for_pixels(writer: str, tmp_path: Path) -> None:
     pictures(tmp_path, NAMES)

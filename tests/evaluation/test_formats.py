@@ -300,7 +300,7 @@ def test_label_studio_regions(tmp_path: Path) -> None:
     ]
     task = {
         "id": 5,
-        "data": {"image": "/data/local-files/?d=pics/a%20b.jpg"},
+        "data": {"text": "Day 1. Rain.", "photo": "/data/local-files/?d=pics/a%20b.jpg"},
         "annotations": [
             {"result": results},
             {"was_cancelled": True, "result": [region("no", **flat, rectanglelabels=["no"])]},

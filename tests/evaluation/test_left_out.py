@@ -13,6 +13,7 @@ from phs_milvus.cli import main
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.errors import PromptError
 from phs_milvus.evaluation import Bench, Store, load, object_queries
+from phs_milvus.evaluation.painting import paintable
 from phs_milvus.evaluation.queries import box_of, prompt_of
 from phs_milvus.pointing.prompts import Point
 from tests.evaluation import exports
@@ -61,14 +62,14 @@ def test_a_broken_outline_leaves_one_query_out(
     with Store(tmp_path / "cache", vit_encoder.info) as store:
         bench = Bench(vit_encoder, load(labelled(segmentation)), store)
         every = object_queries(bench.dataset)
-        usable, left_out, boxed = bench.paintable(every, ("segmentation",))
+        usable, left_out, boxed = paintable(every, ("segmentation",), bench.dataset, bench.sizes)
         assert usable == every[1:] and not boxed
         assert len(left_out) == 1 and left_out[0].startswith("1.jpg, disc: ") and reason in left_out[0]
         with pytest.raises(PromptError, match=r"^1\.jpg, disc: "):
             bench.queries(every, "segmentation")
         assert len(bench.queries(usable, "segmentation")) == 11
         # The box's centre stands in for a click.
-        usable, left_out, boxed = bench.paintable(every, ("box", "point"))
+        usable, left_out, boxed = paintable(every, ("box", "point"), bench.dataset, bench.sizes)
         assert usable == every and not left_out and boxed == ["1.jpg, disc"]
         assert prompt_of(every[0].instance, "point", *SIZE) == Point(40, 45)
 

@@ -100,10 +100,11 @@ def _instances(
     """The objects of all the records of a file, in pixels of the upright image; the same object twice is one."""
     found: dict[tuple[str, Corners], Instance] = {}
     for record in file.records:
+        if not record.objects:
+            continue  # nothing that could be in another frame
         boxes = [entry.box for entry in record.objects]
         frame = frame_of(picture, record.size, source.unit, boxes, told)
-        if record.objects:
-            _say_frame(record, frame, picture, source.unit, findings)
+        _say_frame(record, frame, picture, source.unit, findings)
         for entry in record.objects:
             with findings.skipping():
                 instance = _instance(entry, record, frame, source.unit, findings, placed)

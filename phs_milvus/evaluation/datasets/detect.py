@@ -7,7 +7,7 @@ from typing import Any
 
 from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.evaluation.datasets.model import AnnotationError
-from phs_milvus.evaluation.datasets.text import read_json, read_xml, visible
+from phs_milvus.evaluation.datasets.text import read_json, read_lines, read_xml, visible
 
 # In a folder: the file that says what it is, whatever else lies there; the first that is there counts.
 _TELLING = (
@@ -40,7 +40,7 @@ def detect(path: Path, wanted: str | None = None) -> tuple[str, Path]:
 
 
 def _folder(path: Path) -> tuple[str, Path]:
-    if (path / "Annotations").is_dir():
+    if (path / "Annotations").is_dir() and not any((path / "Annotations").glob("*.json")):  # as COCO's on a Mac
         return "voc", path
     for name, format in _TELLING:
         if (path / name).is_file():
@@ -48,7 +48,7 @@ def _folder(path: Path) -> tuple[str, Path]:
     if any((path / split / name).is_file() for split in _SPLITS for name, _ in _TELLING):
         found = [split for split in _SPLITS if (path / split).is_dir()]
         raise InvalidInput(f"{path} holds the splits {', '.join(found)}; give one of them", "dataset")
-    if any(path.glob("*.yaml")) or any(path.glob("*.yml")) or (path / "labels").is_dir() or _has_classes(path):
+    if _is_yolo(path):
         return "yolo", path
     for pattern, format in (("*.xml", "voc"), ("*.json", "labelme")):
         if next(filter(None, (_try(file) for file in visible(path, pattern)[:_TRIED])), None) == format:
@@ -77,8 +77,11 @@ def _annotation_files(path: Path) -> list[Path]:
     ]
 
 
-def _has_classes(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("classes.txt", "obj.names", "predefined_classes.txt"))
+def _is_yolo(path: Path) -> bool:
+    """By a data.yaml with names, a list of classes, or text files in labels/."""
+    described = any("names:" in "\n".join(read_lines(file)) for file in path.glob("*.y*ml"))
+    listed = any((path / name).is_file() for name in ("classes.txt", "obj.names", "predefined_classes.txt"))
+    return described or listed or bool(visible(path / "labels", "*.txt"))
 
 
 def _try(file: Path) -> str | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from phs_milvus.evaluation.datasets.coco import places
 from phs_milvus.evaluation.datasets.cvat import ellipse, turned
 from phs_milvus.evaluation.datasets.model import AnnotationError
+from phs_milvus.evaluation.datasets.places import PICTURES, spellings
 from phs_milvus.evaluation.datasets.records import (
     Findings,
     ImageRecord,
@@ -49,10 +50,11 @@ def read(path: Path, images: Path | None, findings: Findings) -> Source:
 
 
 def _names(task: Any, path: Path, where: str) -> tuple[str, ...]:
-    """The upload's name, and the image's path or address: the value of `data` that looks like one."""
+    """The image's path or address, which is the value of `data` that looks like one, and the upload's name."""
     data = task["data"] if isinstance(task.get("data"), dict) else task
-    value = data.get("image") or next((v for v in data.values() if isinstance(v, str) and "." in v), None)
-    names = [name for name in (value, task.get("file_upload")) if isinstance(name, str) and name]
+    texts = [value for value in (data.get("image"), *data.values()) if isinstance(value, str) and value]
+    pictures = [text for text in texts if PurePosixPath(spellings(text)[0]).suffix.lower() in PICTURES]
+    names = [name for name in (*pictures[:1], task.get("file_upload"), *texts[:1]) if isinstance(name, str) and name]
     if not names:
         raise AnnotationError(path, where, "image", "is missing")
     return tuple(names)

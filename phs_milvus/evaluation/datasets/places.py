@@ -14,6 +14,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from phs_milvus.evaluation.datasets.text import is_file
 from phs_milvus.ingest.files import IMAGE_EXTENSIONS
 
+# Endings of image files. Ingest takes files without one too, which among annotations would be anything.
+PICTURES = IMAGE_EXTENSIONS - {""}
 _DRIVE = re.compile(r"^[A-Za-z]:/+")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 # Label Studio puts eight hexadecimal digits before the names of uploads.
@@ -92,7 +94,7 @@ def _listing(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
         found.setdefault(_folded(file.name), file)
-        if file.suffix.lower() in IMAGE_EXTENSIONS:
+        if file.suffix.lower() in PICTURES:
             found.setdefault(f"{_folded(file.stem)}.*", file)
     return found
 

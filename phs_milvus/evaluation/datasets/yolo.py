@@ -8,6 +8,7 @@ from typing import Any
 
 from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.evaluation.datasets.model import AnnotationError
+from phs_milvus.evaluation.datasets.places import PICTURES
 from phs_milvus.evaluation.datasets.records import (
     Findings,
     ImageRecord,
@@ -20,7 +21,6 @@ from phs_milvus.evaluation.datasets.records import (
     polygons,
 )
 from phs_milvus.evaluation.datasets.text import check_utf8, is_folder, read_lines, visible
-from phs_milvus.ingest.files import IMAGE_EXTENSIONS
 
 _NOT_LABELS = ("classes.txt", "obj.names", "predefined_classes.txt", "notes.txt", "train.txt", "val.txt", "test.txt")
 _SLACK = 0.01  # by which rounding may leave 0..1
@@ -135,7 +135,7 @@ def _image_folders(root: Path, described: dict[str, Any]) -> list[Path]:
             folders += [next((one for one in tries if is_folder(one)), None)]
     found = [folder for folder in folders if folder is not None]
     if not found:
-        inside = sorted({file.parent for file in visible(root, "*") if file.suffix.lower() in IMAGE_EXTENSIONS})
+        inside = sorted({file.parent for file in visible(root, "*") if file.suffix.lower() in PICTURES})
         found = inside or [root / "images"]
     return list(dict.fromkeys(folder.resolve() for folder in found))
 
@@ -159,7 +159,7 @@ def _pairs(folder: Path, labels: Path) -> list[tuple[str, Path | None]]:
     images = {
         file.relative_to(folder).with_suffix("").as_posix(): file
         for file in (visible(folder, "*") if folder.is_dir() else ())
-        if file.suffix.lower() in IMAGE_EXTENSIONS
+        if file.suffix.lower() in PICTURES
     }
     texts = {
         file.relative_to(labels).with_suffix("").as_posix()
