@@ -4,18 +4,30 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTO := proto/phs/v1/encoder.proto
 
-.PHONY: demo test lint format proto bench clean
+.PHONY: demo test test-all lint buf format proto bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/phs-milvus demo
 
+# Each worker has servers of its own and takes whole files.
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+
+# What is slow by nature, which `make test` leaves out; then the tests that a real Milvus server can take.
+test-all: $(VENV)/.dev
+	$(BIN)/pytest -m slow
+	tests/milvus_standalone.sh $(BIN)/pytest tests/milvus tests/ingest tests/search
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The contract's own linter; it comes from npm, into the environment's folder.
+buf: | $(VENV)
+	@if ! command -v npm >/dev/null; then echo "SKIPPED: there is no npm here; buf did not check proto/"; else \
+		npm install --silent --no-audit --no-fund --prefix $(VENV)/buf @bufbuild/buf@1.75.0 && \
+		$(VENV)/buf/node_modules/.bin/buf lint proto && echo "buf: proto/ is clean"; fi
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix

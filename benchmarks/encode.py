@@ -22,8 +22,9 @@ from torch import Tensor
 
 from benchmarks.common import Clock, add_clock_flags, clock_name, dinov2, interleaved, print_table, set_clock
 from phs_server.model import checkpoint
+from phs_server.model.batch import PromptBatch
 from phs_server.model.engine import FocusEngine, resolve_devices
-from phs_server.model.head_selection import roi_scores, select_heads
+from phs_server.model.head_selection import score_heads, select_heads
 
 
 def compare(directory: Path, device: str, precision: str, batch: int, seconds: float, clock: Clock) -> list[object]:
@@ -34,12 +35,13 @@ def compare(directory: Path, device: str, precision: str, batch: int, seconds: f
     pixels = np.random.default_rng(0).integers(0, 256, (batch, 3, 224, 224), np.uint8)
     masks = np.random.default_rng(0).random((batch, 256), np.float32)
     counts = np.full(batch, 5)
+    prompts = PromptBatch(masks, counts)
     ready = torch.randn(batch, 3, 224, 224).to(device, dtype)
     sdpa, eager = (_original(directory, kind, device, dtype) for kind in ("sdpa", "eager"))
     naive = NaivePhs(eager, torch.from_numpy(masks).to(device), torch.from_numpy(counts).to(device))
     result = interleaved(
         {
-            "ours": lambda: engine.encode(pixels, masks, counts),
+            "ours": lambda: engine.encode(pixels, prompts),
             "sdpa": lambda: _synced(sdpa, ready),
             "eager": lambda: _synced(eager, ready, output_attentions=True),
             "naive": lambda: naive(ready),
@@ -61,7 +63,7 @@ class NaivePhs:
 
     def __call__(self, pixels: Tensor) -> None:
         attention = _synced(self._model, pixels, output_attentions=True).attentions[-1][:, :, 0, 1:]
-        weights = select_heads(roi_scores(attention, self._masks), self._counts).to(pixels.dtype)
+        weights = select_heads(score_heads(attention, self._masks), self._counts).to(pixels.dtype)
         size = self._model.config.hidden_size // weights.shape[1]
         self._factors = weights.repeat_interleave(size, dim=1).unsqueeze(1)
         _synced(self._model, pixels)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import Clock, add_clock_flags, clock_name, dinov2, interleaved, print_table, set_clock
+from phs_milvus.contract.types import RerankInputs
 from phs_server.model import checkpoint
 from phs_server.model.engine import FocusEngine, resolve_devices
 
@@ -49,10 +50,11 @@ def compare(engine: FocusEngine, candidates: int, queries: int, seconds: float, 
     weights = np.zeros((queries, heads), np.float32)
     for row in weights:
         row[rng.choice(heads, 5, replace=False)] = heads / 5
+    inputs = RerankInputs(embeddings, weights, states)
     batch = engine.sample_batch(_BATCH)
     result = interleaved(
         {
-            "rerank": lambda: engine.rerank(embeddings, weights, states),
+            "rerank": lambda: engine.rerank(inputs),
             "products": bare_products(engine, candidates * queries),
             "encode": lambda: engine.encode(*batch),
         },

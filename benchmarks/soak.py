@@ -180,7 +180,7 @@ class Soak:
 
     async def _hostile(self, stub: pb_grpc.FocusEncoderStub, case: Case) -> None:
         started = time.monotonic()
-        request = pb.EncodeRequest(image=case.image, focus=pb.Focus(heads_on=case.heads))
+        request = pb.EncodeRequest(image=case.image, focus=pb.Focus(heads_on=case.heads_on))
         outcome, _ = await outcome_of(stub.Encode(request, timeout=GOOD_TIMEOUT), GOOD_TIMEOUT)
         kind = "odd" if case.expected == ACCEPTED else "hostile"
         self.tally.add(kind, outcome)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from phs_milvus.client.channels import Tls
     from phs_milvus.client.encoder import Encoder
     from phs_milvus.client.requests import Outputs
+    from phs_milvus.contract import state
     from phs_milvus.contract.errors import (
         CollectionError,
         DeadlineExceeded,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
         StateError,
     )
     from phs_milvus.contract.types import Encoding, Explanation, Focus, ModelInfo
-    from phs_milvus.ingest.folder import IngestReport, ingest_folder
+    from phs_milvus.ingest.folder import ingest_folder
+    from phs_milvus.ingest.progress import IngestReport
     from phs_milvus.milvus.collection import FocusedCollection
     from phs_milvus.milvus.connection import connect
     from phs_milvus.milvus.rows import Row
@@ -64,7 +66,8 @@ _MODULES = {
         "PromptError",
         "StateError",
     ),
-    "ingest.folder": ("IngestReport", "ingest_folder"),
+    "ingest.folder": ("ingest_folder",),
+    "ingest.progress": ("IngestReport",),
     "milvus.connection": ("connect",),
     "pointing.prompts": ("Box", "Mask", "Point", "Polygon"),
     "search.rerank": ("Ranking", "Reranker"),
@@ -112,10 +115,13 @@ __all__ = [
     "Tls",
     "connect",
     "ingest_folder",
+    "state",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name == "state":  # a module: the codec of PHS states
+        return import_module("phs_milvus.contract.state")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'phs_milvus' has no attribute {name!r}")
     return getattr(import_module(f"phs_milvus.{_MODULE_OF[name]}"), name)

@@ -38,6 +38,12 @@ def _vit() -> torch.nn.Module:
     return transformers.ViTModel(transformers.ViTConfig(**_WIDE, image_size=64, patch_size=16), add_pooling_layer=False)
 
 
+def _deit() -> torch.nn.Module:
+    return transformers.DeiTModel(
+        transformers.DeiTConfig(**_WIDE, image_size=64, patch_size=16), add_pooling_layer=False
+    )
+
+
 def _clip_vision_config() -> transformers.CLIPVisionConfig:
     return transformers.CLIPVisionConfig(**_WIDE, image_size=64, patch_size=16, projection_dim=24)
 
@@ -74,6 +80,7 @@ FAMILIES = {
     "dinov3": _dinov3,
     "dinov3-gated": lambda: _dinov3(use_gated_mlp=True, key_bias=True),
     "vit": _vit,
+    "deit": _deit,
     "clip-vision": lambda: transformers.CLIPVisionModelWithProjection(_clip_vision_config()),
     "clip-vision-unprojected": lambda: transformers.CLIPVisionModel(_clip_vision_config()),
     "clip-full": _clip_full,
@@ -96,6 +103,7 @@ def save_checkpoint(family: str, directory: Path, seed: int = 0) -> Path:
     model.save_pretrained(directory)
     size = IMAGE_SIZE.get(family, 64)
     processor = {
+        "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": size, "width": size},
         "resample": 3,

@@ -13,7 +13,22 @@ from PIL import Image
 from phs_milvus.client.encoder import Encoder
 from tests.checkpoints import save_checkpoint
 
+MILVUS_URI = os.environ.get("PHS_TEST_MILVUS_URI")
 SHARED = Path(os.environ.get("PHS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers of pytest-xdist take whole files: what a file's tests share is made once."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+@pytest.fixture(scope="module")
+def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Milvus Lite of the test file's own, or the server at PHS_TEST_MILVUS_URI."""
+    return MILVUS_URI or str(tmp_path_factory.mktemp("milvus") / "test.db")
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
-"""`phs-milvus ingest` and `phs-milvus info`: what is in a collection."""
+"""`phs-milvus ingest` fills a collection, and `phs-milvus info` describes it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
+import sys
 from typing import Any
 
 from phs_milvus.cli.connections import (
@@ -15,7 +15,8 @@ from phs_milvus.cli.connections import (
     open_encoder,
     open_milvus,
 )
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.cli.places import existing_folder
+from phs_milvus.contract.errors import shown
 
 
 def add_commands(commands: Any) -> None:
@@ -23,12 +24,12 @@ def add_commands(commands: Any) -> None:
     ingest = commands.add_parser(
         "ingest",
         help="encode a folder of images into a collection",
-        description="Walks DIR, encodes every image and stores it under its path relative to DIR. Run it again any "
-        "time: unchanged files are skipped, changed ones encoded anew. Files that cannot be read are listed, the rest "
-        "is stored, and the exit status is 1.",
+        description="Walks DIR, encodes every image and stores it under its path relative to DIR. You can run it again "
+        "at any time: unchanged files are skipped and changed files are encoded again. Files that cannot be read are "
+        "listed and the others stored; the exit status is then 1, as it is if DIR has no image at all.",
     )
     ingest.add_argument("directory", metavar="DIR", help="folder of images, searched recursively")
-    ingest.add_argument("--prune", action="store_true", help="remove rows whose file is gone")
+    ingest.add_argument("--prune", action="store_true", help="delete the rows of files that no longer exist")
     ingest.add_argument("--batch-size", type=int, default=256, help="rows written at a time (default: %(default)s)")
     add_encoder_flags(ingest)
     add_milvus_flags(ingest)
@@ -47,13 +48,12 @@ def add_commands(commands: Any) -> None:
 def _ingest(options: argparse.Namespace) -> int:
     from phs_milvus.ingest.folder import ingest_folder
     from phs_milvus.milvus.collection import FocusedCollection
-    from phs_milvus.milvus.connection import errors
+    from phs_milvus.milvus.connection import translated_errors
 
-    if not Path(options.directory).is_dir():  # before a model is loaded and a collection made
-        raise InvalidInput(f"{options.directory} is not a folder", "DIR")
+    existing_folder(options.directory, "DIR")  # before a model is loaded and a collection made
     with open_encoder(options) as encoder, open_milvus(options, create=True) as client:
         name = options.collection
-        with errors("cannot list the collections"):
+        with translated_errors("cannot list the collections"):
             exists = client.has_collection(name)
         if exists:
             collection = FocusedCollection.open(client, name)
@@ -63,21 +63,23 @@ def _ingest(options: argparse.Namespace) -> int:
             options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size
         )
     print(report)
-    return 1 if report.failed_count else 0
+    if not report.found:
+        print(f"phs-milvus: no images under {options.directory}; nothing was stored", file=sys.stderr)
+    return 1 if report.failed_count or not report.found else 0
 
 
 def _info(options: argparse.Namespace) -> int:
     from phs_milvus.milvus.collection import FocusedCollection
-    from phs_milvus.milvus.connection import errors
+    from phs_milvus.milvus.connection import translated_errors
 
     facts: dict[str, Any] = {}
     if options.model or address_of(options):
         with open_encoder(options) as encoder:
             facts["encoder"] = {**vars(encoder.info), "limits": vars(encoder.info.limits)}
-    facts["milvus"] = {"uri": options.milvus, "collections": []}
+    facts["milvus"] = {"uri": shown(options.milvus), "collections": []}
     if not is_missing(options.milvus):
         with open_milvus(options) as client:
-            with errors("cannot list the collections"):
+            with translated_errors("cannot list the collections"):
                 facts["milvus"]["collections"] = names = client.list_collections()
             if options.collection in names:
                 facts["collection"] = FocusedCollection.open(client, options.collection).describe()

@@ -1,4 +1,4 @@
-"""The two ends of a command: the embedding server and Milvus."""
+"""Opens what most commands need: the embedding server and Milvus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.contract.errors import CollectionError, PhsError
+from phs_milvus.contract.errors import CollectionError, PhsError, shown
 from phs_milvus.contract.tokens import read_tokens
 
 DEFAULT_MILVUS = "./phs_milvus.db"
@@ -27,7 +27,7 @@ def add_encoder_flags(command: argparse.ArgumentParser, default: str = "facebook
     """--encoder and --model.
 
     Args:
-        default: what the help says is served without either.
+        default: the model that the help names as the default.
     """
     group = command.add_argument_group("embedding server")
     group.add_argument(
@@ -47,9 +47,10 @@ def add_milvus_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--milvus",
         metavar="URI",
-        type=lambda uri: uri.rstrip("/"),  # a Lite database is a folder, and shells complete it so
+        type=lambda uri: uri.rstrip("/"),  # shells complete a Lite database, which is a folder, with a slash
         default=os.environ.get("PHS_MILVUS", DEFAULT_MILVUS),
-        help="a Milvus Lite path ending in .db, or http://host:19530 (default: %(default)s) [PHS_MILVUS]",
+        # Not what PHS_MILVUS says: a password may be in it.
+        help=f"a Milvus Lite path ending in .db, or http://host:19530 (default: {DEFAULT_MILVUS}) [PHS_MILVUS]",
     )
     group.add_argument(
         "--token",
@@ -66,10 +67,10 @@ def address_of(options: argparse.Namespace) -> str | None:
 
 @contextlib.contextmanager
 def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
-    """The embedding server of `address_of`, or one started here for the time of this command.
+    """The embedding server of `address_of`, or one that is started here and ends with this command.
 
     Raises:
-        PhsError: both or neither can be used; the message says how to.
+        PhsError: --encoder and --model are both given, the server does not answer, or the model cannot be served here.
     """
     from phs_milvus.client.encoder import Encoder
 
@@ -86,7 +87,7 @@ def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
     from phs_server.config import Settings, parse
 
     settings = parse(["--model", options.model] if options.model else [])
-    # On a port of its own, and for this command alone: what the environment says of networks is for phs-server.
+    # On a port of its own and for this command alone, so the network settings in the environment do not apply.
     private = {name: getattr(Settings(), name) for name in _NETWORK_SETTINGS}
     settings = replace(settings, **private, port=0)
     print(f"starting an embedding server with {settings.model} ...", file=sys.stderr)
@@ -95,7 +96,7 @@ def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
 
 
 def _tls() -> Any:
-    """TLS as the environment asks for it: PHS_ENCODER_CA, PHS_ENCODER_CERT, PHS_ENCODER_KEY; or PHS_ENCODER_TLS=1."""
+    """TLS by the environment: PHS_ENCODER_CA, PHS_ENCODER_CERT and PHS_ENCODER_KEY, or PHS_ENCODER_TLS=1."""
     from phs_milvus.client.channels import Tls
 
     files = {name: os.environ.get(f"PHS_ENCODER_{name.upper()}") for name in ("ca", "cert", "key")}
@@ -126,8 +127,11 @@ def server_package() -> Any:
 
 
 def is_missing(uri: str) -> bool:
-    """Whether it names a Milvus Lite database that nobody has made yet."""
-    return uri.endswith(".db") and "://" not in uri and not Path(uri).expanduser().exists()
+    """Whether `uri` is a Milvus Lite database that does not exist yet."""
+    try:
+        return uri.endswith(".db") and "://" not in uri and not Path(uri).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # `connect` says why
+        return False
 
 
 @contextlib.contextmanager
@@ -135,15 +139,18 @@ def open_milvus(options: argparse.Namespace, *, create: bool = False) -> Iterato
     """The Milvus of --milvus.
 
     Args:
-        create: make a Milvus Lite database that is not there; commands that only read take it for a mistyped path.
+        create: whether to create a Milvus Lite database that does not exist; for commands that only read, a missing
+            one is a mistyped path.
 
     Raises:
-        CollectionError: nothing there, or it cannot be opened.
+        CollectionError: it does not exist, or cannot be opened.
     """
     from phs_milvus.milvus.connection import close, connect
 
     if not create and is_missing(options.milvus):
-        raise CollectionError(f"no Milvus Lite database at {options.milvus}; ingest makes one, or check --milvus")
+        raise CollectionError(
+            f"no Milvus Lite database at {shown(options.milvus)}; ingest makes one, or check --milvus"
+        )
     client = connect(options.milvus, options.token)
     try:
         yield client

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, address_of, open_encoder, open_milvus
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.cli.places import existing_folder, output_folder
+from phs_milvus.contract.errors import PhsError
 
 _AFTERWARDS = """
 Open {page} in a browser, or look at {sheet} and its neighbours.
@@ -36,16 +37,20 @@ def add_commands(commands: Any) -> None:
 
 def _demo(options: argparse.Namespace) -> int:
     from phs_milvus.demo.page import next_commands
-    from phs_milvus.demo.run import BUNDLED_MODEL, PHOTO_MODEL, run_demo
+    from phs_milvus.demo.run import BUNDLED_MODEL, BUNDLED_SCENES, PHOTO_MODEL, is_demo, run_demo
 
-    if options.images and not Path(options.images).is_dir():  # before a model is loaded
-        raise InvalidInput(f"{options.images} is not a folder", "--images")
+    if not options.images and not BUNDLED_SCENES.is_dir():
+        raise PhsError(
+            "the demo's pictures and model are not part of the package: run `make demo` in a clone of phs_milvus, "
+            "or pass --images DIR, and --model MODEL for another than facebook/dinov2-base"
+        )
+    images = existing_folder(options.images, "--images") if options.images is not None else None
     if not address_of(options):
         options.model = options.model or (PHOTO_MODEL if options.images else str(BUNDLED_MODEL))
-    output = Path(options.output)
+    output = output_folder(Path(options.output), "--output", is_demo)
     options.milvus = str(output / "demo.db")
     with open_encoder(options) as encoder, open_milvus(options, create=True) as client:
-        page = run_demo(encoder, client, output, Path(options.images) if options.images else None)
+        page = run_demo(encoder, client, output, images)
     truth = "" if options.images else _TRUTH
     model = _BUNDLED if options.model == str(BUNDLED_MODEL) else ""
     commands = "\n".join(f"  {command}" for command in next_commands())

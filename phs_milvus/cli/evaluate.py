@@ -1,4 +1,4 @@
-"""`phs-milvus eval` and `phs-milvus tune`: their flags, and what they print. The work is in phs_milvus.evaluation."""
+"""The flags and the output of `phs-milvus eval` and `phs-milvus tune`; phs_milvus.evaluation does the work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -13,28 +14,44 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import open_encoder
+from phs_milvus.cli.places import output_file, output_folder
 from phs_milvus.contract.errors import PhsError
 
-# Here rather than read from the package, which is imported only by a command that needs it.
+# Repeated here because phs_milvus.evaluation is imported only by the commands that need it.
 _PRESETS = {
     "table1": "every way of pointing, with and without PHS, for each kind of prompt",
     "heads": "how many heads to keep, scaled or not, against random and bottom heads",
     "robustness": "jittered boxes, displaced points, sloppy outlines",
-    "small-models": "how different heads are, and what that leaves to choose from",
+    "small-models": "how much the heads of a small model differ, and what selecting among them can gain",
     "overhead": "latency, throughput and bytes per image",
     "recall": "how many candidates two-stage search through Milvus needs",
 }
-# Of images left out, those that are named.
-_NAMED = 5
-_FORMATS = """DATASET is one of
-  a VOC folder           Annotations/*.xml and JPEGImages/ (2007 or 2012; SegmentationObject/ where there are masks)
-  a COCO instances JSON  with --images, where the pictures are not in the usual place beside it
-  a Visual Genome folder objects.json, image_data.json, VG_100K/
-  a CSV or JSONL file    columns image,x0,y0,x1,y1,label; pixels, x1 and y1 exclusive; one object a row
+# Here for the same reason; a test compares them with the package's.
+FORMATS = {
+    "voc": "Annotations/*.xml with JPEGImages/ or images/, or XML beside the pictures (labelImg, Roboflow)",
+    "coco": "an instances JSON of any tool: boxes, polygons, run lengths",
+    "visual-genome": "objects.json, image_data.json, VG_100K/",
+    "table": "CSV, TSV or JSONL, one object a row: image,x0,y0,x1,y1,label in pixels, or TensorFlow's, Roboflow's,\n"
+    "                 Keras's or Open Images' columns",
+    "yolo": "data.yaml, or images/ and labels/: boxes or polygons",
+    "labelme": "a JSON file for each picture",
+    "cvat": "annotations.xml, exported as 'CVAT for images 1.1'",
+    "label-studio": "JSON or JSON-MIN",
+    "fiftyone": "samples.json or labels.json with data/",
+}
+_FORMATS = (
+    "DATASET is a file or folder in one of these formats, which is recognised; if not, give --format:\n"
+    + "\n".join(f"  {name:<14} {text}" for name, text in FORMATS.items())
+    + """
 
-The protocol: images with objects of two or more classes are queried, once for the largest object of each class; an
-image of the dataset is relevant if it holds an object of that class. MP@100 is the share of relevant images among the
-first 100, the query's own left out. Differences are paired, to plain whole-image search."""
+Records that cannot be used are left out and named. Labels that were made at another size, or before EXIF rotation,
+are converted to the picture's own pixels if the sizes show how; otherwise the picture is left out, and the message
+names the flag that decides.
+
+The protocol: every image with objects of two or more classes is a query once per class, with the class's largest
+object. An image of the dataset is relevant if it contains an object of that class. MP@100 is the share of relevant
+images among the first 100, without the query's own image. Differences are paired differences to whole-image search."""
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -46,8 +63,8 @@ def add_commands(commands: Any) -> None:
         "measure on labelled images whether pointing helps, and by how much",
         f"Runs an experiment on your labelled images and your model, and writes a folder with README.md (tables),\n"
         f"CSV, JSON and PNG plots.\n\nPresets:\n{presets}\n\n{_FORMATS}",
-        "Every image is encoded once and kept in --cache, so other presets and settings need only what is new, and an\n"
-        "interrupted run continues where it was.\n\nExample: phs-milvus eval VOC2007 --preset table1 --limit 200",
+        "Every image is encoded once and kept in --cache, so other presets and settings encode only what is missing,\n"
+        "and an interrupted run continues.\n\nExample: phs-milvus eval VOC2007 --preset table1 --limit 200",
     )
     evaluate.add_argument("--preset", choices=_PRESETS, default="table1", help="(default: %(default)s)")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: eval-PRESET)")
@@ -75,7 +92,15 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
     )
     parser.add_argument("dataset", metavar="DATASET", help="labelled images, see above")
     parser.add_argument("--images", metavar="DIR", help="where the image files are, if not beside the annotations")
-    parser.add_argument("--format", choices=("voc", "coco", "visual-genome", "table"), help="(default: by its looks)")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="(default: by its looks)")
+    parser.add_argument(
+        "--boxes", choices=("pixels", "shares"), help="what a COCO file's or a table's boxes are in (default: pixels)"
+    )
+    parser.add_argument(
+        "--frame",
+        choices=("upright", "stored"),
+        help="how photos that EXIF turns were labelled, where sizes do not tell (default: such photos are left out)",
+    )
     parser.add_argument(
         "--prompt",
         default="box",
@@ -106,7 +131,9 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
 
 def _evaluate(options: argparse.Namespace) -> int:
     from phs_milvus.evaluation.experiments import PRESETS
-    from phs_milvus.evaluation.report import Report, as_text
+    from phs_milvus.evaluation.report import Report, as_text, is_report
+
+    out = output_folder(options.out or Path(f"eval-{options.preset}"), "out", is_report)
 
     def show(sections: list[Any]) -> None:
         for section in sections:
@@ -123,7 +150,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         show(parts[-1])
     report.sections = [section for part in parts for section in part]
     report.facts["seconds in all"] = f"{time.perf_counter() - started:.0f}"
-    file = report.write(options.out or Path(f"eval-{options.preset}"))
+    file = report.write(out)
     print(f"\nwritten to {file}", file=sys.stderr)
     return 0
 
@@ -131,18 +158,20 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> int:
     from phs_milvus.evaluation.report import as_text
     from phs_milvus.evaluation.tune import tune, write
+    from phs_milvus.search.settings import is_settings
 
     if len(_places(options)) > 1:
         raise PhsError(
             "settings are for one model: run tune once for each --model or --encoder, each with its own --out"
         )
+    output_file(options.out, "out", is_settings)
     for study in _studies(options):
         choice = tune(study)
-        write(choice, study, options.out)
         print(as_text(choice.rows))
         print(f"\ncross-validated {study.metric} of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
         print(f"difference to whole image: {choice.gain}\n\n{as_text(choice.candidate_rows)}")
         print(f"\nrecommended: {choice.focus}, {choice.candidates or 'the default number of'} candidates")
+        write(choice, study, options.out)  # last: what is printed is not lost where it cannot be written
         print(f"written to {options.out}: phs-milvus search IMAGE --settings {options.out}", file=sys.stderr)
     return 0
 
@@ -151,39 +180,54 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
     """One Study for each model, its server running while it is in use."""
     from phs_milvus.contract.errors import InvalidInput
     from phs_milvus.evaluation import load
+    from phs_milvus.evaluation.datasets import DatasetWarning
     from phs_milvus.evaluation.experiments import Study
+    from phs_milvus.evaluation.painting import paintable
     from phs_milvus.evaluation.queries import PROMPTS, object_queries
+    from phs_milvus.milvus.connection import close, connect
 
     prompts = tuple(options.prompt.split(","))
     if unknown := set(prompts) - set(PROMPTS):
         raise InvalidInput(f"{', '.join(sorted(unknown))} is none of {', '.join(PROMPTS)}", "prompt")
-    dataset = load(options.dataset, images=options.images, format=options.format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DatasetWarning)  # the remarks are printed below
+        dataset = load(
+            options.dataset, images=options.images, format=options.format, boxes=options.boxes, frame=options.frame
+        )
+    _say(dataset.remarks)
     if options.limit is not None:
         if options.limit < 1:
             raise InvalidInput(f"must be at least 1, got {options.limit}", "limit")
         dataset = replace(dataset, images=dataset.images[: options.limit])
-    if dataset.missing:
-        print(f"left out: {_some(dataset.missing)}, annotated but without a file", file=sys.stderr)
+    if options.seed < 0:
+        raise InvalidInput(f"must be at least 0, got {options.seed}", "seed")
+    if options.milvus:  # tried before hours of encoding
+        close(connect(options.milvus, options.token))
     for place in _places(options):
         with ExitStack() as stack:
             encoder = stack.enter_context(open_encoder(place))
             bench = stack.enter_context(_bench(encoder, dataset, options))
-            queries = object_queries(bench.dataset)
-            if not queries:
+            every = object_queries(bench.dataset)
+            if not every:
                 raise InvalidInput("no image has objects of two classes, so there is no query", "dataset")
-            yield Study(bench, queries, prompts, options.seed)
+            queries, left_out, boxed = paintable(every, prompts, bench.dataset, bench.sizes)
+            _say_queries(len(every), left_out, boxed)
+            if not queries:
+                raise InvalidInput(f"none of the {len(every)} queries can be pointed at; {left_out[0]}", "dataset")
+            yield Study(bench, queries, prompts, options.seed, left_out)
 
 
 @contextmanager
 def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[Any]:
     from phs_milvus.evaluation import Bench, Store
+    from phs_milvus.evaluation.datasets.model import listed
     from phs_milvus.evaluation.readable import readable
 
     with Store(options.cache, encoder.info) as store:
         started = time.perf_counter()
-        dataset = readable(dataset, encoder, store)
-        for problem in dataset.unreadable.values():
-            print(f"left out: {problem}", file=sys.stderr)
+        known, dataset = dataset.unreadable, readable(dataset, encoder, store)
+        problems = [text for name, text in dataset.unreadable.items() if name not in known]
+        _say(listed(f"left out: {len(problems)} image(s) that cannot be used", problems))
         bench = Bench(encoder, dataset, store, milvus=options.milvus, token=options.token)
         bench.seconds["encoding images"] += time.perf_counter() - started
         try:
@@ -192,19 +236,41 @@ def _bench(encoder: Any, dataset: Any, options: argparse.Namespace) -> Iterator[
             bench.close()
 
 
-def _some(ids: Sequence[str]) -> str:
-    """How many, and the first of them."""
-    return f"{len(ids)} ({', '.join(ids[:_NAMED])}{', ...' if len(ids) > _NAMED else ''})"
+def _with_reasons(problems: Sequence[str]) -> str:
+    from phs_milvus.evaluation.datasets.model import NAMED
+
+    more = "; ..." if len(problems) > NAMED else ""
+    return f"{len(problems)} ({'; '.join(problems[:NAMED])}{more})" if problems else "none"
+
+
+def _about_labels(dataset: Any) -> list[str]:
+    skipped = [f"{len(dataset.skipped)} annotation(s) left out, which could not be used"] if dataset.skipped else []
+    return [*dataset.notes, *skipped]
+
+
+def _say_queries(count: int, left_out: list[str], boxed: list[str]) -> None:
+    from phs_milvus.evaluation.datasets.model import counted, listed
+
+    _say(listed(f"left out: {len(left_out)} of {count} queries, which cannot be pointed at", left_out))
+    if boxed:
+        _say([f"for {counted(boxed)} the box's centre stands in for that of a broken outline"])
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _places(options: argparse.Namespace) -> list[argparse.Namespace]:
-    """Where each model is: addresses, then models to serve here; with neither, PHS_ENCODER or the default model."""
+    """The models to use: running servers, then models to serve here; with neither, PHS_ENCODER or the default model."""
     places = [argparse.Namespace(encoder=address, model=None) for address in options.encoder]
     places += [argparse.Namespace(encoder=None, model=model) for model in options.model]
     return places or [argparse.Namespace(encoder=None, model=None)]
 
 
 def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
+    from phs_milvus.evaluation.datasets.model import counted
+
     info, bench = study.bench.info, study.bench
     left_out = {"without a file": bench.dataset.missing, "not readable": tuple(bench.dataset.unreadable)}
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in sorted(bench.seconds.items()))
@@ -214,7 +280,9 @@ def _facts(study: Any, options: argparse.Namespace) -> dict[str, str]:
         f"model {study.model}": f"{info.heads} heads, D={info.hidden_size}, {info.image_size} px, "
         f"{info.grid_height}x{info.grid_width} patches, {info.precision}, h_on {info.default_heads}, "
         f"fingerprint {info.fingerprint[:12]}",
-        "left out": "; ".join(f"{_some(ids)} {why}" for why, ids in left_out.items() if ids) or "no image",
+        "labels": "; ".join(_about_labels(bench.dataset)) or "all used as they are",
+        "left out": "; ".join(f"{counted(ids)} {why}" for why, ids in left_out.items() if ids) or "no image",
+        "queries left out": _with_reasons(study.left_out),
         "prompts": ", ".join(study.prompts),
         "seed": str(options.seed),
         f"time, {study.model}": f"{spent} ({os.cpu_count()} cores, what was cached not counted)",

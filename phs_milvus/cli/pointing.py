@@ -1,4 +1,4 @@
-"""What the user points at, and how to focus on it: flags to values."""
+"""Turns the flags for prompts and focus into values."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def add_prompt_flags(command: argparse.ArgumentParser) -> None:
 
 
 def prompt_of(options: argparse.Namespace) -> Prompt | None:
-    """The union of all prompt flags; None where there is none."""
+    """The union of all prompt flags; None without any."""
     prompts: list[Prompt] = [
         *map(parse_box, options.box),
         *map(parse_point, options.point),
@@ -63,7 +63,7 @@ def prompt_of(options: argparse.Namespace) -> Prompt | None:
 
 
 def focus_of(options: argparse.Namespace, settings: SearchSettings | None = None) -> Focus:
-    """The focus of the flags; what they leave out is as in the preset or the settings file, else as published."""
+    """The focus of the flags; a flag that is missing takes the value of --focus or --settings, else the paper's."""
     if options.focus and settings is not None:
         raise PhsError("--focus and --settings exclude each other: both say how to focus")
     base = getattr(Focus, options.focus)() if options.focus else Focus() if settings is None else settings.focus
@@ -72,7 +72,11 @@ def focus_of(options: argparse.Namespace, settings: SearchSettings | None = None
 
 
 def settings_of(options: argparse.Namespace, fingerprint: str) -> SearchSettings | None:
-    """The file of --settings, which must be for the model in use."""
+    """The settings in the file of --settings; None without the flag.
+
+    Raises:
+        ModelMismatch: they were tuned for another model.
+    """
     if options.settings is None:
         return None
     settings = read_settings(options.settings)
@@ -90,6 +94,9 @@ def _heads(text: str) -> int | str:
 
 
 def _zoom(text: str) -> float | tuple[float, ...]:
-    """Reads "2" or "0,2"; argparse reports a ValueError under the flag's name."""
-    zooms = tuple(map(float, text.split(",")))
+    """Reads "2" or "0,2"."""
+    try:
+        zooms = tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, or several as 0,2, got {text!r}") from None
     return zooms if len(zooms) > 1 else zooms[0]

@@ -1,4 +1,4 @@
-"""`phs-milvus search` and `phs-milvus explain`: point at something in an image."""
+"""`phs-milvus search` and `phs-milvus explain`: search by a part of an image, and show how the model sees it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
+from phs_milvus.cli.places import not_the_same
 from phs_milvus.cli.pointing import add_prompt_flags, focus_of, prompt_of, settings_of
 from phs_milvus.contract.types import Explanation
 from phs_milvus.search.pictures import below
@@ -28,9 +29,7 @@ def add_commands(commands: Any) -> None:
     search.add_argument("--root", metavar="DIR", help="folder the ids are relative to, where it has moved since ingest")
     add_prompt_flags(search)
     search.add_argument("--limit", type=int, default=10, help="hits to return (default: %(default)s)")
-    search.add_argument(
-        "--candidates", type=int, help="rows the reranking looks at (default: 10 x limit, at least 200)"
-    )
+    search.add_argument("--candidates", type=int, help="number of rows to rerank (default: 10 x limit, at least 200)")
     search.add_argument("--filter", default="", metavar="EXPR", help='Milvus expression, for example "width > 640"')
     search.add_argument("--fields", default="", metavar="A,B", help="fields to return with each hit")
     search.add_argument("--no-rerank", action="store_true", help="stop after the nearest-neighbour search")
@@ -43,7 +42,7 @@ def add_commands(commands: Any) -> None:
 
     explain = commands.add_parser(
         "explain",
-        help="show what each attention head looks at",
+        help="show what each attention head attends to",
         description="Prints each head's share of attention on the prompt and the heads it selects, for each zoom.",
     )
     explain.add_argument("image", metavar="IMAGE")
@@ -64,6 +63,7 @@ def _search(options: argparse.Namespace) -> int:
     from phs_milvus.search.focused import FocusedSearch, StoredImage
 
     prompt = prompt_of(options)
+    not_the_same(options.save, options.image, "save")
     with open_encoder(options) as encoder, open_milvus(options) as client:
         collection = FocusedCollection.open(client, options.collection)
         search = FocusedSearch(collection, encoder, image_root=options.root)
@@ -93,7 +93,7 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _candidates(options: argparse.Namespace, settings: SearchSettings | None) -> int | None:
-    """--candidates as given; else those of the settings, raised to --limit, which they were not chosen for."""
+    """--candidates if given, else those of the settings, raised to --limit where they are fewer."""
     from phs_milvus.search.focused import MIN_CANDIDATES
 
     if options.candidates is not None or settings is None or settings.candidates is None:
@@ -105,6 +105,7 @@ def _explain(options: argparse.Namespace) -> int:
     from phs_milvus.search.zooms import used_zooms
 
     prompt = prompt_of(options)
+    not_the_same(options.save, options.image, "save")
     with open_encoder(options) as encoder:
         focus = focus_of(options, settings_of(options, encoder.info.fingerprint))
         explanations = {
@@ -155,5 +156,5 @@ def _output_fields(options: argparse.Namespace) -> list[str]:
 
 
 def _file_of(hit: Any, root: str | None) -> str | Path | None:
-    """Where a hit's picture is: below --root, else where ingest found it."""
+    """A hit's picture file: below --root if given, else where ingest found it."""
     return below(Path(root), str(hit.id)) if root else hit.fields.get("path")

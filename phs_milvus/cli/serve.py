@@ -1,4 +1,4 @@
-"""`phs-milvus serve`: the embedding server, as `phs-server` runs it."""
+"""`phs-milvus serve`: runs the embedding server, like `phs-server`."""
 
 from __future__ import annotations
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import grpc
 
-from phs_milvus.client import requests
+from phs_milvus.client import answers, requests
 from phs_milvus.client.bulk import RetryBudget, Window
 from phs_milvus.client.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
 from phs_milvus.client.requests import DEFAULT_ADDRESS, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Outputs
-from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.errors import EncoderUnavailable, PhsError
@@ -36,7 +35,8 @@ class AsyncEncoder:
         self.address, target = target_of(address)
         self._timeout = timeout
         self._expected = expected_fingerprint
-        # Until `info` is asked for, the defaults of a server.
+        # Not known until `fetch_info` is called, by the user or to check the first answer; until then, the defaults.
+        self._info: ModelInfo | None = None
         self._limits = Limits()
         self._metadata = token_metadata(token)
         credentials, options = channel_credentials(tls), channel_options(address, tls)
@@ -49,10 +49,15 @@ class AsyncEncoder:
 
     async def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
         """See `Encoder.fetch_info`."""
-        info = wire.info_from_pb(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout))
+        answer = await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout)
+        info = answers.model_info(answer, self.address)
         self._expected = requests.bound_to(self._expected, info)
-        self._limits = info.limits
+        self._info, self._limits = info, info.limits
         return info
+
+    async def _known_info(self) -> ModelInfo:
+        """The server's model, fetched on first use."""
+        return self._info or await self.fetch_info()
 
     async def encode(
         self,
@@ -67,7 +72,8 @@ class AsyncEncoder:
         request = await asyncio.to_thread(
             requests.encode_request, image, prompt, focus, outputs, self._expected, self._limits
         )
-        return wire.encoding_from_pb(await self._call(self._stub.Encode, request, timeout))
+        answer = await self._call(self._stub.Encode, request, timeout)
+        return answers.encoding(answer, request, await self._known_info(), self.address)
 
     async def encode_many(
         self,
@@ -102,9 +108,11 @@ class AsyncEncoder:
                     budget.progress()
                     continue
                 try:
-                    window.answer(*requests.stream_answer(await stream.receive(budget)))
-                    budget.progress()
-                except requests.TRANSIENT as error:
+                    answer = await stream.receive(budget)
+                    info = await self._known_info() if answer.HasField("response") else None
+                    if answers.record(window, answer, info, self.address):
+                        budget.progress()
+                except answers.TRANSIENT as error:
                     with budget.waiting():
                         await asyncio.sleep(budget.pause(error))
                     stream.close()
@@ -125,7 +133,8 @@ class AsyncEncoder:
         """See `Encoder.rerank`."""
         scores, messages = requests.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
         for block, request in messages:
-            scores[block] = wire.scores_from_pb(await self._call(self._stub.Rerank, request, timeout))
+            answer = await self._call(self._stub.Rerank, request, timeout)
+            scores[block] = answers.scores(answer, request, self.address)
         return scores
 
     async def explain(
@@ -138,7 +147,8 @@ class AsyncEncoder:
     ) -> Explanation:
         """See `Encoder.explain`."""
         request = await asyncio.to_thread(requests.explain_request, image, prompt, focus, self._expected, self._limits)
-        return wire.explanation_from_pb(await self._call(self._stub.Explain, request, timeout))
+        answer = await self._call(self._stub.Explain, request, timeout)
+        return answers.explanation(answer, request, await self._known_info(), self.address)
 
     async def close(self) -> None:
         """Closes the connection; calls in progress fail."""
@@ -152,9 +162,10 @@ class AsyncEncoder:
 
     async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
-            return await method(request, timeout=timeout or self._timeout, metadata=self._metadata)
+            answer = await method(request, timeout=timeout or self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise requests.translate(error, self.address) from None
+        return requests.readable(answer, self.address)
 
 
 class _AsyncStream:
@@ -162,7 +173,7 @@ class _AsyncStream:
 
     def __init__(self, stub: pb_grpc.FocusEncoderStub, metadata: requests.Metadata, address: str) -> None:
         self._address = address
-        self._requests: asyncio.Queue = asyncio.Queue()
+        self._requests: asyncio.Queue[pb.EncodeStreamRequest | None] = asyncio.Queue()
         self._call = stub.EncodeStream(self._outgoing(), metadata=metadata)
 
     async def _outgoing(self) -> AsyncIterator[pb.EncodeStreamRequest]:
@@ -175,14 +186,14 @@ class _AsyncStream:
     async def receive(self, budget: RetryBudget) -> pb.EncodeStreamResponse:
         try:
             with budget.waiting() as left:
-                answer = await asyncio.wait_for(self._call.read(), left)
+                answer: pb.EncodeStreamResponse = await asyncio.wait_for(self._call.read(), left)
         except asyncio.TimeoutError:
             raise budget.timed_out(self._address) from None
         except grpc.RpcError as error:
             raise requests.stream_error(error, self._address) from None
         if answer is grpc.aio.EOF:
             raise EncoderUnavailable("the server ended the stream")
-        return answer
+        return requests.readable(answer, self._address)
 
     def close(self) -> None:
         self._requests.put_nowait(None)

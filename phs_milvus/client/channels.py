@@ -13,7 +13,8 @@ from typing import TypeAlias
 import grpc
 
 from phs_milvus.client.requests import Metadata
-from phs_milvus.contract.errors import EncoderUnavailable, InvalidInput
+from phs_milvus.contract import proxies
+from phs_milvus.contract.errors import EncoderUnavailable, InvalidInput, reason_of, shown
 from phs_milvus.contract.files import read_small_file
 from phs_milvus.contract.types import Limits
 
@@ -28,11 +29,12 @@ _RETRIES = {
 }
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
-    # Servers that are loading, draining or broken get no calls.
+    # No calls go to servers that are loading, draining or broken.
     "healthCheckConfig": {"serviceName": "phs.v1.FocusEncoder"},
     "methodConfig": [
         {"name": [{"service": "phs.v1.FocusEncoder"}], "retryPolicy": _RETRIES},
-        # Bulk resends what is unanswered itself (phs_milvus.client.bulk); gRPC would buffer all that was sent for it.
+        # Bulk encodes resend unanswered items themselves (phs_milvus.client.bulk); gRPC would have to buffer every
+        # message of the stream to do so.
         {"name": [{"service": "phs.v1.FocusEncoder", "method": "EncodeStream"}]},
     ],
 }
@@ -40,11 +42,11 @@ _SERVICE_CONFIG = {
 
 @dataclass(frozen=True)
 class Tls:
-    """Files for TLS, all PEM.
+    """Files for TLS, all in PEM.
 
     Attributes:
-        ca: certificate authorities that sign servers; None: the system's.
-        cert, key: this client's own certificate chain and key, for servers that ask for one (mutual TLS).
+        ca: the certificate authorities to trust; None: the system's.
+        cert, key: this client's own certificate chain and key, for servers that ask for them (mutual TLS).
         server_name: the name in the server's certificate, where it is not the one in the address. With several
             addresses every server's certificate must carry this name, or else the host name of the first address.
     """
@@ -59,7 +61,7 @@ def channel_credentials(tls: Tls | bool | None) -> grpc.ChannelCredentials | Non
     """Credentials of a channel; None for plaintext.
 
     Raises:
-        InvalidInput: a file that cannot be read, or half a pair.
+        InvalidInput: a file cannot be read, or only one of cert and key is given.
     """
     if not tls:
         return None
@@ -74,64 +76,69 @@ def channel_credentials(tls: Tls | bool | None) -> grpc.ChannelCredentials | Non
 def channel_options(address: Address, tls: Tls | bool | None) -> list[tuple[str, int | str]]:
     """gRPC channel arguments."""
     options: list[tuple[str, int | str]] = [
-        # phs_milvus.client.requests keeps messages within the server's own limit, which may be above the default.
+        # phs_milvus.client.requests keeps requests within the server's own limit, which may be above the default,
+        # and never asks for an answer above the default.
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_receive_message_length", Limits.message_bytes),
         # gRPC does not retry a call whose message outgrew this buffer; the default is 256 KiB, less than many photos.
         ("grpc.per_rpc_retry_buffer_size", Limits.message_bytes),
-        # A server that vanished without a word is noticed while calls wait for it. It must allow such pings.
+        # Notices a server that vanished while calls wait for it; the server must allow pings this often.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         # A restarted server is found again within seconds; the default grows to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        *proxies.channel_options(address if isinstance(address, str) else ",".join(address)).items(),
     ]
     name = tls.server_name if isinstance(tls, Tls) else None
     if name is None and tls and not isinstance(address, str):
-        name = _host_and_port(address[0])[0]  # of several, the first names them all
+        name = _host_and_port(address[0])[0]  # the certificates of several servers carry the name of the first
     if name:
         options += [("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)]
     return options
 
 
 def target_of(address: Address) -> tuple[str, str]:
-    """(what to show people, what gRPC connects to).
+    """(the text to show people, the target that gRPC connects to).
 
-    Several addresses are resolved here, once: gRPC takes a list only of numeric ones.
+    Several addresses are resolved here, once, because gRPC takes lists of numeric addresses only.
 
     Raises:
-        InvalidInput: not host:port, none at all, or IPv4 and IPv6 mixed.
-        EncoderUnavailable: a name that does not resolve.
+        InvalidInput: no address, or one that is not host:port.
+        EncoderUnavailable: a name does not resolve.
     """
+    for item in [address] if isinstance(address, str) else address:
+        if not item.isprintable() or " " in item:  # gRPC takes text only, and an undecodable argument is none
+            raise InvalidInput(f"'{shown(item)}' is not host:port", "address")
     if isinstance(address, str):
         return address, address
     if not address:
         raise InvalidInput("none given", "address")
-    shown = ",".join(address)
+    people = ",".join(address)
     if len(address) == 1:
-        return shown, address[0]
+        return people, address[0]
     found: list[tuple[str, int]] = []
     for item in address:
         host, port = _host_and_port(item)
         try:
             found += [(str(entry[4][0]), port) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-        except OSError as error:
-            raise EncoderUnavailable(f"cannot find host '{host}': {error.strerror or error}") from None
+        except (OSError, ValueError) as error:
+            raise EncoderUnavailable(f"cannot find host '{shown(host)}': {reason_of(error)}") from None
     four = [f"{host}:{port}" for host, port in found if ipaddress.ip_address(host).version == 4]
     six = [f"[{host}]:{port}" for host, port in found if ipaddress.ip_address(host).version == 6]
     # A host with both kinds is reached by IPv4.
     scheme, chosen = ("ipv4", four) if four else ("ipv6", six)
-    return shown, f"{scheme}:{','.join(dict.fromkeys(chosen))}"
+    return people, f"{scheme}:{','.join(dict.fromkeys(chosen))}"
 
 
 def token_metadata(token: str | None) -> Metadata:
-    """What is sent with every call."""
+    """The gRPC metadata to send with every call."""
     return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdigit()):
-        raise InvalidInput(f"'{address}' is not host:port", "address")
+        raise InvalidInput(f"'{shown(address)}' is not host:port", "address")
     return host.strip("[]"), int(port)

@@ -1,4 +1,4 @@
-"""What both clients share: building requests, and gRPC errors as ours. Does no I/O on the network."""
+"""What `Encoder` and `AsyncEncoder` share: building requests, and turning gRPC errors into ours. No network I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from phs_milvus.client.bulk import Window
 from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import (
-    EncoderBusy,
     EncoderError,
     EncoderUnavailable,
     ImageError,
@@ -22,9 +21,11 @@ from phs_milvus.contract.errors import (
     ModelMismatch,
     PhsError,
     error_from_status,
+    shown,
 )
 from phs_milvus.contract.images import ImageSource, load_image
-from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus, Limits, ModelInfo
+from phs_milvus.contract.proxies import proxy_note
+from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array, Focus, Limits, ModelInfo
 from phs_milvus.pointing.prompts import Prompt, to_runs
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -35,23 +36,19 @@ Metadata = tuple[tuple[str, str], ...]
 # Rows and columns of a [Q, K] array.
 Block = tuple[slice, slice]
 
+Answer = TypeVar("Answer")
 Request = TypeVar("Request", pb.EncodeRequest, pb.ExplainRequest)
-
-# Of one Rerank request: seconds even on two CPU cores with D=1024, well within a call's timeout.
-_READOUTS = 100_000
-_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
-TRANSIENT = (EncoderUnavailable, EncoderBusy)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an Encoding should hold beside the embedding.
+    """What an Encoding holds besides the embedding.
 
     Attributes:
-        state: the PHS state, for storing with the image.
-        head_weights: head scores and head weights.
+        state: the PHS state, float16 [2, D], to be stored with the image.
+        head_weights: head_scores and head_weights, float32 [H] each, which reranking needs of a query.
         timings: milliseconds in each stage of the server.
-        attention: where each head attends to, as in Explanation.
+        attention: the attention of each head on the patch grid, float32 [H, grid_height, grid_width].
     """
 
     state: bool = False
@@ -66,10 +63,10 @@ class Outputs:
 def pairs(
     images: Iterable[ImageSource], prompts: Iterable[Prompt | None] | None
 ) -> Iterator[tuple[ImageSource, Prompt | None]]:
-    """Images with their prompts, read one by one.
+    """Pairs each image with its prompt, and reads both one by one.
 
     Raises:
-        InvalidInput: one of the two ends before the other.
+        InvalidInput: there are more images than prompts, or more prompts than images.
     """
     if prompts is None:
         yield from ((image, None) for image in images)
@@ -90,7 +87,7 @@ def admit(
     expected: str,
     limits: Limits,
 ) -> pb.EncodeStreamRequest | None:
-    """Takes an item into the window; the message to send, or None where it failed before that."""
+    """Adds an item to the window and returns the message to send, or None where the item failed before that."""
     try:
         return window.add(encode_request(image, prompt, focus, outputs, expected, limits))
     except PhsError as error:
@@ -124,7 +121,10 @@ def explain_request(
 
 
 def bound_to(expected: str, info: ModelInfo) -> str:
-    """The fingerprint that a client which expects `expected`, or nothing yet, is bound to.
+    """The fingerprint that a client expects from now on: the server's, unless it expected another one.
+
+    Args:
+        expected: the fingerprint that the client expected so far; "" for none.
 
     Raises:
         ModelMismatch: the server runs another model.
@@ -138,8 +138,14 @@ def bound_to(expected: str, info: ModelInfo) -> str:
 
 
 def _sized(request: Request, limits: Limits) -> Request:
-    """Checked here because gRPC reports an oversized message as RESOURCE_EXHAUSTED, like a full queue, and ends a bulk
-    encode for one such item."""
+    """The request, if it is within the server's limits.
+
+    The check is made here because gRPC reports an oversized message as RESOURCE_EXHAUSTED, like a full queue, and ends
+    a whole bulk encode for one such item.
+
+    Raises:
+        ImageError: too many bytes.
+    """
     if len(request.image) > limits.image_bytes:
         raise ImageError(f"has {len(request.image)} bytes; the server takes {limits.image_bytes}")
     size = request.ByteSize()
@@ -151,10 +157,17 @@ def _sized(request: Request, limits: Limits) -> Request:
 def rerank_requests(
     embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected: str, limits: Limits
 ) -> tuple[Float32Array, Iterator[tuple[Block, pb.RerankRequest]]]:
-    """An empty [Q, K] for the scores, and requests, made one by one, with the block of it that each answer fills.
+    """Splits a rerank into requests.
 
-    Queries and states are split so that neither a request nor its answer is over the message limit, and so that no
-    request asks for more readouts (distinct head weights x states) than _READOUTS.
+    No request or answer exceeds the message limit, and no request asks for more readouts (distinct head weights x
+    states) than MOST_READOUTS.
+
+    Args:
+        embeddings: [Q, E]; head_weights: [Q, H]; states: [K, 2, D]. Converted to float32, float32 and float16.
+
+    Returns:
+        an uninitialised float32 [Q, K] array for the scores, and an iterator of (the block of that array which the
+        answer fills, the request), which makes requests one by one.
 
     Raises:
         InvalidInput: shapes that do not fit each other.
@@ -169,20 +182,22 @@ def rerank_requests(
         )
     if states.ndim != 3 or states.shape[1] != 2 or not states.size:
         raise InvalidInput(f"expected shape [K, 2, D] with at least one state, got {states.shape}", "states")
+    # No answer over the default limit is accepted (phs_milvus.client.channels), whatever the server would send.
+    budget = min(limits.message_bytes, Limits.message_bytes) - 4096
     requests = (
         ((queries, some), wire.rerank_request(embeddings[queries], head_weights[queries], states[some], expected))
-        for queries, some in _blocks(embeddings, head_weights, states, limits.message_bytes - 4096)
+        for queries, some in _blocks(embeddings, head_weights, states, budget)
     )
     return np.empty((len(embeddings), len(states)), np.float32), requests
 
 
 def _blocks(embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, budget: int) -> Iterator[Block]:
-    """Slices of queries and of states whose messages hold at most `budget` bytes, both ways."""
+    """Slices of queries and of states whose request and answer hold at most `budget` bytes each."""
     query_bytes = 4 * (embeddings.shape[1] + head_weights.shape[1])
     most = max(1, budget // 2 // query_bytes)
     free = budget - min(most, len(embeddings)) * query_bytes
-    step = max(1, min(len(states), free // states[0].nbytes, _READOUTS))
-    most, distinct = min(most, max(1, budget // 4 // step)), max(1, _READOUTS // step)
+    step = max(1, min(len(states), free // states[0].nbytes, MOST_READOUTS))
+    most, distinct = min(most, max(1, budget // 4 // step)), max(1, MOST_READOUTS // step)
     start, seen = 0, set()
     for query, weights in enumerate(head_weights):
         seen.add(weights.tobytes())
@@ -197,49 +212,57 @@ def _slices(length: int, step: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, length, step)]
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def stream_error(error: grpc.RpcError, address: str) -> PhsError:
-    """What ended a stream. grpc.aio hides a lost connection behind INTERNAL where it was writing just then (grpc issue
-    36066)."""
+    """The error of ours for a stream that ended.
+
+    grpc.aio reports a connection that is lost during a write as INTERNAL instead of UNAVAILABLE (grpc issue 36066).
+    """
     if error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core":
         return EncoderUnavailable(f"the server at {address} closed the stream")
     return translate(error, address)
 
 
-def stream_answer(response: pb.EncodeStreamResponse) -> tuple[int, Encoding | PhsError]:
-    """(item, result).
-
-    Raises:
-        EncoderUnavailable, EncoderBusy: the server is closing or full; the item should be sent again.
-    """
-    try:
-        item, result = wire.stream_result_from_pb(response)
-    except InvalidInput as unreadable:
-        return response.id, EncoderError(f"the server's answer cannot be used: {unreadable.field} {unreadable}")
-    if isinstance(result, Encoding):
-        return item, result
-    code, message = result
-    error = error_from_status(_CODE_NAMES.get(code, "UNKNOWN"), message)
-    if isinstance(error, TRANSIENT):
-        raise error
-    return item, error
-
-
 def translate(error: grpc.RpcError, address: str) -> PhsError:
+    """The error of ours for a failed call to the server at `address`."""
     code, details = error.code(), error.details() or ""
+    where = f"the embedding server at {shown(address)}{proxy_note(address)}"
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
-        # gRPC's own, for a message over the server's limit: the same code as a full queue, and final.
+        # gRPC's own, final although it has the code of a full queue: an answer over the client's limit, or a request
+        # over the server's.
+        if "CLIENT: Received" in details:
+            return wrong_answer(address, details)
         return InvalidInput(f"the message is over the limit of the server at {address} ({details})", "request")
+    if code is grpc.StatusCode.INTERNAL and "deserializing" in details:
+        return wrong_answer(address, "not a message of the contract")
     if code is grpc.StatusCode.CANCELLED:
         # We cancel nothing that we wait for; a server that shuts down does, late in its drain.
         return EncoderUnavailable(f"the server at {address} cancelled the call: is it shutting down? ({details})")
     if code is grpc.StatusCode.UNAVAILABLE:
         details = (
-            f"no answer from the embedding server at {address} ({details}); "
+            f"no answer from {where} ({shown(details)}); "
             "is it running, and does it want TLS? start one with: phs-server --model <id or directory>"
         )
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        details = f"the embedding server at {address} did not answer in time ({details})"
+        details = f"{where} did not answer in time ({shown(details)})"
     return error_from_status(code.name, details)
+
+
+def wrong_answer(address: str, reason: str) -> EncoderError:
+    """The error of an answer that cannot be used."""
+    return EncoderError(
+        f"wrong answer from the embedding server at {address}: {reason}; is it a phs-server of this version?"
+    )
+
+
+def readable(answer: Answer | None, address: str) -> Answer:
+    """The answer of a grpc.aio call, which is None where the bytes were not a message.
+
+    Raises:
+        EncoderError: it is None.
+    """
+    if answer is None:
+        raise wrong_answer(address, "not a message of the contract")
+    return answer

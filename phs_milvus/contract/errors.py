@@ -23,7 +23,14 @@ PhsError
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_SHOWN_CHARACTERS = 200
+# user:password@ or scheme://user:password@ in a text, or before the last "@" of a value; not "c:/x@y". Passwords may
+# hold "/", ":" and "@".
+_USER = r"(?:\w+://|[^\s/:@'\"]+:(?![/\\\s]))"
+_CREDENTIALS = re.compile(rf"^{_USER}.*@|{_USER}[^\s'\"]*@")
 
 
 class PhsError(Exception):
@@ -47,7 +54,7 @@ class ImageError(InvalidInput):
 
 
 class PromptError(InvalidInput):
-    """The prompt does not select anything in this image, or is malformed."""
+    """The prompt is malformed, or selects nothing in this image."""
 
     default_field = "prompt"
 
@@ -59,7 +66,7 @@ class StateError(InvalidInput):
 
 
 class ModelError(PhsError):
-    """The checkpoint cannot be loaded, or is not one PHS can be computed on."""
+    """The checkpoint cannot be loaded, or PHS cannot be computed on its architecture."""
 
 
 class ModelMismatch(PhsError):
@@ -114,6 +121,36 @@ class EncoderUnauthenticated(EncoderError):
     """The embedding server wants a token, or a different one."""
 
 
+def shown(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
+    """A value as it stands in a message: one line of printable text, without the password of a URI, its middle left out
+    where it is longer than `limit` characters.
+
+    For what others gave: a path may be a photo in base64, and a foreign exception may quote all of a file.
+    """
+    text = str(value)
+    if len(text) > 4 * limit:  # the rest is neither shown nor worth searching
+        text = f"{text[: 2 * limit]} ... {text[-2 * limit :]}"
+    text = _CREDENTIALS.sub(_without_credentials, " ".join(text.split()))
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    if len(text) > limit:
+        text = f"{text[: limit * 3 // 4]} ... {text[-(limit // 4) :]}"
+    return text or "(empty)"
+
+
+def _without_credentials(found: re.Match[str]) -> str:
+    scheme, _, _ = found[0].rpartition("://") if "://" in found[0] else ("", "", "")
+    return f"{scheme.partition(':')[0]}://***@" if scheme else "***@"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception that is not ours has to say, for use in a message of ours."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file is where a folder is needed"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return shown(error) if str(error) else type(error).__name__
+
+
 # gRPC status code names (grpc.StatusCode.NAME) and the errors they become in the client. The server answers with the
 # first row that fits the error it caught.
 _BY_STATUS: dict[str, type[PhsError]] = {
@@ -125,6 +162,8 @@ _BY_STATUS: dict[str, type[PhsError]] = {
     "UNAUTHENTICATED": EncoderUnauthenticated,
     "PERMISSION_DENIED": EncoderUnauthenticated,
 }
+# Characters of a server's message that an error keeps.
+_LONGEST_DETAILS = 1000
 _INVALID_BY_FIELD: dict[str, type[InvalidInput]] = {
     "image": ImageError,
     "mask": PromptError,
@@ -147,12 +186,13 @@ def status_of(error: PhsError) -> tuple[str, str]:
 
 
 def error_from_status(code: str, details: str) -> PhsError:
-    """The inverse of `status_of`: what the client raises for a gRPC status.
+    """The inverse of `status_of`: the error that the client raises for a gRPC status.
 
     Args:
         code: the name of a grpc.StatusCode, for example "INVALID_ARGUMENT".
         details: the status message.
     """
+    details = shown(details, _LONGEST_DETAILS)
     kind = _BY_STATUS.get(code)
     if kind is None:
         return EncoderError(f"{code}: {details}")

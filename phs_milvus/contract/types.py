@@ -1,4 +1,4 @@
-"""Plain values that travel between the parts: frozen, no behaviour beyond their own consistency.
+"""The values that travel between the parts: frozen, without behaviour beyond checking themselves.
 
 H = attention heads of the model's last layer, D = hidden size, E = embedding size (docs/DESIGN.md, "The method").
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ Float32Array = npt.NDArray[np.float32]
 Float16Array = npt.NDArray[np.float16]
 Region = tuple[int, int, int, int]
 
-# More than any model has; what is above is a slip.
+# No model has more heads; a larger number is a mistake.
 _MOST_HEADS = 2**16
+# Added to attention logits: all of the attention is on one patch long before.
+_MOST_FOVEA = 1000.0
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Focus:
             raise InvalidInput(f"attention_shift must be 0 to 1, got {self.attention_shift}", "focus")
         if not self.zooms or not all(zoom == 0 or 1 <= zoom < math.inf for zoom in self.zooms):
             raise InvalidInput(f"zoom must be 0 (the whole image) or at least 1, got {self.zoom}", "focus")
-        if not 0 <= self.fovea < math.inf:
-            raise InvalidInput(f"fovea must be 0 or more, got {self.fovea}", "focus")
+        if not 0 <= self.fovea <= _MOST_FOVEA:
+            raise InvalidInput(f"fovea must be 0 to {_MOST_FOVEA:g}, got {self.fovea:g}", "focus")
 
     @classmethod
     def paper(cls) -> Focus:
@@ -148,10 +150,31 @@ class MaskRuns:
         return np.repeat(values, self.runs).reshape(self.height, self.width)
 
 
+# Readouts (distinct head weights x states) that one Rerank request may ask for: seconds of work on two CPU cores with
+# D = 1024, well within a call's timeout.
+MOST_READOUTS = 100_000
+
+
+class RerankInputs(NamedTuple):
+    """Q queries and the K stored states that each of them is to be scored against.
+
+    embeddings: float32 [Q, E]; head_weights: float32 [Q, H]; states: float16 [K, 2, D].
+    """
+
+    embeddings: Float32Array
+    head_weights: Float32Array
+    states: Float16Array
+
+
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds one item spent in the server: decoding, waiting for a decode thread and then for a batch, and in
-    its batch's computation."""
+    """Milliseconds that one item spent in the server.
+
+    Attributes:
+        decode_ms: decoding and resizing the image, and bringing the mask to the patch grid.
+        queue_ms: waiting to be decoded, and then for a batch.
+        compute_ms: in the model, for the whole batch.
+    """
 
     decode_ms: float
     queue_ms: float
@@ -160,15 +183,17 @@ class Timings:
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """What the server returns for one image. Fields that were not asked for are None.
+    """What the server returns for one image. Fields that were not asked for are None; arrays may be read-only.
 
     Attributes:
-        embedding: float32 [E], l2-normalised, read out with `head_weights`.
+        embedding: float32 [E], of norm 1, read out with `head_weights`.
         state: float16 [2, D], the PHS state (residual, heads) that `embedding` was read out from; depends on the
-            prompt only where the focus has roi, zoom or fovea.
-        head_scores: float32 [H], share of each head's attention on the prompt; None without a prompt.
-        head_weights: float32 [H], H / heads for selected heads, else 0; ones without a prompt.
-        width, height: upright image size in pixels.
+            prompt only where the focus has an attention shift, a zoom or fovea.
+        head_scores: float32 [H] in [0, 1], the share of each head's attention that is on the prompt; None without a
+            prompt.
+        head_weights: float32 [H], H / heads_on for the selected heads and 0 for the others; ones without a prompt.
+        timings: milliseconds in each stage of the server.
+        width, height: size of the upright image in pixels.
         attention: float32 [H, grid_height, grid_width], as in `Explanation`.
         per_zoom: the encodings at each zoom where the focus has several; `embedding` is then their normalised mean and
             the other fields are those of the first zoom.
@@ -184,6 +209,17 @@ class Encoding:
     attention: Float32Array | None = None
     per_zoom: tuple[Encoding, ...] = ()
 
+    def required(self, name: Literal["embedding", "state", "head_weights"]) -> npt.NDArray[Any]:
+        """The output of this name.
+
+        Raises:
+            InvalidInput: it was not asked for.
+        """
+        array: npt.NDArray[Any] | None = getattr(self, name)
+        if array is None:
+            raise InvalidInput(f"has no {name.replace('_', ' ')}; ask for it when encoding, by Outputs", "encoding")
+        return array
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -192,10 +228,10 @@ class Explanation:
     Attributes:
         attention: float32 [H, grid_height, grid_width], the [CLS] row over the patches, after the attention shift.
         mask: float32 [grid_height, grid_width] in [0, 1], the prompt on the patch grid; None without a prompt.
-        head_scores: float32 [H]; None without a prompt.
-        head_weights: float32 [H].
-        width, height: upright image size in pixels.
-        region: x0, y0, x1, y1 in pixels, exclusive: what the grids span, which is the crop where the focus has a zoom.
+        head_scores, head_weights: as in `Encoding`.
+        width, height: size of the upright image in pixels.
+        region: x0, y0, x1, y1 in pixels of the upright image, x1 and y1 exclusive: the part of the image that the
+            grids span, which is the crop where the focus has a zoom.
     """
 
     attention: Float32Array
@@ -214,7 +250,13 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold: bytes of an encoded image, pixels of a decoded one, bytes of a gRPC message."""
+    """A server's limits on one request.
+
+    Attributes:
+        image_bytes: bytes of an encoded image.
+        image_pixels: width x height of a decoded image.
+        message_bytes: bytes of a gRPC message, either way.
+    """
 
     image_bytes: int = 32 * 2**20
     image_pixels: int = 100_000_000

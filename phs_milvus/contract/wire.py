@@ -1,12 +1,13 @@
-"""protobuf <-> types: the only module that reads or writes message fields, used by the client and by the server.
+"""Messages of the contract <-> our types: tensors and model info both ways, requests, and the answers a server writes.
 
-Reading validates: a message may come from anyone. Every `InvalidInput` raised here names the field.
+Reading validates, because a message may come from anyone: every `InvalidInput` raised here names the field. What the
+client reads of answers is in phs_milvus.client.answers, which checks them against the request and the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,41 +23,47 @@ from phs_milvus.contract.types import (
     Limits,
     MaskRuns,
     ModelInfo,
-    Timings,
+    RerankInputs,
 )
 
 _DTYPES: dict[int, np.dtype] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
     pb.DTYPE_FLOAT16: np.dtype("<f2"),
 }
+# Products of larger numbers leave float32; real head weights are at most the number of heads, real lengths are 1.
+_MOST_WEIGHT = 1e4
+_LENGTHS = 1e-10, 1e10
 # Bytes of a message of scores that are not scores.
 _SCORES_OVERHEAD = 1024
+# The smallest limit on a message's bytes that a server may have.
+LEAST_MESSAGE_BYTES = 65_536
 _MOST_OUTPUTS = 16
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def tensor_to_pb(array: npt.NDArray) -> pb.Tensor:
+def tensor_to_pb(array: npt.NDArray[np.floating]) -> pb.Tensor:
     """float32 or float16 of any shape -> Tensor."""
     code = pb.DTYPE_FLOAT16 if array.dtype == np.float16 else pb.DTYPE_FLOAT32
     data = np.ascontiguousarray(array, dtype=_DTYPES[code]).tobytes()
     return pb.Tensor(dtype=code, shape=array.shape, data=data)
 
 
-def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[int | None]) -> npt.NDArray:
+def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[int | None]) -> npt.NDArray[Any]:
     """Tensor -> read-only array over the message's own bytes.
 
     Args:
-        field: name used in errors.
-        dtype: np.float32 or np.float16; another one is an error, not a conversion.
-        shape: the expected shape, None where any size will do.
+        field: the name that errors use.
+        dtype: np.float32 or np.float16; values of another dtype are refused, not converted.
+        shape: the expected shape, with None for dimensions of any size.
 
     Raises:
-        InvalidInput: another dtype or shape, a number of bytes that does not fit, or a value that is not finite.
+        InvalidInput: the dtype or the shape is another one, the number of bytes does not fit the shape, or a value is
+            not finite.
     """
     found = _DTYPES.get(tensor.dtype)
     if found != np.dtype(dtype):
-        name = pb.DType.Name(tensor.dtype) if tensor.dtype in pb.DType.values() else tensor.dtype
+        name = pb.Dtype.Name(tensor.dtype) if tensor.dtype in pb.Dtype.values() else tensor.dtype
         raise InvalidInput(f"expected {np.dtype(dtype).name}, got dtype {name}", field)
     wanted = ", ".join("any" if size is None else str(size) for size in shape)
     if len(tensor.shape) > len(shape):  # not listed: a message can hold millions of sizes
@@ -75,14 +82,6 @@ def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[i
     return array
 
 
-def _optional(message: object, field: str, dtype: type) -> npt.NDArray | None:
-    """A tensor field of a response, or None where it is not set."""
-    if not message.HasField(field):  # type: ignore[attr-defined]
-        return None
-    tensor = getattr(message, field)
-    return tensor_from_pb(tensor, field, dtype, [None] * len(tensor.shape))
-
-
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +97,7 @@ def encode_request(
     attention: bool = False,
     expected_fingerprint: str = "",
 ) -> pb.EncodeRequest:
-    """Builds an EncodeRequest; the flags say what the response shall hold."""
+    """Builds an EncodeRequest; the flags say which outputs the response should hold."""
     flags = [
         (embedding, pb.OUTPUT_EMBEDDING),
         (state, pb.OUTPUT_STATE),
@@ -130,7 +129,7 @@ def explain_request(
 def rerank_request(
     embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected_fingerprint: str = ""
 ) -> pb.RerankRequest:
-    """Builds a RerankRequest from [Q, E], [Q, H] and [K, 2, D]."""
+    """Builds a RerankRequest from embeddings [Q, E], head weights [Q, H] and states [K, 2, D]."""
     return pb.RerankRequest(
         embeddings=tensor_to_pb(embeddings),
         head_weights=tensor_to_pb(head_weights),
@@ -139,16 +138,28 @@ def rerank_request(
     )
 
 
-def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> tuple[Float32Array, Float32Array, Float16Array]:
-    """Validates a RerankRequest: (embeddings [Q, E], head_weights [Q, H], states [K, 2, D]).
+def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> RerankInputs:
+    """Validates a RerankRequest.
 
     Raises:
-        InvalidInput: a tensor that does not fit the model, or more scores than one message may hold.
+        InvalidInput: a tensor does not fit the model, numbers are too large to compute with, or the scores do not fit
+            into one message.
     """
     embeddings = tensor_from_pb(request.embeddings, "embeddings", np.float32, [None, info.embedding_size])
     if not len(embeddings):
         raise InvalidInput("no query", "embeddings")
     weights = tensor_from_pb(request.head_weights, "head_weights", np.float32, [len(embeddings), info.heads])
+    largest = float(np.abs(weights).max())
+    if largest > _MOST_WEIGHT:
+        raise InvalidInput(f"holds {largest:g}; use weights from -{_MOST_WEIGHT:g} to {_MOST_WEIGHT:g}", "head_weights")
+    lengths = np.sqrt(np.einsum("qe,qe->q", embeddings, embeddings, dtype=np.float64))
+    wrong = np.flatnonzero((lengths < _LENGTHS[0]) | (lengths > _LENGTHS[1]))
+    if len(wrong):
+        raise InvalidInput(
+            f"query {wrong[0]} has length {lengths[wrong[0]]:g}; l2-normalise the embeddings (lengths from "
+            f"{_LENGTHS[0]:g} to {_LENGTHS[1]:g} are taken)",
+            "embeddings",
+        )
     states = tensor_from_pb(request.states, "states", np.float16, [None, 2, info.hidden_size])
     scores = (info.limits.message_bytes - _SCORES_OVERHEAD) // np.dtype(np.float32).itemsize
     if len(embeddings) * len(states) > scores:
@@ -157,7 +168,7 @@ def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> tuple[Float32Ar
             f"most {scores // len(embeddings)} states for so many queries, and split the rest into other requests",
             "states",
         )
-    return embeddings, weights, states
+    return RerankInputs(embeddings, weights, states)
 
 
 def _mask_to_pb(mask: MaskRuns | None) -> pb.Mask | None:
@@ -174,7 +185,7 @@ def _focus_to_pb(focus: Focus) -> pb.Focus:
 
 
 def mask_from_pb(request: pb.EncodeRequest | pb.ExplainRequest) -> MaskRuns | None:
-    """The mask of a request, not yet checked against the image."""
+    """The mask of a request, None where it has none; not yet checked against the image."""
     if not request.HasField("mask"):
         return None
     mask = request.mask
@@ -223,7 +234,7 @@ def stream_request(item: int, request: pb.EncodeRequest) -> pb.EncodeStreamReque
 
 
 def encoding_to_pb(encoding: Encoding, outputs: Sequence[int]) -> pb.EncodeResponse:
-    """Encoding -> EncodeResponse holding what `outputs` names; nothing named means the embedding."""
+    """Encoding -> EncodeResponse with the outputs that were asked for; an empty list asks for the embedding."""
     wanted = set(outputs) or {pb.OUTPUT_EMBEDDING}
     response = pb.EncodeResponse(width=encoding.width, height=encoding.height)
     if pb.OUTPUT_EMBEDDING in wanted and encoding.embedding is not None:
@@ -243,39 +254,9 @@ def encoding_to_pb(encoding: Encoding, outputs: Sequence[int]) -> pb.EncodeRespo
     return response
 
 
-def encoding_from_pb(response: pb.EncodeResponse) -> Encoding:
-    """EncodeResponse -> Encoding; arrays are read-only views of the message."""
-    timings = None
-    if response.HasField("timings"):
-        t = response.timings
-        timings = Timings(t.decode_ms, t.queue_ms, t.compute_ms)
-    return Encoding(
-        embedding=_optional(response, "embedding", np.float32),
-        state=_optional(response, "state", np.float16),
-        head_scores=_optional(response, "head_scores", np.float32),
-        head_weights=_optional(response, "head_weights", np.float32),
-        timings=timings,
-        width=response.width,
-        height=response.height,
-        attention=_optional(response, "attention", np.float32),
-    )
-
-
 def stream_error(item: int, code: int, message: str) -> pb.EncodeStreamResponse:
     """The answer to an item that failed; `code` is a google.rpc.Code number."""
     return pb.EncodeStreamResponse(id=item, error=pb.ItemError(code=code, message=message))
-
-
-def stream_result_from_pb(response: pb.EncodeStreamResponse) -> tuple[int, Encoding | tuple[int, str]]:
-    """(item, its Encoding), or (item, (google.rpc.Code number, message)) where it failed."""
-    if response.WhichOneof("result") == "response":
-        return response.id, encoding_from_pb(response.response)
-    return response.id, (response.error.code, response.error.message)
-
-
-def scores_from_pb(response: pb.RerankResponse) -> Float32Array:
-    """float32 [Q, K] of a RerankResponse."""
-    return tensor_from_pb(response.scores, "scores", np.float32, [None, None])
 
 
 def explanation_to_pb(explanation: Explanation) -> pb.ExplainResponse:
@@ -294,27 +275,13 @@ def explanation_to_pb(explanation: Explanation) -> pb.ExplainResponse:
     return response
 
 
-def explanation_from_pb(response: pb.ExplainResponse) -> Explanation:
-    """ExplainResponse -> Explanation."""
-    region = response.region
-    return Explanation(
-        attention=tensor_from_pb(response.attention, "attention", np.float32, [None, None, None]),
-        mask=_optional(response, "mask", np.float32),
-        head_scores=_optional(response, "head_scores", np.float32),
-        head_weights=tensor_from_pb(response.head_weights, "head_weights", np.float32, [None]),
-        width=response.width,
-        height=response.height,
-        region=(region.x0, region.y0, region.x1, region.y1),
-    )
-
-
 _REGION_FIELDS = ("x0", "y0", "x1", "y1")
 _INFO_FIELDS = [name for name in ModelInfo.__dataclass_fields__ if name != "limits"]
 _LIMIT_FIELDS = list(Limits.__dataclass_fields__)
 
 
 def info_to_pb(info: ModelInfo) -> pb.ModelInfo:
-    """ModelInfo -> message; both sides use the same field names."""
+    """ModelInfo -> message; the field names are the same."""
     limits = pb.Limits(**{name: getattr(info.limits, name) for name in _LIMIT_FIELDS})
     return pb.ModelInfo(limits=limits, **{name: getattr(info, name) for name in _INFO_FIELDS})
 

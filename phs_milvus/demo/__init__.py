@@ -1,1 +1,1 @@
-"""`phs-milvus demo`: ingest, search with and without a prompt, and show both side by side. See run.py."""
+"""`phs-milvus demo`: ingests pictures, searches with and without a prompt, and shows both side by side. See run.py."""

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from phs_milvus.contract.types import Focus
 from phs_milvus.demo.scenes import DemoQuery, Scene
+from phs_milvus.evaluation.measures import standard_error
 from phs_milvus.search.focused import FocusedSearch, Hit, Query
 
 TOP = 10
@@ -22,8 +23,9 @@ class Measured:
     """One method's figures.
 
     Attributes:
+        method: its name.
         precision: MP@10, the mean share of relevant pictures among the first ten.
-        gain, gain_error: mean difference to the whole image over the same queries, and its standard error.
+        gain, gain_error: the mean difference to whole-image search over the same queries, and its standard error.
     """
 
     method: str
@@ -42,7 +44,12 @@ def measure(
     """Runs every query with every method.
 
     Args:
-        locate: the path of a scene's picture.
+        search: a search over a collection that holds all of `scenes`.
+        focus: the focus of the focused methods.
+        locate: gives the path of a scene's picture.
+
+    Returns:
+        the methods' figures, whole image first.
     """
     labels = {scene.name: scene.labels for scene in scenes}
     methods: list[tuple[str, bool, dict[str, Any]]] = [
@@ -68,7 +75,7 @@ def measure(
 
 
 def others(hits: Sequence[Hit], query_id: str, count: int = TOP) -> list[Hit]:
-    """The first `count` hits that are not the query itself."""
+    """The first `count` hits without the query's own picture."""
     return [hit for hit in hits if hit.id != query_id][:count]
 
 
@@ -82,8 +89,7 @@ def _compared(scores: dict[str, np.ndarray]) -> Iterator[Measured]:
     baseline = next(iter(scores.values()))
     for method, values in scores.items():
         difference = values - baseline
-        error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
-        yield Measured(method, float(values.mean()), float(difference.mean()), float(error))
+        yield Measured(method, float(values.mean()), float(difference.mean()), standard_error(difference))
 
 
 def _chunks(queries: Sequence[DemoQuery]) -> Iterator[Sequence[DemoQuery]]:

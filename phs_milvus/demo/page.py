@@ -26,7 +26,10 @@ class Section:
     """One query: itself, what each head looks at, and the hits of both searches.
 
     Attributes:
-        truth: whether it is known which hits are right; those are framed.
+        title: the prompt in words.
+        query, heads, whole, focused: tiles of the query, of each head's attention, and of the hits of the whole-image
+            and the focused search.
+        truth: whether it is known which hits are right; the right ones are framed.
     """
 
     title: str
@@ -38,12 +41,12 @@ class Section:
 
     @property
     def whole_heading(self) -> str:
-        """Above the hits of the whole image."""
+        """The heading above the hits of the whole image."""
         return "Whole image" + self._right(self.whole)
 
     @property
     def focused_heading(self) -> str:
-        """Above the hits of what was pointed at."""
+        """The heading above the hits of the focused search."""
         return "Focused" + self._right(self.focused)
 
     def _right(self, tiles: Sequence[Tile]) -> str:
@@ -62,7 +65,17 @@ def write_page(
     *,
     bundled: bool,
 ) -> Path:
-    """Writes the page and returns its path."""
+    """Writes the page and returns its path.
+
+    Args:
+        path: the file to write.
+        info, focus: the model, and the focus of the focused searches.
+        pictures: number of pictures in the collection.
+        sections: one for each query shown.
+        figures: the measured methods; empty without ground truth.
+        query_count, chance: the number of queries measured, and the MP@10 of a random order.
+        bundled: whether the model is the bundled one, which is not for photos.
+    """
     commands = html.escape("\n".join(next_commands()))
     parts = [
         _HEAD,
@@ -77,7 +90,7 @@ def write_page(
 
 
 def next_commands() -> list[str]:
-    """What to run on photos of one's own, by the name this program was called by where it is not on the PATH."""
+    """Commands to run on one's own photos, with this program's path where the program is not on the PATH."""
     program = "phs-milvus" if shutil.which("phs-milvus") else shlex.quote(sys.argv[0])
     model = "--model facebook/dinov2-base"
     return [
@@ -91,22 +104,22 @@ def _intro(info: ModelInfo, focus: Focus, pictures: int, truth: bool, bundled: b
     model = html.escape(Path(info.model_id).name)
     text = (
         f"<p>{pictures:,} pictures were encoded by a real gRPC server and stored in Milvus Lite. Each query below is "
-        "searched twice: with the whole picture, and with what was pointed at. Pointing selects the attention heads "
-        f"of the model's last layer that look there: {focus.heads_on} of {info.heads}. The candidates are then "
+        "searched twice: with the whole picture, and with the outlined part. The prompt selects the attention heads of "
+        f"the model's last layer that attend to this part: {focus.heads_on} of {info.heads}. The candidates are then "
         "scored again with the same heads (Query-DB PHS), from two small vectors stored with each picture.</p>"
     )
     if truth:
         text += (
-            "<p>A green frame: the thing pointed at is in the picture. The queries are taken at even steps through "
-            "the set, not chosen by their results.</p>"
+            "<p>A green frame means that the picture contains the outlined thing. The queries are taken at even steps "
+            "through the set, not chosen by their results.</p>"
         )
     else:
-        text += "<p>The prompts are simply the middle of each picture; point with care and it is better.</p>"
+        text += "<p>The prompts are simply the middle of each picture; a prompt on one thing finds more.</p>"
     if not bundled:
         return text + f"<p>Model: <code>{model}</code>.</p>"
     return text + (
         "<p class=note>The bundled model is small and was trained on rendered scenes. It is for trying "
-        "things out, <b>not for photos</b>; for those use <code>facebook/dinov2-base</code>.</p>"
+        "things out, <b>not for photos</b>; use <code>facebook/dinov2-base</code> for photos.</p>"
     )
 
 
@@ -119,8 +132,8 @@ def _table(figures: Sequence[Measured], query_count: int, chance: float) -> str:
     return (
         f"<h2>Over {query_count} queries</h2><p>MP@10: the share of the first ten pictures that contain the thing, "
         f"averaged over {query_count} box queries; the query itself is left out, and a random order gives "
-        f"{chance:.3f}. Gains are paired, with their standard error. Query-DB misses pictures in which the selected "
-        "heads look at something else.</p>"
+        f"{chance:.3f}. Gains are means of paired differences to the whole image, with their standard error. Query-DB "
+        "misses pictures in which the selected heads attend to something else.</p>"
         f"<table><tr><th>method<th>MP@10<th>gain{rows}</table>"
     )
 

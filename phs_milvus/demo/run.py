@@ -1,7 +1,8 @@
-"""The demo from end to end: serve, ingest, search twice, measure, and write what a person can look at."""
+"""The demo from end to end: ingests pictures, searches each query twice, measures, and writes a page and sheets."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ from phs_milvus.search.contact_sheet import (
     GOOD,
     HEADS_HEADING,
     SCORES_HEADING,
-    Row,
     Tile,
+    TileRow,
     draw_prompt,
     heads_tiles,
     hit_tile,
@@ -42,6 +43,7 @@ PHOTO_MODEL = "facebook/dinov2-base"
 # Chosen for the bundled model on scenes that are neither shipped nor reported (tools/demo_model/README.md).
 BUNDLED_FOCUS = Focus(heads_on=3)
 
+_WRITTEN = re.compile(r"demo\.db|index\.html|query-\d+\.png")
 _SHOWN = 6
 _HITS = 7
 _MEASURED = 300
@@ -49,7 +51,14 @@ _MEASURED = 300
 
 @dataclass(frozen=True)
 class Shown:
-    """One query of the page: a picture, what is pointed at, and which hits are right, where that is known."""
+    """One query of the page.
+
+    Attributes:
+        path, prompt: the picture's file, and the prompt in it.
+        title: the prompt in words.
+        query_id: the picture's id in the collection.
+        right: ids of the pictures that contain the thing; None where that is not known.
+    """
 
     path: Path
     prompt: Prompt
@@ -58,11 +67,17 @@ class Shown:
     right: frozenset[str] | None
 
 
+def is_demo(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what a demo writes."""
+    return all(_WRITTEN.fullmatch(entry.name) for entry in folder.iterdir())
+
+
 def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -> Path:
     """Ingests, searches, measures, and writes the page.
 
     Args:
-        client: a MilvusClient.
+        encoder: a client of the embedding server.
+        client: a MilvusClient; its collection "demo" is replaced.
         output: folder for index.html and the PNG sheets.
         images: the user's own pictures; None: the bundled scenes, which come with ground truth.
 
@@ -70,14 +85,15 @@ def run_demo(encoder: Encoder, client: Any, output: Path, images: Path | None) -
         the path of index.html.
 
     Raises:
-        PhsError: the folder holds no picture, or anything the parts raise.
+        PhsError: no picture in the folder could be ingested, or ingest or search failed.
     """
     output.mkdir(parents=True, exist_ok=True)
-    for old in output.glob("query-*.png"):  # of a demo with more queries
-        old.unlink()
+    for old in output.glob("query-*.png"):  # an earlier demo may have had more queries
+        if _WRITTEN.fullmatch(old.name):
+            old.unlink()
     started = time.perf_counter()
     folder = images or BUNDLED_SCENES
-    # Replaced each time: it holds nothing but the demo, and another model may have filled it.
+    # Replaced each time, because another model may have filled it; it holds nothing but the demo.
     collection = FocusedCollection.create(client, "demo", encoder.info, overwrite=True)
     report = ingest_folder(folder, collection, encoder)
     if report.failed_count:
@@ -120,7 +136,7 @@ def _from_scene(folder: Path, scenes: Sequence[Scene], query: DemoQuery) -> Show
 
 
 def _from_photos(collection: FocusedCollection, count: int) -> list[Shown]:
-    """Without ground truth: the middle of the first few pictures."""
+    """Queries without ground truth: the middle of the first few pictures."""
     shown = []
     for row_id in collection.iterate_ids():
         path = Path(collection.get([row_id], ["path"])[0]["path"])
@@ -136,7 +152,7 @@ def _from_photos(collection: FocusedCollection, count: int) -> list[Shown]:
 
 
 def _section(search: FocusedSearch, encoder: Encoder, focus: Focus, output: Path, number: int, query: Shown) -> Section:
-    """Searches once with the whole image and once focused, and draws both."""
+    """Searches with the whole image and with the prompt, and draws both."""
     whole = search.search(query.path, limit=_HITS + 1, output_fields=["path"], rerank=False)
     focused = search.search(query.path, query.prompt, limit=_HITS + 1, output_fields=["path"], focus=focus)
     picture = load_picture(query.path)
@@ -164,9 +180,9 @@ def _tiles(hits: Sequence[Hit], right: frozenset[str] | None) -> list[Tile]:
 def _sheet_of(section: Section) -> Image.Image:
     """The section as one picture: query and heads, whole-image hits, focused hits."""
     rows = [
-        Row([section.query, *section.heads], HEADS_HEADING),
-        Row(section.whole, section.whole_heading),
-        Row(section.focused, f"{section.focused_heading}; {SCORES_HEADING}"),
+        TileRow([section.query, *section.heads], HEADS_HEADING),
+        TileRow(section.whole, section.whole_heading),
+        TileRow(section.focused, f"{section.focused_heading}; {SCORES_HEADING}"),
     ]
     return sheet(rows, _HITS)
 
@@ -174,7 +190,7 @@ def _sheet_of(section: Section) -> Image.Image:
 def _measured(
     search: FocusedSearch, focus: Focus, folder: Path, scenes: list[Scene]
 ) -> tuple[list[Measured], int, float]:
-    """Figures, number of queries, chance; nothing where there is no ground truth."""
+    """(figures, number of queries, MP@10 of a random order); empty and zeros without ground truth."""
     if not scenes:
         return [], 0, 0.0
     asked = queries(scenes, ("box",), _MEASURED)

@@ -1,4 +1,4 @@
-"""The bundled demo scenes with their ground truth, and how they become queries."""
+"""The bundled demo scenes with their ground truth, and the queries made from them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture; `name` is its file name and its id in the collection."""
+    """One picture, width x height pixels; `name` is its file name and its id in the collection."""
 
     name: str
     width: int
@@ -45,13 +45,13 @@ class Scene:
 
     @property
     def labels(self) -> frozenset[str]:
-        """The categories in it."""
+        """The categories of its objects."""
         return frozenset(item.label for item in self.objects)
 
 
 @dataclass(frozen=True)
 class DemoQuery:
-    """One object of one scene, pointed at."""
+    """One object of a scene as a query; `kind` is "box", "point" or "mask"."""
 
     scene: Scene
     target: SceneObject
@@ -59,20 +59,20 @@ class DemoQuery:
 
     @property
     def prompt(self) -> Prompt:
-        """The target as a box, a click in the middle of its visible pixels, or its exact mask."""
+        """The target's box, a click in the middle of its visible pixels, or its exact mask."""
         if self.kind == "box":
             return Box(*self.target.box)
         runs = MaskRuns(self.scene.width, self.scene.height, np.array(self.target.runs, np.uint32))
         if self.kind == "mask":
             return Mask(runs)
         rows, columns = np.nonzero(runs.to_array())
-        # The visible pixel nearest to their mean: the mean itself may lie on something in front.
+        # The visible pixel nearest to the mean of all: the mean itself may lie on something in front.
         middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
         return Point(float(columns[middle]) + 0.5, float(rows[middle]) + 0.5)
 
 
 def load_scenes(folder: Path) -> list[Scene]:
-    """Reads scenes.json of a folder written by tools/demo_model/scenes.py."""
+    """Reads the scenes.json that tools/demo_model/scenes.py wrote into `folder`."""
     records = json.loads((folder / "scenes.json").read_text())["scenes"]
     return [
         Scene(
@@ -86,10 +86,10 @@ def load_scenes(folder: Path) -> list[Scene]:
 
 
 def queries(scenes: list[Scene], kinds: tuple[str, ...], count: int) -> list[DemoQuery]:
-    """`count` queries at even steps through all (scene, category) pairs, so that no result decides what is shown.
+    """`count` queries at even steps through all (scene, category) pairs, so that results do not decide what is shown.
 
-    As in the evaluation protocol, the target is the largest object of its category in the scene; prompt kinds take
-    turns.
+    As in the evaluation protocol, the target is the largest object of its category in the scene. The kinds of prompts
+    alternate.
     """
     pairs = list(_pairs(scenes))
     steps = np.linspace(0, len(pairs), min(count, len(pairs)), endpoint=False).astype(int)

@@ -10,14 +10,14 @@
         for method in (WholeImage(), Focused(Focus(heads_on=1))):
             print(method.name, evaluate(method, bench, queries).mean("MP@100"))
 
-A pure client of the embedding server. The protocol is that of DESIGN.md section 7.
+A pure client of the embedding server. The protocol is that of docs/DESIGN.md, "Evaluation".
 """
 
 from phs_milvus.evaluation.bench import Bench, QuerySet
 from phs_milvus.evaluation.datasets import AnnotationError, Dataset, Instance, LabelledImage, load
 from phs_milvus.evaluation.measures import Outcome, evaluate, paired
 from phs_milvus.evaluation.methods import Average, Edited, FixedHeads, Focused, Foveal, Method, TwoStage, WholeImage
-from phs_milvus.evaluation.queries import Query, object_queries
+from phs_milvus.evaluation.queries import ObjectQuery, object_queries
 from phs_milvus.evaluation.store import Store
 
 __all__ = [
@@ -32,8 +32,8 @@ __all__ = [
     "Instance",
     "LabelledImage",
     "Method",
+    "ObjectQuery",
     "Outcome",
-    "Query",
     "QuerySet",
     "Store",
     "TwoStage",

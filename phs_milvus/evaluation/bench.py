@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,15 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.contract.errors import PromptError
+from phs_milvus.contract.grid import shares_on_grid
 from phs_milvus.contract.images import load_image
 from phs_milvus.contract.types import Float16Array, Float32Array, Focus, MaskRuns
 from phs_milvus.evaluation.datasets import Dataset
 from phs_milvus.evaluation.edits import Edit
-from phs_milvus.evaluation.grid import shares_on_grid
-from phs_milvus.evaluation.queries import Query, prompt_of
+from phs_milvus.evaluation.painting import Drawing, painted
+from phs_milvus.evaluation.queries import ObjectQuery
 from phs_milvus.evaluation.store import Look, Seen, Store
-from phs_milvus.pointing.prompts import Prompt, to_runs
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -90,29 +89,18 @@ class Bench:
         self._shares: dict[tuple[int, int, bytes], Float32Array] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
-    def queries(self, queries: Sequence[Query], prompt: str | Callable[[Query, int, int], Prompt]) -> QuerySet:
+    def queries(self, queries: Sequence[ObjectQuery], prompt: Drawing) -> QuerySet:
         """Draws the queries' prompts.
 
         Args:
             prompt: "box", "point" or "segmentation", or a function of a query and its image's width and height.
+
+        Raises:
+            PromptError: a query that cannot be pointed at so, with its image and class; `paintable` leaves these out.
         """
-        masks = []
-        for query in queries:
-            width, height = self.sizes[query.image]
-            made = (
-                prompt_of(query.instance, prompt, width, height)
-                if isinstance(prompt, str)
-                else prompt(query, width, height)
-            )
-            try:
-                runs = to_runs(made, width, height)
-            except PromptError as error:
-                path, label = self.dataset.images[query.image].path, query.instance.label
-                raise PromptError(f"{path}, {label}: {error}", error.field) from None
-            assert runs is not None
-            masks.append(runs)
+        masks = tuple(painted(query, prompt, self.dataset, self.sizes) for query in queries)
         images = np.array([query.image for query in queries], np.int64)
-        return QuerySet(images, tuple(query.instance.label for query in queries), tuple(masks))
+        return QuerySet(images, tuple(query.instance.label for query in queries), masks)
 
     # --- the database -------------------------------------------------------------------------------------------------
 
@@ -154,15 +142,19 @@ class Bench:
     def collection(self) -> Any:
         """A real Milvus collection of the dataset's embeddings and states; ids are positions in the dataset."""
         from phs_milvus.milvus.collection import FocusedCollection
-        from phs_milvus.milvus.connection import connect
+        from phs_milvus.milvus.connection import close, connect
         from phs_milvus.milvus.rows import Row
 
         self._temporary = tempfile.TemporaryDirectory()
         client = connect(self._milvus or str(Path(self._temporary.name) / "eval.db"), self._token)
         # The server may be one in use: a name that no one else has.
         name = f"phs_eval_{uuid.uuid4().hex}"
+        try:
+            collection = FocusedCollection.create(client, name, self.info)
+        except BaseException:
+            close(client)
+            raise
         self._to_drop = client, name
-        collection = FocusedCollection.create(client, name, self.info)
         with self.timed("filling Milvus"):
             rows = [
                 Row(id=f"{index:08d}", embedding=embedding, state=state)
@@ -171,6 +163,13 @@ class Bench:
             collection.insert(rows)
             collection.flush()
         return collection
+
+    @cached_property
+    def search(self) -> Any:
+        """The product's own `FocusedSearch` in `collection`."""
+        from phs_milvus.search.focused import FocusedSearch
+
+        return FocusedSearch(self.collection, self.encoder)
 
     def relevant(self, queries: QuerySet) -> BoolArray:
         """bool [Q, K]: which images hold an object of the query's class."""
@@ -210,8 +209,7 @@ class Bench:
         """float32 [N]; kept, because every head count and control asks for it again."""
         key = (mask.width, mask.height, mask.runs.tobytes())
         if key not in self._shares:
-            grid = shares_on_grid(mask.to_array(), self.info.grid_height, self.info.grid_width)
-            self._shares[key] = grid.reshape(-1)
+            self._shares[key] = shares_on_grid(mask.to_array(), self.info.grid_height, self.info.grid_width)
         return self._shares[key]
 
     def readout(self, states: Float16Array, weights: Float32Array) -> Float32Array:
@@ -265,12 +263,12 @@ class Bench:
     def close(self) -> None:
         """Drops the collection, if one was made, also where filling it failed."""
         if self._to_drop is not None:
-            from phs_milvus.milvus.connection import close, errors
+            from phs_milvus.milvus.connection import close, translated_errors
 
             client, name = self._to_drop
             self._to_drop = None
             try:
-                with errors(f"cannot drop collection {name!r}"):
+                with translated_errors(f"cannot drop collection {name!r}"):
                     if client.has_collection(name):
                         client.drop_collection(name)
             finally:

@@ -125,9 +125,14 @@ def rank_metrics(
 def paired(outcome: Outcome, base: Outcome, metric: str, *, seed: int = 0) -> Difference:
     """How much better `outcome` is than `base` on the same queries."""
     difference = outcome.values[metric] - base.values[metric]
-    error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else float("nan")
     low, high = bootstrap(difference, outcome.images, seed=seed)
-    return Difference(float(difference.mean()), error, low, high)
+    return Difference(float(difference.mean()), standard_error(difference), low, high)
+
+
+def standard_error(values: npt.ArrayLike) -> float:
+    """Of the mean of values [Q]; not a number for fewer than two. Of paired differences it is that of the mean gain."""
+    sample = np.asarray(values, np.float64)
+    return float(sample.std(ddof=1) / np.sqrt(len(sample))) if len(sample) > 1 else float("nan")
 
 
 def bootstrap(values: FloatArray, groups: npt.NDArray[np.int64], *, seed: int = 0) -> tuple[float, float]:

@@ -11,14 +11,15 @@ from typing import Protocol
 
 import numpy as np
 
-from phs_milvus.contract.types import Float16Array, Float32Array, Focus
+from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus, MaskRuns
 from phs_milvus.evaluation.bench import Bench, QuerySet
 from phs_milvus.evaluation.edits import Edit
-from phs_milvus.evaluation.heads import fixed_weights, head_weights
+from phs_milvus.evaluation.head_weights import fixed_weights, head_weights
+from phs_milvus.search.zooms import combined
 
 # Below any sum of cosines: images outside the candidates rank behind them, in the order of stage one.
 _NOT_A_CANDIDATE = -4.0
-# Queries whose candidates, states included, are held at once.
+# Queries of one Milvus call, whose candidates are held at once, states included.
 _SEARCHED_TOGETHER = 32
 
 
@@ -136,7 +137,7 @@ class FixedHeads:
 
 @dataclass(frozen=True)
 class TwoStage:
-    """What a user gets: a Milvus search by the focused query for `candidates` rows, and exact Query-DB of those."""
+    """What a user gets: `FocusedSearch` with `candidates` rows for exact Query-DB."""
 
     focus: Focus = Focus()
     candidates: int = 200
@@ -146,27 +147,25 @@ class TwoStage:
         return f"{describe(self.focus, None, 'top', True)}, two-stage K={self.candidates}"
 
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
-        from phs_milvus.contract import state as state_codec
-
-        looks = [Focused(self.focus).read(bench, queries, single) for single in self.focus.per_zoom]
-        stage_one = _unit(np.mean([embeddings for embeddings, _ in looks], axis=0))
+        encoded = self._encoded(bench, queries)
+        stage_one = np.stack([query.embedding for query in encoded if query.embedding is not None])
         scores = stage_one @ bench.embeddings.T + _NOT_A_CANDIDATE
+        depth = min(self.candidates, len(bench.states))
         for start in range(0, len(queries), _SEARCHED_TOGETHER):
-            block = stage_one[start : start + _SEARCHED_TOGETHER]
+            block = encoded[start : start + _SEARCHED_TOGETHER]
             with bench.timed("searching Milvus"):
-                found = bench.collection.search(block, min(self.candidates, len(bench.states)), with_states=True)
-            # All candidates of the block together; each query takes the scores of its own.
-            packed = {name: text for row in found for name, text in zip(row.ids, row.states, strict=True)}
-            column = {name: number for number, name in enumerate(packed)}
-            states = state_codec.unpack(list(packed.values()), bench.info.hidden_size)
-            rows = slice(start, start + len(found))
-            parts = [bench.rerank(embeddings[rows], weights[rows], states) for embeddings, weights in looks]
-            reranked = np.mean(parts, axis=0)
-            for number, row in enumerate(found):
-                scores[start + number, [int(name) for name in row.ids]] = reranked[
-                    number, [column[name] for name in row.ids]
-                ]
+                results = bench.search.search_many(block, limit=depth, candidates=depth)
+            for row, result in enumerate(results, start=start):
+                scores[row, [int(hit.id) for hit in result]] = [hit.score for hit in result]
         return scores
+
+    def _encoded(self, bench: Bench, queries: QuerySet) -> list[Encoding]:
+        """The queries as `FocusedSearch` takes them, from what the bench has encoded before."""
+        views = [Focused(self.focus).read(bench, queries, single) for single in self.focus.per_zoom]
+        return [
+            combined([_encoding(embeddings[row], weights[row], mask) for embeddings, weights in views])
+            for row, mask in enumerate(queries.masks)
+        ]
 
 
 @dataclass(frozen=True)
@@ -208,5 +207,5 @@ def _ones(bench: Bench, queries: QuerySet) -> Float32Array:
     return np.ones((len(queries), bench.info.heads), np.float32)
 
 
-def _unit(vectors: Float32Array) -> Float32Array:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+def _encoding(embedding: Float32Array, weights: Float32Array, mask: MaskRuns) -> Encoding:
+    return Encoding(embedding, None, None, weights, None, mask.width, mask.height)

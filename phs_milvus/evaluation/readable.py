@@ -36,5 +36,5 @@ def readable(dataset: Dataset, encoder: Encoder, store: Store) -> Dataset:
     return replace(
         dataset,
         images=tuple(image for image in dataset.images if image.id not in problems),
-        unreadable=problems,
+        unreadable={**dataset.unreadable, **problems},
     )

@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from phs_milvus.evaluation.plots import Plot, draw
+
+# Whatever the locale; file names that are no text are written with their bytes escaped.
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -44,35 +49,40 @@ class Report:
         lines = [f"# {self.title}", ""]
         lines += [f"- {name}: {value}" for name, value in self.facts.items()]
         for section in self.sections:
-            lines += ["", f"## {section.heading}", "", section.note, "", *_markdown(section.rows)]
+            lines += ["", f"## {section.heading}", "", section.note, "", _table(section.rows, "pipe")]
             _write_csv(folder / f"{section.slug}.csv", section.rows)
             if section.plot is not None and draw(section.plot, folder / f"{section.slug}.png"):
                 lines += ["", f"![{section.heading}]({section.slug}.png)"]
         file = folder / "README.md"
-        file.write_text("\n".join(lines) + "\n")
+        file.write_text("\n".join(lines) + "\n", **_TEXT)
         contents = {
             "title": self.title,
             "facts": self.facts,
             "sections": [{"heading": s.heading, "note": s.note, "rows": list(s.rows)} for s in self.sections],
         }
-        (folder / "results.json").write_text(json.dumps(contents, indent=1, default=str) + "\n")
+        (folder / "results.json").write_text(json.dumps(contents, indent=1, default=str) + "\n", "utf-8")
         return file
+
+
+def is_report(folder: Path) -> bool:
+    """Whether a folder was written by `Report.write`."""
+    try:
+        return {"title", "facts", "sections"} <= set(json.loads((folder / "results.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def as_text(rows: Rows) -> str:
     """A table for the terminal."""
-    cells = [list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)] if rows else []
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))] if cells else []
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells)
+    return _table(rows, "plain")
 
 
-def _markdown(rows: Rows) -> list[str]:
+def _table(rows: Rows, form: str) -> str:
     if not rows:
-        return ["(nothing)"]
-    columns = list(rows[0])
-    rule = ["---:" if isinstance(rows[0][column], int | float) else "---" for column in columns]
-    lines = [columns, rule, *([_shown(row[column]) for column in columns] for row in rows)]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+        return "(nothing)"
+    cells = [[_shown(value) for value in row.values()] for row in rows]
+    align = ["right" if isinstance(value, int | float) else "left" for value in rows[0].values()]
+    return tabulate(cells, list(rows[0]), form, disable_numparse=True, colalign=align)
 
 
 def _shown(value: Any) -> str:
@@ -82,7 +92,7 @@ def _shown(value: Any) -> str:
 
 
 def _write_csv(path: Path, rows: Rows) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", **_TEXT) as file:
         if rows:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

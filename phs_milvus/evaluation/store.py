@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import Outputs
-from phs_milvus.contract.errors import ImageError, PhsError
+from phs_milvus.contract.errors import ImageError, InvalidInput, PhsError, reason_of, shown
 from phs_milvus.contract.images import decode_upright, load_image
 from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus, MaskRuns, ModelInfo
 from phs_milvus.evaluation.edits import Edit
@@ -71,18 +72,23 @@ class Seen:
 
 
 class Store:
-    """The cache of one model's answers in a folder. Use it as a context manager, from one thread."""
+    """The cache of one model's answers in a folder. Use it as a context manager, from one thread.
+
+    Raises, as all its methods do:
+        InvalidInput: on field "cache": the folder cannot be written, or the file there is no cache.
+    """
 
     def __init__(self, folder: str | Path, info: ModelInfo) -> None:
         self._info = info
-        Path(folder).mkdir(parents=True, exist_ok=True)
         self.path = Path(folder) / f"{info.fingerprint[:16]}-{info.precision}.sqlite"
-        # Another run may be in the middle of a batch.
-        self._db = sqlite3.connect(self.path, timeout=60)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, state BLOB, scores BLOB, attention BLOB)"
-        )
+        with self._translated_errors():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            # Another run may be in the middle of a batch.
+            self._db = sqlite3.connect(self.path, timeout=60)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, state BLOB, scores BLOB, attention BLOB)"
+            )
 
     def see(self, looks: Sequence[Look], encoder: Encoder, doing: str = "encoding") -> list[Seen]:
         """The answers to `looks`, in order; what is not stored is asked and stored.
@@ -114,6 +120,14 @@ class Store:
     def close(self) -> None:
         """Closes the file."""
         self._db.close()
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            reason = f"cannot keep encoded images in {shown(self.path)}: {reason_of(error)}; name another folder"
+            raise InvalidInput(reason, "cache") from error
 
     def __enter__(self) -> Store:
         return self
@@ -153,7 +167,7 @@ class Store:
 
     def _write(self, rows: list[tuple[bytes, bytes, bytes, bytes | None]]) -> None:
         """In one short transaction: other runs may write to the same file."""
-        with self._db:
+        with self._translated_errors(), self._db:
             self._db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", rows)
 
     def _row(self, key: bytes, encoding: Encoding) -> tuple[bytes, bytes, bytes, bytes | None]:
@@ -163,12 +177,14 @@ class Store:
         return key, encoding.state.astype("<f2").tobytes(), scores.astype("<f4").tobytes(), attention
 
     def _has(self, key: bytes) -> bool:
-        return self._db.execute("SELECT 1 FROM seen WHERE key = ?", (key,)).fetchone() is not None
+        with self._translated_errors():
+            return self._db.execute("SELECT 1 FROM seen WHERE key = ?", (key,)).fetchone() is not None
 
     def _load(self, key: bytes) -> Seen:
-        state, scores, attention = self._db.execute(
-            "SELECT state, scores, attention FROM seen WHERE key = ?", (key,)
-        ).fetchone()
+        with self._translated_errors():
+            state, scores, attention = self._db.execute(
+                "SELECT state, scores, attention FROM seen WHERE key = ?", (key,)
+            ).fetchone()
         return Seen(
             np.frombuffer(state, "<f2").reshape(2, self._info.hidden_size),
             np.frombuffer(scores, "<f4"),

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput, reason_of, shown
 from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation.experiments.overhead import query_milliseconds
 from phs_milvus.evaluation.experiments.study import Study
-from phs_milvus.evaluation.measures import Outcome, folds, paired
+from phs_milvus.evaluation.measures import Outcome, folds, paired, standard_error
 from phs_milvus.evaluation.methods import Focused, TwoStage, describe
 from phs_milvus.search.settings import SearchSettings
 
@@ -81,7 +81,6 @@ def tune(study: Study, focuses: Sequence[Focus] | None = None) -> Choice:
         raise InvalidInput("tuning needs queries on at least two images", "dataset")
     outcomes = study.measure([Focused(focus) for focus in focuses])
     chosen = cross_validated(outcomes, study.metric, seed=study.seed)
-    error = float(chosen.std(ddof=1) / np.sqrt(len(chosen)))
     held_out = Outcome("chosen", {study.metric: chosen}, study.pointed.labels, study.pointed.images)
     latency = _latencies(study, focuses)
     recommended = focuses[recommend(outcomes, [latency[_cost(focus)] for focus in focuses], study.metric)]
@@ -98,7 +97,7 @@ def tune(study: Study, focuses: Sequence[Focus] | None = None) -> Choice:
     ]
     rows.sort(key=lambda row: -row[study.metric])
     gain = str(paired(held_out, study.base, study.metric, seed=study.seed))
-    return Choice(recommended, candidates, float(chosen.mean()), error, gain, rows, candidate_rows)
+    return Choice(recommended, candidates, float(chosen.mean()), standard_error(chosen), gain, rows, candidate_rows)
 
 
 def cross_validated(outcomes: Sequence[Outcome], metric: str, *, seed: int = 0) -> np.ndarray:
@@ -124,8 +123,16 @@ def recommend(outcomes: Sequence[Outcome], costs: Sequence[float], metric: str) 
 
 
 def write(choice: Choice, study: Study, path: Path) -> None:
-    """Writes the settings file."""
-    path.write_text(json.dumps(asdict(choice.settings(study)), indent=2) + "\n")
+    """Writes the settings file.
+
+    Raises:
+        InvalidInput: it cannot be written.
+    """
+    text = json.dumps(asdict(choice.settings(study)), indent=2) + "\n"
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"cannot write {shown(path)}: {reason_of(error)}", "out") from error
 
 
 def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int | None]:

@@ -1,1 +1,1 @@
-"""A folder of pictures becomes rows of a collection."""
+"""Turns a folder of pictures into rows of a collection."""

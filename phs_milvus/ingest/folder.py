@@ -1,4 +1,4 @@
-"""Folders of images -> a collection. May be interrupted anywhere; run again, it goes on where it was."""
+"""Folders of images -> a collection. An ingest may be interrupted at any time, and continues when it is run again."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from phs_milvus.client.encoder import Encoder, Outputs
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.client.requests import Outputs
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, EncoderError, ImageError, InvalidInput, ModelMismatch, PhsError
 from phs_milvus.contract.images import EncodedImage, load_image
 from phs_milvus.contract.types import Encoding
+from phs_milvus.ingest.culprits import answers_again
 from phs_milvus.ingest.files import IMAGE_EXTENSIONS, ahead, chunks, is_another, is_gone, sha256_of, walk
 from phs_milvus.ingest.progress import FAILURES_KEPT, IngestReport, Progress, ProgressBar
 from phs_milvus.milvus.collection import FocusedCollection, Row
@@ -28,6 +30,8 @@ Metadata: TypeAlias = "Callable[[Path], dict[str, Any]]"
 
 _IDS_PER_LOOKUP = 1024
 _THREADS = 8
+_OUTPUTS = Outputs(state=True)
+_MOST_ROWS = 100_000  # of one write: they wait in memory
 
 
 def ingest_folder(
@@ -41,39 +45,44 @@ def ingest_folder(
     extensions: Collection[str] = IMAGE_EXTENSIONS,
     metadata: Metadata | None = None,
 ) -> IngestReport:
-    """Encodes every image below a folder into a collection; files that are there unchanged are skipped.
+    """Encodes every image below a folder into a collection, and skips files that are stored already and unchanged.
 
-    A row's id is the file's path relative to `root` with forward slashes. Several folders may go into one collection as
-    long as no id is in two of them: a file whose id belongs to another file, still there under another root, is
-    reported as failed and the other's row is kept. A row's metadata are `path` (absolute),
-    `width` and `height` (of the upright image) and what `metadata` returns. Files that cannot be read are reported
-    and left out; everything else is stored. On any interruption, kill -9 included, what was stored stays whole.
+    A row's id is the file's path relative to `root`, with forward slashes; a file is one image, however many links lead
+    to it. A row's metadata are `path` (absolute), `width` and `height` (pixels of the upright image) and what
+    `metadata` returns. Files that cannot be read, or at which the server stops, are reported and left out until the
+    next run; all others are stored. After any interruption, kill -9 included, every stored row is complete.
+
+    Several folders can go into one collection if they share no id: a file whose id belongs to an existing file under
+    another root is reported as failed, and the row is kept.
 
     Args:
-        prune: also delete rows whose file under this `root` is gone. Rows from elsewhere are left alone.
+        root: the folder, searched recursively.
+        collection: where the rows go.
+        encoder: a client of the embedding server that runs the collection's model.
+        prune: whether to delete the rows of files under this `root` that no longer exist; other rows are kept.
         batch_size: rows per write.
-        progress: True for a bar on stderr, or a function called with (files done, files in all).
-        extensions: of file names, lower case, with the dot.
-        metadata: called with each new or changed file's path; returns JSON values by field name.
+        progress: True for a bar on stderr, False for none, or a function called with (files done, files in all).
+        extensions: of image files, lower case with the dot; "" stands for files without one that start like an image.
+        metadata: called with the path of each new or changed file; returns JSON values by field name.
 
     Raises:
-        InvalidInput: `root` is no folder, or has no images although `prune` is set: an unmounted disk looks so.
+        InvalidInput: `root` is no folder, or `prune` is set and it has no images, as an unmounted disk would have none.
         ModelMismatch: the collection was filled with another model.
-        EncoderError: the embedding server went away. What was encoded by then is stored.
-        CollectionError: Milvus went away, or the collection has integer ids or no place for digests.
+        EncoderError: the embedding server no longer answers. What was encoded by then is stored.
+        CollectionError: Milvus no longer answers, or the collection has integer ids or no place for digests.
     """
     started = time.monotonic()
     base = Path(root).resolve()
     if not base.is_dir():
         raise InvalidInput(f"{base} is not a folder", "root")
-    if batch_size < 1:
-        raise InvalidInput(f"batch_size is at least 1, got {batch_size}", "batch_size")
+    if not 1 <= batch_size <= _MOST_ROWS:
+        raise InvalidInput(f"batch_size is 1 to {_MOST_ROWS:,}, got {batch_size}", "batch_size")
     run = _Run(base, collection, encoder, batch_size, extensions, metadata)
     total = sum(1 for _ in walk(base, extensions))
     if prune:
         run.check_prunable()
     with closing(ProgressBar(progress, total)) as bar:
-        run.encode_all(walk(base, extensions, run.fail), bar)
+        run.encode_all(walk(base, extensions, run.fail, run.leave_out), bar)
     if prune:
         run.prune()
     if run.report.encoded:
@@ -88,7 +97,7 @@ def _taken(stored: str) -> InvalidInput:
 
 @dataclass
 class _File:
-    """A file that is to be encoded; what is read from it is filled in on the way."""
+    """A file to encode; its size and digest are filled in when it is read."""
 
     id: str
     path: Path
@@ -132,19 +141,45 @@ class _Run:
         pool = ThreadPoolExecutor(_THREADS, "phs-ingest")
         try:
             images = self._images(names, pool, bar)
-            for result in self._encoder.encode_many(images, outputs=Outputs(state=True)):
-                self._take(self._sent.popleft(), result)
-                bar.advance()
+            while not self._encoded(images, bar):
+                self._encode_one_by_one(bar)
             self._store()
         except CollectionError:
             raise
         except BaseException:
-            # Ctrl-C, or the embedding server went away: keep what is encoded.
+            # After Ctrl-C or the loss of the embedding server, keep what is encoded.
             with suppress(PhsError):
                 self._store()
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _encoded(self, images: Iterator[EncodedImage], bar: ProgressBar) -> bool:
+        """Encodes images until there are no more; False where the server stopped answering and answers again."""
+        try:
+            for result in self._encoder.encode_many(images, outputs=_OUTPUTS):
+                self._take(self._sent.popleft(), result)
+                bar.advance()
+        except EncoderError:
+            if not answers_again(self._encoder):
+                raise
+            return False
+        return True
+
+    def _encode_one_by_one(self, bar: ProgressBar) -> None:
+        """Encodes what was in flight, so that a file which stops the server fails alone."""
+        while self._sent:
+            file = self._sent[0]
+            image = self._load(file)
+            result: Encoding | PhsError
+            try:
+                result = image if isinstance(image, PhsError) else self._encoder.encode(image, outputs=_OUTPUTS)
+            except PhsError as error:
+                if isinstance(error, EncoderError) and not answers_again(self._encoder):
+                    raise
+                result = error
+            self._take(self._sent.popleft(), result)
+            bar.advance()
 
     def _images(self, names: Iterable[str], pool: ThreadPoolExecutor, bar: ProgressBar) -> Iterator[EncodedImage]:
         """The images to encode, read a little ahead. `_sent` gets their files in the same order."""
@@ -157,7 +192,7 @@ class _Run:
                 bar.advance()
 
     def _outdated(self, names: Iterable[str], pool: ThreadPoolExecutor, bar: ProgressBar) -> Iterator[_File]:
-        """Files that the collection lacks or has in another version, a lookup for many at a time."""
+        """The files that are new or changed, found by one lookup for many files."""
         digest_field = str(self._at.digest)
         wanted = [digest_field, *(["path"] if "path" in self._own_fields else [])]
         for chunk in chunks(self._usable(names, bar), _IDS_PER_LOOKUP):
@@ -183,7 +218,7 @@ class _Run:
             self._move(moved)
 
     def _usable(self, names: Iterable[str], bar: ProgressBar) -> Iterator[str]:
-        """Those names that can be ids."""
+        """The names that can be ids; the others are reported as failed."""
         allowed = self._at.id_max_length or 0
         for name in names:
             self.report.found += 1
@@ -199,7 +234,7 @@ class _Run:
     def _load(self, file: _File) -> EncodedImage | PhsError:
         limit = self._encoder.info.limits.image_bytes
         try:
-            with suppress(OSError):  # load_image says it better
+            with suppress(OSError):  # load_image has the better message
                 if (size := file.path.stat().st_size) > limit:
                     raise ImageError(f"{size:,} bytes; the server takes at most {limit:,}")
             image = load_image(file.path)
@@ -210,18 +245,16 @@ class _Run:
 
     def _take(self, file: _File, result: Encoding | PhsError) -> None:
         if isinstance(result, ModelMismatch):
-            raise result  # another model came up at that address: every further item would fail too
+            raise result  # the server has another model now, so every further item would fail too
         if isinstance(result, PhsError):
             self.fail(file.id, result)
             return
-        if result.embedding is None or result.state is None:
-            raise EncoderError("the embedding server left out the embedding or the state")
         own = {"path": str(file.path), "width": file.width, "height": file.height}
         metadata = {name: own[name] for name in self._own_fields}
         if self._metadata is not None:
             metadata |= self._metadata(file.path)
         rows = self._new if file.new else self._changed
-        rows.append(Row(file.id, result.embedding, result.state, file.digest, metadata))
+        rows.append(Row(file.id, result.required("embedding"), result.required("state"), file.digest, metadata))
         if len(self._new) + len(self._changed) >= self._batch_size:
             self._store()
 
@@ -241,14 +274,14 @@ class _Run:
             self._collection.upsert(rows)
             return len(rows)
         except InvalidInput as error:
-            # Nothing was stored. One by one, the bad rows fail alone.
+            # Nothing was stored. Written one by one, only the bad rows fail.
             if len(rows) == 1:
                 self.fail(str(rows[0].id), error)
                 return 0
             return sum(self._write([row]) for row in rows)
 
     def _move(self, names: list[str]) -> None:
-        """Brings `path` up to date where the folder is now somewhere else; nothing is encoded again."""
+        """Updates the rows' `path` after the folder was moved, without encoding anything again."""
         at = self._at
         for part in chunks(names, self._batch_size):
             rows = []
@@ -260,14 +293,14 @@ class _Run:
             self._collection.upsert(rows)
 
     def check_prunable(self) -> None:
-        """Raises InvalidInput where there are no images at all, which is what an unmounted disk looks like."""
+        """Raises InvalidInput if the folder has no images at all, because an unmounted disk looks like that."""
         if "path" not in self._own_fields:
             raise CollectionError(f"collection {self._collection.name!r} has no field 'path', by which rows are pruned")
         if next(walk(self._base, self._extensions), None) is None:
             raise InvalidInput(f"no images under {self._base}, so nothing is pruned: is the disk mounted?", "root")
 
     def prune(self) -> None:
-        """Deletes rows that were made from a file under this root which is gone."""
+        """Deletes the rows of files under this root that no longer exist."""
         for page in chunks(self._collection.iterate_ids(), _IDS_PER_LOOKUP):
             gone = [name for name in page if is_gone(self._base / str(name))]
             rows = {row[self._at.id]: row.get("path") for row in self._collection.get(gone, ["path"])}
@@ -276,6 +309,10 @@ class _Run:
                 self.check_prunable()
                 self._collection.delete(names)
                 self.report.pruned += len(names)
+
+    def leave_out(self, reason: str) -> None:
+        """Counts a file that is no image."""
+        self.report.left_out[reason] += 1
 
     def fail(self, name: str, error: Exception) -> None:
         """Reports a file, or a folder, that cannot be used."""

@@ -1,8 +1,9 @@
-"""Telling how far an ingest is, and what it did."""
+"""The progress bar of an ingest, and the report at its end."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 Progress: TypeAlias = "bool | Callable[[int, int], None]"
 
 FAILURES_KEPT = 1000
+_KINDS_SHOWN = 10
 
 
 @dataclass
@@ -19,13 +21,14 @@ class IngestReport:
     Attributes:
         found: image files under the folder.
         encoded: rows written, new and changed.
-        skipped_unchanged: files whose row has the same digest.
+        skipped_unchanged: files whose row has the same digest already.
         changed: rows that replaced an older version of the file.
-        pruned: rows deleted because their file is gone.
-        failed: the first 1,000 files (and folders, ending in "/") that cannot be used, and why. The row of an
-            earlier version of such a file stays.
-        failed_count: all of them.
-        seconds: wall clock.
+        pruned: rows deleted because their file no longer exists.
+        failed: (path, reason) of the first 1,000 files, and folders ending in "/", that cannot be used. If an earlier
+            version of such a file is stored, its row is kept.
+        failed_count: the number of all files and folders that cannot be used.
+        left_out: the number of other files under the folder, by extension or another reason.
+        seconds: wall time.
     """
 
     found: int = 0
@@ -35,6 +38,7 @@ class IngestReport:
     pruned: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     failed_count: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -43,6 +47,11 @@ class IngestReport:
             f"changed), {self.skipped_unchanged:,} unchanged, {self.failed_count:,} failed; {self.pruned:,} rows "
             "pruned"
         ]
+        if self.left_out:
+            kinds = [f"{count:,} {kind}" for kind, count in self.left_out.most_common(_KINDS_SHOWN)]
+            if len(self.left_out) > _KINDS_SHOWN:
+                kinds.append("others")
+            lines.append(f"  {self.left_out.total():,} files not taken: {', '.join(kinds)}")
         lines += [f"  failed: {name}: {reason}" for name, reason in self.failed[:20]]
         if self.failed_count > 20:
             lines.append(f"  ... and {self.failed_count - 20:,} more")
@@ -54,7 +63,7 @@ class ProgressBar:
 
     Args:
         progress: True for a bar on stderr, False for nothing, or a function called with (done, total).
-        total: as far as is known; more may come.
+        total: number of files; an estimate, because files may be added meanwhile.
     """
 
     def __init__(self, progress: Progress, total: int) -> None:
@@ -65,12 +74,12 @@ class ProgressBar:
         if progress is True:
             from tqdm import tqdm
 
-            # On a terminal a line that moves; in a log a line now and then.
+            # A terminal shows one moving line; a log gets a line every ten seconds.
             interval = 0.1 if sys.stderr.isatty() else 10.0
             self._tqdm = tqdm(total=total, unit=" images", file=sys.stderr, mininterval=interval)
 
     def advance(self) -> None:
-        """One more file is done, whatever became of it."""
+        """Counts one more file as done, whether it was stored, skipped or failed."""
         self._done += 1
         if self._tqdm is not None:
             self._tqdm.update()
@@ -78,6 +87,6 @@ class ProgressBar:
             self._call(self._done, max(self._total, self._done))
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Ends the bar and leaves it on the screen."""
         if self._tqdm is not None:
             self._tqdm.close()

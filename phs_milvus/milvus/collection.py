@@ -1,4 +1,4 @@
-"""A collection of images that focused search can use, the same on Milvus Lite and on a Milvus server."""
+"""A collection of images for focused search; it behaves the same on Milvus Lite and on a Milvus server."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 
 from phs_milvus.contract import state as state_codec
-from phs_milvus.contract.errors import CollectionError, InvalidInput
+from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
 from phs_milvus.contract.types import Float32Array, ModelInfo
-from phs_milvus.milvus import schema
-from phs_milvus.milvus.connection import MilvusClient, close, connect, errors
+from phs_milvus.milvus import creation, schema
+from phs_milvus.milvus.connection import MilvusClient, close, connect, translated_errors
 from phs_milvus.milvus.rows import Candidates, Id, ModelRecord, Row, batches, check_rows, normalised, quote
+from phs_milvus.milvus.schema import NORM_TOLERANCE, check_norms, not_of_norm_1
 from phs_milvus.milvus.table import BYTES_PER_ANSWER, BYTES_PER_CALL, ROWS_PER_CALL, Table
 
 __all__ = ["Candidates", "FocusedCollection", "ModelRecord", "Row", "close", "connect", "quote"]
 
 MAX_LIMIT = 16_384  # topK of a Milvus server
+_SAMPLE = 256  # rows whose embeddings are looked at before a search by IP or L2
 
 
 class FocusedCollection:
@@ -57,20 +59,21 @@ class FocusedCollection:
             name: letters, digits and underscores, not starting with a digit.
             index_type: "AUTOINDEX", "HNSW" or "FLAT" (exhaustive).
             id_max_length: UTF-8 bytes an id may have.
-            overwrite: drop a collection of that name first, with all its rows.
+            overwrite: if a collection of that name is there, put the new one in its place and drop it with all its
+                rows, when the new one is ready. Aliases of the name stay.
 
         Raises:
             InvalidInput: a name, index type or id length that Milvus does not take.
-            CollectionError: the name is taken, or the model's state does not fit a row.
+            CollectionError: the name is taken, or it is an alias, whose collection is never overwritten; or the
+                model's state does not fit a row.
         """
         record = ModelRecord.of(model)
-        schema.check(name, record, index_type, id_max_length)
-        with errors(f"cannot create collection {name!r}"):
-            if client.has_collection(name):
-                if not overwrite:
-                    raise CollectionError(f"collection {name!r} exists; open it, or create it with overwrite=True")
-                client.drop_collection(name)
-            schema.make(client, name, record, index_type, id_max_length)
+        creation.check(name, record, index_type, id_max_length)
+        with translated_errors(f"cannot create collection {name!r}"):
+            exists = client.has_collection(name)
+            if exists and not overwrite:
+                raise CollectionError(f"collection {name!r} exists; open it, or create it with overwrite=True")
+            (creation.replace if exists else creation.create)(client, name, record, index_type, id_max_length)
         return cls.open(client, name)
 
     @classmethod
@@ -100,14 +103,15 @@ class FocusedCollection:
             model: vouches for the model that filled it; not needed where the collection remembers.
 
         Raises:
-            CollectionError: no such collection, or a field that is missing or of another type or size.
+            CollectionError: no such collection, a field that is missing or of another type or size, or embeddings
+                that are not of norm 1 under IP or L2, which then are no cosine similarities.
             ModelMismatch: the collection remembers another model.
         """
-        with errors(f"cannot open collection {name!r}"):
+        with translated_errors(f"cannot open collection {shown(name)!r}"):
             if not client.has_collection(name):
                 there = ", ".join(sorted(client.list_collections())) or "none"
                 raise CollectionError(
-                    f"there is no collection {name!r}; there are: {there}; phs-milvus ingest makes one"
+                    f"there is no collection {shown(name)!r}; there are: {shown(there)}; phs-milvus ingest makes one"
                 )
             description = client.describe_collection(name)
             record = schema.remembered(description)
@@ -120,7 +124,10 @@ class FocusedCollection:
                 f"collection {name!r} does not say which model filled it; if you know, vouch for it: "
                 "FocusedCollection.attach(..., model=encoder.info)"
             )
-        return cls(client, name, record, layout)
+        collection = cls(client, name, record, layout)
+        if layout.metric != "COSINE":
+            check_norms(name, layout.embedding, layout.metric, collection._table.sample(layout.embedding, _SAMPLE))
+        return collection
 
     def __enter__(self) -> FocusedCollection:
         return self
@@ -137,17 +144,17 @@ class FocusedCollection:
         self.model.check(info, self.name)
 
     def describe(self) -> dict[str, Any]:
-        """What there is to know, as JSON values: rows, model and fields."""
+        """The number of rows, the model and the fields, as JSON values."""
         about = {"model": asdict(self.model), "fields": asdict(self.layout)}
         return {"name": self.name, "rows": self.count(), **about}
 
     # --- writes ---------------------------------------------------------------------------------------------
 
     def insert(self, rows: Sequence[Row]) -> None:
-        """Adds rows whose ids are new; where unsure, `upsert`: a server would store an id twice.
+        """Adds rows whose ids are new. If they may exist, use `upsert`: a Milvus server would store an id twice.
 
         Raises:
-            InvalidInput: a row that does not fit, named by its id; then nothing is stored.
+            InvalidInput: a row does not fit; the message names its id, and nothing is stored.
         """
         self._write(rows, self._table.insert)
 
@@ -174,12 +181,12 @@ class FocusedCollection:
         return record | row.metadata
 
     def delete(self, ids: Sequence[Id]) -> None:
-        """Deletes rows; ids that do not exist are no error."""
+        """Deletes rows; ids that do not exist are ignored."""
         for start in range(0, len(ids), 1000):
             self._table.delete(ids[start : start + 1000])
 
     def flush(self) -> None:
-        """Has Milvus seal and index what was written; worth its second or two at the end of a bulk load.
+        """Makes Milvus seal and index new rows, which takes a second or two; call it at the end of a bulk load.
 
         Until then a server searches new rows through a coarse index, which finds too few for a large limit.
         """
@@ -188,7 +195,7 @@ class FocusedCollection:
     # --- reads ----------------------------------------------------------------------------------------------
 
     def count(self) -> int:
-        """Number of rows at present."""
+        """The current number of rows."""
         return self._table.count()
 
     def check_not_empty(self) -> None:
@@ -197,22 +204,22 @@ class FocusedCollection:
             raise CollectionError(f"collection {self.name!r} is empty; ingest images first")
 
     def get(self, ids: Sequence[Id], output_fields: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
-        """Fields of rows at present, the id among them, in the order of `ids`; missing rows are left out.
+        """The current fields of rows, ids included, in the order of `ids`; rows that do not exist are left out.
 
         Args:
             output_fields: names; "*" means all but the embedding and the state.
 
         Raises:
-            InvalidInput: a field that the collection cannot have.
+            InvalidInput: the collection cannot have such a field.
         """
         page = max(1, min(1000, BYTES_PER_CALL // self._row_bytes))
         return self._table.get(ids, self._names(output_fields), page)
 
     def digests(self, ids: Sequence[Id]) -> dict[Id, str]:
-        """The digests of those ids that exist, at present.
+        """The current digests of the ids that exist, by id.
 
         Raises:
-            CollectionError: an attached collection that has no place for digests.
+            CollectionError: the collection was attached and has no place for digests.
         """
         name = self.layout.digest
         if name is None:
@@ -233,7 +240,7 @@ class FocusedCollection:
         with_states: bool = False,
         search_params: Mapping[str, Any] | None = None,
     ) -> list[Candidates]:
-        """The nearest rows to each query, in one call to Milvus unless the answer would be too large for one.
+        """Finds the nearest rows to each query, in one call to Milvus unless the answer is too large for one.
 
         Args:
             embeddings: float32 [Q, E], finite.
@@ -245,6 +252,7 @@ class FocusedCollection:
 
         Raises:
             InvalidInput: embeddings, limit, output field or filter that cannot be used.
+            CollectionError: stored embeddings that are not of norm 1, under IP or L2.
         """
         queries = normalised(embeddings, self.model.embedding_size)
         if not 1 <= limit <= MAX_LIMIT:
@@ -270,6 +278,8 @@ class FocusedCollection:
         cosines = np.array([hit["distance"] for hit in hits], dtype=np.float32)
         if at.metric == "L2":
             cosines = 1 - cosines / np.float32(2)  # the squared distance of vectors of norm 1 is 2 - 2 cos
+        if (np.abs(cosines) > 1 + NORM_TOLERANCE).any():  # rows that the sample at `attach` missed
+            raise not_of_norm_1(self.name, at.embedding, at.metric, f"a 'cosine' is {np.abs(cosines).max():.3g}")
         states = None
         if with_states and all(at.state in entity for entity in entities):
             states = [entity[at.state] for entity in entities]
@@ -281,7 +291,7 @@ class FocusedCollection:
         return Candidates(ids, cosines, states, fields)
 
     def _names(self, output_fields: Sequence[str]) -> list[str]:
-        """Expands "*" and refuses fields that there cannot be, which Milvus Lite would silently leave out."""
+        """Expands "*" and refuses fields that cannot exist, which Milvus Lite would silently leave out."""
         at = self.layout
         known = [at.id, *([at.digest] if at.digest else []), *at.others]
         names: list[str] = []

@@ -1,4 +1,4 @@
-"""Mends what Milvus Lite 3.2 does not when its process is killed."""
+"""Repairs a database after Milvus Lite 3.2 was killed, which Lite itself does not."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ _LOG = re.compile(r"wal_(?:data|delta)_(\d+)\.arrow")
 
 
 def set_aside_stored_logs(database: Path) -> None:
-    """Renames write-ahead logs whose rows are stored already, before Milvus Lite opens the database.
+    """Renames write-ahead logs whose rows are already stored, before Milvus Lite opens the database.
 
-    Lite stores rows in three steps: the data file, then the manifest, which commits it and names the log in use from
-    then on, then it deletes the older logs. After a kill before the last step it replays those logs too, and every row
-    in them is found twice, by searches as well. Nothing is done while somebody has the database open.
+    Lite stores rows in three steps: it writes the data file; it writes the manifest, which commits the data file and
+    names the log in use from then on; and it deletes the older logs. If it is killed before the third step, it replays
+    the older logs when it is opened, and searches then find every row in them twice. Nothing is done while another
+    process has the database open.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""What goes into a collection and comes out of it: rows, candidates, the model's record, filter literals."""
+"""The values that go into a collection and come out of it: rows, candidates, the model's record, filter literals."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def quote(text: str) -> str:
-    """A string literal for a Milvus filter expression, quotes included: the safe way to put a value into one.
+    """A string literal for a Milvus filter expression, with its quotes; use it to put any value into a filter.
 
         f"name == {quote(name)}"
 
     Raises:
-        InvalidInput: text that is not valid Unicode: lone surrogates, as in undecodable file names.
+        InvalidInput: the text is not valid Unicode: it has lone surrogates, as undecodable file names do.
     """
     check_text(text, "filter")
     return '"' + "".join(_ESCAPES.get(char, char) for char in text) + '"'
@@ -41,7 +41,7 @@ def check_text(text: str, name: str) -> int:
     """Size of `text` in UTF-8 bytes, which is what Milvus limits.
 
     Raises:
-        InvalidInput: on field `name`, where the text cannot be encoded.
+        InvalidInput: the text cannot be encoded; `name` is the error's field.
     """
     try:
         return len(text.encode("utf-8"))
@@ -55,10 +55,10 @@ class Row:
 
     Attributes:
         id: primary key: text, or int for an attached collection with an INT64 key.
-        embedding: float32 [E], l2-normalised.
+        embedding: float32 [E], of norm 1.
         state: float16 [2, D], the PHS state.
         digest: sha256 of the image file in hex, or "".
-        metadata: the user's fields: JSON values.
+        metadata: the user's fields, as JSON values by name.
     """
 
     id: Id
@@ -73,9 +73,9 @@ class Candidates:
     """The K nearest rows to one query, best first.
 
     Attributes:
-        ids: primary keys.
+        ids: K primary keys.
         scores: float32 [K], cosine similarity.
-        states: packed PHS states, for `state.unpack`; None where they were not asked for.
+        states: K packed PHS states, for `state.unpack`; None where they were not asked for.
         fields: the output fields of each row; a row that lacks a dynamic field lacks the key.
     """
 
@@ -90,7 +90,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The model that filled a collection, as the collection remembers it; fields as in ModelInfo."""
+    """The model that filled a collection, as the collection's description records it; fields as in ModelInfo."""
 
     fingerprint: str
     model_id: str
@@ -138,7 +138,7 @@ def check_rows(
     reserved: Sequence[str],
     known: Sequence[str] | None,
 ) -> list[int]:
-    """Checks every row before any is sent: Milvus Lite accepts NaN, and a batch must not be stored by halves.
+    """Checks every row before any is sent, because Milvus Lite accepts NaN and a batch must not be stored in part.
 
     Args:
         id_max_length: UTF-8 bytes a text id may have; None where ids are integers.
@@ -149,8 +149,8 @@ def check_rows(
         the approximate size of each row in bytes.
 
     Raises:
-        InvalidInput: names the row by its id, and what is wrong.
-        StateError: a state of another size, or not finite.
+        InvalidInput: a row cannot be stored; the message names its id and what is wrong.
+        StateError: a state has another size.
     """
     seen: set[Id] = set()
     sizes = []
@@ -220,7 +220,7 @@ def normalised(embeddings: Float32Array, embedding_size: int) -> Float32Array:
     """Query embeddings [Q, E], finite and not zero, scaled to norm 1.
 
     Raises:
-        InvalidInput: another shape, NaN, infinity or a zero vector.
+        InvalidInput: the shape is another one, or a vector is zero or not finite.
     """
     array = np.asarray(embeddings, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] != embedding_size or not len(array):
@@ -228,11 +228,12 @@ def normalised(embeddings: Float32Array, embedding_size: int) -> Float32Array:
     norms = np.linalg.norm(array.astype(np.float64), axis=1, keepdims=True)
     if not (np.isfinite(norms) & (norms > 0)).all():
         raise InvalidInput("query embeddings must be finite and not zero", "embedding")
-    return (array / norms).astype(np.float32)
+    unit: Float32Array = (array / norms).astype(np.float32)
+    return unit
 
 
 def batches(sizes: Sequence[int], rows: int, size: int) -> Iterator[slice]:
-    """Cuts items of `sizes` bytes into runs of at most `rows` items and `size` bytes, or one item."""
+    """Slices of consecutive items of `sizes` bytes: each has at most `rows` items and `size` bytes, or is one item."""
     start = total = 0
     for stop, item in enumerate(sizes):
         if stop > start and (stop - start == rows or total + item > size):

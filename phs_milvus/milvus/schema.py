@@ -1,65 +1,39 @@
-"""What the fields of a collection are: the schema that we make, and how to read somebody else's."""
+"""Finds out which field of a collection holds what, whoever made the collection."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from phs_milvus.contract import state as state_codec
-from phs_milvus.contract.errors import CollectionError, InvalidInput
+from phs_milvus.contract.errors import CollectionError
+from phs_milvus.contract.types import Float32Array
 from phs_milvus.milvus.connection import DataType, MilvusClient
 from phs_milvus.milvus.rows import ModelRecord
 
-
-def make(client: MilvusClient, name: str, record: ModelRecord, index_type: str, id_max_length: int) -> None:
-    """Makes an empty collection; arguments as of `FocusedCollection.create`, checked there by `check`."""
-    text = record.to_json()
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=True, description=text)
-    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=id_max_length)
-    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=record.embedding_size)
-    schema.add_field("phs_state", DataType.VARCHAR, max_length=state_codec.text_length(record.hidden_size))
-    schema.add_field("digest", DataType.VARCHAR, max_length=64)
-    index = client.prepare_index_params()
-    params = {"M": 16, "efConstruction": 200} if index_type == "HNSW" else {}
-    index.add_index("embedding", index_type=index_type, metric_type="COSINE", params=params)
-    # Milvus Lite forgets the description and keeps properties; servers keep both.
-    client.create_collection(name, schema=schema, properties={"phs": text})
-    # There is nothing to index yet, so nothing to wait for.
-    client.create_index(name, index, sync=False)
-
-
-def check(name: str, record: ModelRecord, index_type: str, id_max_length: int) -> None:
-    """Raises InvalidInput for what Milvus does not take, CollectionError for a state that no row can hold."""
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
-        raise InvalidInput(f"a collection's name has letters, digits and underscores, got {name!r}", "collection")
-    if index_type not in ("AUTOINDEX", "HNSW", "FLAT"):
-        raise InvalidInput(f"index_type is AUTOINDEX, HNSW or FLAT, got {index_type!r}", "index_type")
-    if not 1 <= id_max_length <= 65_535:
-        raise InvalidInput(f"id_max_length is 1 to 65535, got {id_max_length}", "id_max_length")
-    if record.hidden_size > state_codec.MAX_HIDDEN_SIZE:
-        raise CollectionError(
-            f"{record.model_id!r} has hidden size {record.hidden_size}; a row can hold the state of at most "
-            f"{state_codec.MAX_HIDDEN_SIZE}"
-        )
+# Wide enough for embeddings that were stored in half precision at some time.
+NORM_TOLERANCE = 0.01
 
 
 def remembered(description: dict[str, Any]) -> ModelRecord | None:
-    """The model that a collection says it was filled with."""
+    """The model in a collection's description; None where it records none."""
     texts = (description.get("description"), dict(description.get("properties") or {}).get("phs"))
     return next((record for text in texts if text and (record := ModelRecord.from_json(text))), None)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which field of a collection is what.
+    """Which field of a collection holds what.
 
     Attributes:
-        id_max_length: UTF-8 bytes, or None for an INT64 primary key.
-        auto_id: Milvus makes up the ids.
-        digest: None where the collection has no place for one.
+        id, embedding, state: names of the primary key, of the embedding's and of the state's field.
+        id_max_length: UTF-8 bytes that an id may have; None for an INT64 primary key.
+        auto_id: whether Milvus generates the ids.
+        digest: name of the digest's field; None where the collection has no place for one.
         others: the remaining fields of the schema.
-        dynamic: rows may have fields that are not in the schema.
+        dynamic: whether rows may have fields that are not in the schema.
         metric: "COSINE", "IP" or "L2".
     """
 
@@ -80,7 +54,7 @@ def read(
     """Finds the fields of a collection and checks that they can hold embeddings and states of `model`.
 
     Raises:
-        CollectionError: says what the collection has and what is needed.
+        CollectionError: a field is missing, or has another type or size; the message says what is needed.
     """
     dim = model.embedding_size if model else 0
     text_length = state_codec.text_length(model.hidden_size) if model else 0
@@ -130,3 +104,25 @@ def _metric(client: MilvusClient, name: str, embedding: str) -> str:
                 )
             return metric
     raise CollectionError(f"collection {name!r} has no index on {embedding!r}: create one, by COSINE")
+
+
+def check_norms(name: str, field: str, metric: str, embeddings: Float32Array) -> None:
+    """Raises CollectionError unless all stored embeddings, float32 [n, E], are of norm 1.
+
+    With other norms, IP and L2 rank by length, and their scores are not cosine similarities.
+    """
+    norms = np.linalg.norm(embeddings.astype(np.float64), axis=1)
+    wrong = ~(np.abs(norms - 1) <= NORM_TOLERANCE)  # NaN is wrong too
+    if wrong.any():
+        spread = " to ".join(dict.fromkeys(f"{norm:.3g}" for norm in (norms.min(), norms.max())))
+        raise not_of_norm_1(
+            name, field, metric, f"{wrong.sum()} of {len(norms)} rows looked at are not, norms {spread}"
+        )
+
+
+def not_of_norm_1(name: str, field: str, metric: str, found: str) -> CollectionError:
+    """The error for embeddings that cannot be searched by their metric."""
+    return CollectionError(
+        f"collection {name!r}: {field!r} is indexed by {metric}, which needs embeddings of norm 1, and {found}; "
+        "index the field by COSINE, or store the embeddings divided by their norm"
+    )

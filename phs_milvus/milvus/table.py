@@ -1,6 +1,7 @@
-"""A Milvus collection as a table of plain records; differences between Milvus Lite and servers end here.
+"""A Milvus collection as a table of plain records, with the same behaviour on Milvus Lite and on servers.
 
-What there was to even out was found by experiment with milvus-lite 3.2 and Milvus 2.3.5.
+The differences between the two were found by experiment with milvus-lite 3.2 and Milvus 2.3.5. Those in creating and
+connecting are dealt with in creation.py and connection.py.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from phs_milvus.contract.errors import CollectionError, InvalidInput
-from phs_milvus.milvus.connection import MilvusClient, errors, is_lite, message_of
+import numpy as np
+
+from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
+from phs_milvus.contract.types import Float32Array
+from phs_milvus.milvus.connection import MilvusClient, is_lite, message_of, translated_errors
 from phs_milvus.milvus.rows import Id, literal
 
 # A proxy takes messages of 64 MiB in, and fails on answers of about 100 MB.
@@ -23,7 +27,7 @@ _STRONG = {"consistency_level": "Strong"}
 
 
 class Table:
-    """Reads and writes of one loaded collection. Every method raises CollectionError with Milvus' message.
+    """Reads and writes one loaded collection. Every method raises CollectionError with Milvus' message.
 
     Attributes:
         key: name of the primary key field.
@@ -34,14 +38,14 @@ class Table:
         self._client = client
         self._name = name
         self._lite = is_lite(client)
-        # A server searches a snapshot that may be seconds old; after a write of ours the next search asks for
-        # the present. Reads by id always do.
+        # A server searches a snapshot that may be seconds old, so the first search after a write of ours asks for the
+        # current state. Reads by id always do.
         self._written = False
-        with errors(f"cannot load collection {name!r}"):
-            client.load_collection(name)  # Milvus Lite wants it after every reopen
+        with translated_errors(f"cannot load collection {name!r}"):
+            client.load_collection(name)  # Milvus Lite needs this after every reopen
 
     def insert(self, records: list[dict[str, Any]]) -> None:
-        """Adds records; on a server, an id that exists gets a second one."""
+        """Adds records; if an id exists already, a server stores it twice."""
         self._write(self._client.insert, records)
 
     def upsert(self, records: list[dict[str, Any]]) -> None:
@@ -50,40 +54,45 @@ class Table:
         self._write(self._client.insert if self._lite else self._client.upsert, records)
 
     def _write(self, call: Any, records: list[dict[str, Any]]) -> None:
-        with errors(f"cannot write to collection {self._name!r}"):
+        with translated_errors(f"cannot write to collection {self._name!r}"):
             call(self._name, records, timeout=_TIMEOUT_S)
         self._written = True
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Deletes records by id."""
-        with errors(f"cannot delete from collection {self._name!r}"):
+        with translated_errors(f"cannot delete from collection {self._name!r}"):
             self._client.delete(self._name, filter=self._among(ids), timeout=_TIMEOUT_S)
         self._written = True
 
     def flush(self) -> None:
-        """Seals and indexes what was written."""
-        with errors(f"cannot flush collection {self._name!r}"):
+        """Seals and indexes new records."""
+        with translated_errors(f"cannot flush collection {self._name!r}"):
             self._client.flush(self._name, timeout=_TIMEOUT_S)
 
     def count(self) -> int:
-        """Number of records at present."""
+        """The current number of records."""
         return int(self._query("", ["count(*)"])[0]["count(*)"])
 
     def get(self, ids: Sequence[Id], names: Sequence[str], page: int) -> list[dict[str, Any]]:
-        """Records at present, with their keys, in the order of `ids`, missing ones left out."""
+        """Current records with their keys, in the order of `ids`; ids that do not exist are left out."""
         found: dict[Id, dict[str, Any]] = {}
         for start in range(0, len(ids), page):
             rows = self._query(self._among(ids[start : start + page]), [*names, self.key])
             found |= {row[self.key]: row for row in rows}
         return [found[key] for key in ids if key in found]
 
+    def sample(self, name: str, count: int) -> Float32Array:
+        """float32 [n, E]: the vectors of at most `count` records, whichever Milvus gives first."""
+        vectors = [row[name] for row in self._query("", [name], limit=count)]
+        return np.array(vectors, np.float32).reshape(len(vectors), -1) if vectors else np.empty((0, 0), np.float32)
+
     def iterate_keys(self) -> Iterator[Id]:
         """All ids in ascending order, a page at a time."""
-        # Each page starts after the last id of the one before. pymilvus' own iterator does so too, but does
-        # not escape that id. The options make Milvus order the records before it cuts off at the limit.
+        # Each page starts after the last id of the page before it. pymilvus' own iterator does the same, but does not
+        # escape that id. The options make Milvus sort the records before it applies the limit.
         options = {"iterator": "True", "reduce_stop_for_best": "True", "limit": _IDS_PER_PAGE}
         condition = ""
-        # With them pymilvus drops the consistency level; counting first brings the server to the present.
+        # With these options pymilvus drops the consistency level; counting first makes the server catch up.
         self.count()
         while page := [row[self.key] for row in self._query(condition, [self.key], **options)]:
             if page != sorted(page):
@@ -103,11 +112,11 @@ class Table:
         """pymilvus' hits for each query.
 
         Raises:
-            InvalidInput: on field "filter", if Milvus does not take it.
+            InvalidInput: Milvus refuses the filter.
         """
 
         def call(**consistency: str) -> list[Any]:
-            return self._client.search(
+            hits: list[Any] = self._client.search(
                 self._name,
                 anns_field=field,
                 data=queries,
@@ -118,12 +127,13 @@ class Table:
                 timeout=_TIMEOUT_S,
                 **consistency,
             )
+            return hits
 
         try:
-            with errors(f"cannot search collection {self._name!r}"):
+            with translated_errors(f"cannot search collection {self._name!r}"):
                 written, self._written = self._written, False
                 hits = call(**_STRONG if written else {})
-                # Nothing at all may mean nothing yet, where somebody else has just written.
+                # No hits may mean that another client's rows are not visible yet.
                 return hits if written or any(map(len, hits)) else call(**_STRONG)
         except CollectionError:
             if filter:
@@ -131,16 +141,18 @@ class Table:
             raise
 
     def _blame(self, filter: str) -> None:
-        """Raises InvalidInput if queries work, but not with this filter; codes differ between versions."""
+        """Raises InvalidInput if queries work, but not with this filter; Milvus' error codes differ by version."""
         self._query("", [self.key], limit=1)
         try:
             self._query(filter, [self.key], limit=1)
         except CollectionError as error:
             cause = message_of(error.__cause__ or error)
-            raise InvalidInput(f"Milvus does not take the filter {filter!r}: {cause}", "filter") from error
+            raise InvalidInput(
+                f"Milvus does not take the filter {shown(filter)!r}: {shown(cause)}", "filter"
+            ) from error
 
     def _query(self, filter: str, names: list[str], **options: Any) -> list[dict[str, Any]]:
-        with errors(f"cannot read collection {self._name!r}"):
+        with translated_errors(f"cannot read collection {self._name!r}"):
             rows = self._client.query(
                 self._name, filter=filter, output_fields=names, timeout=_TIMEOUT_S, **_STRONG, **options
             )

@@ -1,1 +1,1 @@
-"""A click, a box or a lasso becomes a mask of the upright image."""
+"""Turns a click, a box or a lasso into a mask of the upright image."""

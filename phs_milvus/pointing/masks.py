@@ -1,4 +1,4 @@
-"""Masks of any kind -> bool [height, width]: arrays, images, PNG files, runs, COCO run lengths."""
+"""Masks in any form -> bool [height, width]: arrays, PIL images, PNG files, run lengths, COCO run lengths."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ import numpy.typing as npt
 from PIL import Image
 
 from phs_milvus.contract.errors import ImageError, PromptError
-from phs_milvus.contract.images import decode_native, load_image, open_header, upright
+from phs_milvus.contract.headers import lossy_format
+from phs_milvus.contract.images import decode_native, load_image, upright
 from phs_milvus.contract.types import MaskRuns
+from phs_milvus.pointing.pictures import BoolArray, inside_of_greys, inside_of_picture
 
-BoolArray = npt.NDArray[np.bool_]
 MaskSource: TypeAlias = "npt.NDArray[Any] | Image.Image | str | os.PathLike[str] | MaskRuns | Mapping[str, Any]"
 
 
 def read_mask(source: MaskSource, width: int, height: int) -> BoolArray:
-    """Reads a mask that must have a given size, which is checked before pixels or runs are expanded.
+    """Reads a mask that must have a given size; the size is checked before pixels or runs are expanded.
+
+    Args:
+        source: as `Mask.source`.
+        width, height: pixels of the upright image.
 
     Returns:
         bool [height, width]; may be the source itself.
 
     Raises:
-        PromptError: another size, an unreadable file, malformed runs, or pixels neither bool nor integer.
+        PromptError: the mask has another size, its file is unreadable, its runs are malformed, or its pixels are
+            neither bool nor integer.
     """
     if isinstance(source, Mapping):
         return _decode_rle(source, width, height)
@@ -35,14 +41,14 @@ def read_mask(source: MaskSource, width: int, height: int) -> BoolArray:
     try:
         if isinstance(source, str | os.PathLike):
             file = load_image(source)
-            if open_header(file.data)[2] == "JPEG":
-                raise PromptError(f"mask: {file.path} is a JPEG, whose black is not exactly black; give a PNG")
+            if lossy := lossy_format(file.data):
+                raise PromptError(f"mask: {file.path} is a {lossy}, whose black is not exactly black; give a PNG")
             _check_size(file.width, file.height, width, height)
-            return _lit(decode_native(file.data))
+            return inside_of_picture(decode_native(file.data))
         if isinstance(source, Image.Image):
             source = upright(source)
             _check_size(*source.size, width, height)
-            return _lit(source)
+            return inside_of_picture(source)
     except ImageError as error:
         raise PromptError(f"mask: {error}") from error
     if source.ndim != 2 or source.dtype.kind not in "bui":
@@ -51,19 +57,7 @@ def read_mask(source: MaskSource, width: int, height: int) -> BoolArray:
             f"{list(source.shape)}; threshold scores first, for example scores > 0.5"
         )
     _check_size(source.shape[1], source.shape[0], width, height)
-    return source if source.dtype == np.bool_ else source != 0
-
-
-def _lit(image: Image.Image) -> BoolArray:
-    """bool [H, W]: neither black nor transparent. Colours, not palette indices: index 0 may well be white."""
-    if image.mode == "F":
-        raise PromptError("mask: float pixels; threshold scores first, for example scores > 0.5")
-    if image.has_transparency_data:
-        pixels = np.asarray(image.convert("RGBA"))
-        return np.any(pixels[..., :3], axis=2) & (pixels[..., 3] > 0)
-    if image.mode in ("1", "L") or image.mode.startswith("I"):
-        return np.asarray(image) != 0
-    return np.any(np.asarray(image.convert("RGB")), axis=2)
+    return inside_of_greys(source)
 
 
 def _check_size(mask_width: int, mask_height: int, width: int, height: int) -> None:
@@ -83,14 +77,14 @@ def _decode_rle(rle: Mapping[str, Any], width: int, height: int) -> BoolArray:
     Args:
         rle: {"size": [height, width], "counts": ...}: runs in column-major order, zeros first, as a list of
             integers or in COCO's compressed text (str or bytes).
-        width, height: what the size must be.
+        width, height: the size that the mask must have.
 
     Returns:
         bool [height, width].
 
     Raises:
-        PromptError: another size, or counts that are malformed or do not sum to it; nothing of that size has
-            been allocated by then.
+        PromptError: the size is another one, or the counts are malformed or do not sum to it. Raised before anything
+            of that size is allocated.
     """
     size, counts = rle.get("size"), rle.get("counts")
     form = '{"size": [height, width], "counts": list of integers, str or bytes}'
@@ -114,7 +108,7 @@ def _decode_rle(rle: Mapping[str, Any], width: int, height: int) -> BoolArray:
 
 
 def _integers(value: object) -> TypeGuard[Sequence[int]]:
-    # Within 64 bits: Python turns no integer beyond 4,300 digits into text, so errors could not show one.
+    # Within 64 bits, so that errors can show them: Python refuses to print integers of more than 4,300 digits.
     return isinstance(value, list | tuple | np.ndarray) and all(
         isinstance(n, int | np.integer) and abs(int(n)) < 2**63 for n in value
     )
@@ -123,8 +117,8 @@ def _integers(value: object) -> TypeGuard[Sequence[int]]:
 def _expand(codes: Iterable[int]) -> list[int]:
     """COCO's compressed counts -> runs.
 
-    Each number is signed LEB128 with 5 bits a character, offset by 48 (bit 5: more follows; bit 4 of the last
-    character: the sign). From the fourth number on it is the difference to the one two before.
+    Each number is signed LEB128 with 5 bits per character, offset by 48 (bit 5: more characters follow; bit 4 of the
+    last one: the sign). From the fourth number on, each is a difference to the number two places before it.
     """
     runs: list[int] = []
     value = shift = 0

@@ -1,4 +1,4 @@
-"""What you point with: points, boxes, polygons and masks, and unions of them -> one mask over the image.
+"""Prompts: points, boxes, polygons, masks and unions of them -> one mask over the image.
 
 Coordinates are pixels of the upright image (after EXIF rotation), origin at the top-left corner of the
 top-left pixel, x to the right, y down. Pixel (column i, row j) covers [i, i+1) x [j, j+1). Parts outside the
@@ -24,8 +24,8 @@ from phs_milvus.contract.types import MaskRuns
 from phs_milvus.pointing.masks import MaskSource, read_mask
 from phs_milvus.pointing.raster import BoolArray, paint_box, paint_disc, paint_polygon
 
-# A click's disc, as a share of the image's shorter side: its radius is one patch of a 14x14 grid, so that it
-# holds whole patches and yet stays on most things one would click on.
+# The radius of a click's disc, as a share of the image's shorter side: one patch of a 14x14 grid, so that the disc
+# holds whole patches and still stays within most things that people click on.
 DEFAULT_RELATIVE_RADIUS = 0.07
 
 
@@ -46,12 +46,12 @@ class Point(_Combinable):
     Attributes:
         x, y: centre in pixels.
         radius: in pixels; 0 is the one pixel under the point.
-        relative_radius: in place of `radius`, a share of the image's shorter side. With neither given it is
-            DEFAULT_RELATIVE_RADIUS.
-        label: 1 selects the disc, 0 takes it away from everything the other prompts select.
+        relative_radius: the radius as a share of the image's shorter side, instead of `radius`. If neither is given,
+            it is DEFAULT_RELATIVE_RADIUS.
+        label: 1 selects the disc, 0 takes it away from everything that the other prompts select.
 
     Raises:
-        PromptError: a value that is not finite, a negative radius, both radii, or another label.
+        PromptError: a value is not finite, a radius is negative, both radii are given, or the label is another one.
     """
 
     x: float
@@ -81,14 +81,15 @@ class Point(_Combinable):
 
 @dataclass(frozen=True)
 class Box(_Combinable):
-    """A rectangle: every pixel it touches, however little.
+    """A rectangle; it selects every pixel that it overlaps, even in part.
 
     Attributes:
         x0, y0: left and top in pixels.
         x1, y1: right and bottom, exclusive: Box(0, 0, width, height) is the whole image.
 
     Raises:
-        PromptError: a value that is not finite, or x1 <= x0, or y1 <= y0.
+        PromptError: a value that is not finite, or x1 <= x0, or y1 <= y0; or a box within the first pixel, which is
+            one of shares of the image (0 to 1) in all likelihood. That one pixel is Point(0, 0, radius=0).
     """
 
     x0: float
@@ -103,6 +104,8 @@ class Box(_Combinable):
             start, stop = getattr(self, low), getattr(self, high)
             if stop <= start:
                 raise PromptError(f"box: {high} ({_show(stop)}) must be greater than {low} ({_show(start)})")
+        if _in_first_pixel(self.x0, self.y0, self.x1, self.y1):
+            raise _first_pixel(f"box ({_show(self.x0, self.y0, self.x1, self.y1)})")
 
     def _paint(self, canvas: BoolArray) -> None:
         if not paint_box(canvas, self.x0, self.y0, self.x1, self.y1):
@@ -117,10 +120,11 @@ class Polygon(_Combinable):
     the pixels it passes through.
 
     Attributes:
-        points: at least 3 corners (x, y) in pixels; the last one joins the first. An array [N, 2] will do.
+        points: at least 3 corners (x, y) in pixels, as a sequence of pairs or an array [N, 2]; the last one is joined
+            to the first.
 
     Raises:
-        PromptError: fewer corners, one that is not a pair, or a value that is not finite.
+        PromptError: there are fewer corners, one is not a pair, or a value is not finite.
     """
 
     points: Sequence[tuple[float, float]]
@@ -147,10 +151,11 @@ class Mask(_Combinable):
     Attributes:
         source: bool or integer array [H, W], nonzero is inside; a PIL image or the path of a lossless image
             file (PNG), where inside is what is neither black nor transparent; MaskRuns; or a COCO RLE
-            {"size": [height, width], "counts": ...}, uncompressed (a list) or compressed (str or bytes).
+            {"size": [height, width], "counts": ...}, uncompressed (a list) or compressed (str or bytes). Soft masks,
+            with many grey values, are inside from half of their range on: 128 of 255.
 
     Raises:
-        PromptError: another type. What the source holds is checked when it is put on an image.
+        PromptError: the source is of another type. Its content is checked when the prompt is put on an image.
     """
 
     source: MaskSource
@@ -169,7 +174,7 @@ class Mask(_Combinable):
 
 @dataclass(frozen=True)
 class Union(_Combinable):
-    """Everything its members select; a list or tuple of prompts means the same. `a | b` makes one."""
+    """Everything that its members select; `a | b` makes one, and a list or tuple of prompts means the same."""
 
     members: Sequence[Prompt]
 
@@ -178,22 +183,25 @@ Prompt: TypeAlias = "Point | Box | Polygon | Mask | Union | Sequence[Prompt]"
 
 
 def to_runs(prompt: Prompt | None, width: int, height: int) -> MaskRuns | None:
-    """Puts a prompt on an image: the form that travels to the server.
+    """Puts a prompt on an image and returns the run lengths that travel to the server.
 
     Args:
-        prompt: None means the whole image, that is, no mask.
+        prompt: None means the whole image, which has no mask.
         width, height: pixels of the upright image.
 
+    Returns:
+        the runs, of `width` x `height` pixels; None without a prompt.
+
     Raises:
-        PromptError: malformed, outside the image, of another size, or selecting nothing; in a union the text
-            names the member: "prompt[2]: ...".
+        PromptError: the prompt is malformed, lies outside the image, has another size, or selects nothing; in a union
+            the message names the member: "prompt[2]: ...".
     """
     return None if prompt is None else MaskRuns.from_array(to_array(prompt, width, height))
 
 
 def to_array(prompt: Prompt, width: int, height: int) -> BoolArray:
-    """Puts a prompt on an image: bool [height, width]. Arguments and errors as for `to_runs`."""
-    # The stable sort puts what takes away after everything it takes away from.
+    """Puts a prompt on an image and returns bool [height, width]; arguments and errors as for `to_runs`."""
+    # The stable sort puts negative points last, after everything that they take away from.
     members = sorted(_flatten(prompt, ""), key=lambda item: _is_negative(item[1]))
     if _is_negative(members[0][1]):
         raise PromptError("only negative points: nothing to take them away from; add a positive prompt")
@@ -209,7 +217,7 @@ def to_array(prompt: Prompt, width: int, height: int) -> BoolArray:
 
 
 def parse_box(text: str) -> Box:
-    """Reads "x0,y0,x1,y1"; a PromptError shows the form."""
+    """Reads "x0,y0,x1,y1" in pixels; a PromptError shows the expected form."""
     try:
         x0, y0, x1, y1 = map(float, text.split(","))
     except ValueError:
@@ -218,7 +226,7 @@ def parse_box(text: str) -> Box:
 
 
 def parse_point(text: str) -> Point:
-    """Reads "x,y[,radius[,label]]", an empty radius being the default; a PromptError shows the form."""
+    """Reads "x,y[,radius[,label]]" in pixels; an empty radius is the default. A PromptError shows the expected form."""
     match = re.fullmatch(r"([^,]+),([^,]+)(?:,\s*([^,]*?)\s*(?:,\s*([01])\s*)?)?", text)
     try:
         x, y, radius, label = match.groups() if match else ("", "", None, None)
@@ -226,17 +234,21 @@ def parse_point(text: str) -> Point:
     except ValueError:
         form = "x,y[,radius[,label]] with label 1 (select) or 0 (take away)"
         raise _usage("point", text, form, "320,240 or 320,240,25 or 320,240,25,0") from None
+    if all(0 < value < 1 for value in values[:2]):
+        raise _first_pixel(f"point ({_show(*values[:2])})")
     return Point(*values, label=int(label or 1))
 
 
 def parse_polygon(text: str) -> Polygon:
-    """Reads "x,y x,y x,y", three corners or more; a PromptError shows the form."""
+    """Reads "x,y x,y x,y" in pixels, three corners or more; a PromptError shows the expected form."""
     try:
         corners = [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.split())]
     except ValueError:
         corners = []
     if len(corners) < 3:
         raise _usage("polygon", text, "x,y x,y x,y, three corners or more", "10,10 200,40 120,300")
+    if _in_first_pixel(*(value for corner in corners for value in corner)):
+        raise _first_pixel(f"polygon of {len(corners)} points")
     return Polygon(corners)
 
 
@@ -252,7 +264,7 @@ def _members(prompt: Prompt | _Combinable) -> Sequence[Prompt]:
 
 
 def _flatten(prompt: Prompt, name: str) -> Iterator[tuple[str, Point | Box | Polygon | Mask]]:
-    """The single prompts of a union, with what errors start with: "prompt[2]: ", or "" outside a union."""
+    """(prefix of error messages, prompt) for each prompt in a union: the prefix is "prompt[2]: ", "" outside unions."""
     if isinstance(prompt, Point | Box | Polygon | Mask):
         yield f"{name}: " if name else "", prompt
         return
@@ -292,6 +304,15 @@ def _show(*values: float) -> str:
 def _outside(what: str, canvas: BoolArray) -> PromptError:
     size, frame = f"{canvas.shape[1]}x{canvas.shape[0]}", "pixels of the upright image (after EXIF rotation)"
     return PromptError(f"{what} lies entirely outside the {size} image; prompts are {frame}")
+
+
+def _in_first_pixel(*values: float) -> bool:
+    return min(values) >= 0 and max(values) <= 1
+
+
+def _first_pixel(what: str) -> PromptError:
+    remedy = "multiply shares of the image (0 to 1) by its width and height"
+    return PromptError(f"{what} lies within the first pixel; prompts are in pixels: {remedy}")
 
 
 def _usage(kind: str, text: str, form: str, example: str) -> PromptError:

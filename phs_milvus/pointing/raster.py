@@ -1,6 +1,6 @@
-"""Shapes -> pixels: the geometry under prompts.py.
+"""Shapes -> pixels: the geometry behind prompts.py.
 
-Every painter writes into a bool canvas [height, width], clips to it, and returns whether it touched a pixel.
+Every function paints into a bool canvas [height, width], clips to it, and returns whether it touched a pixel.
 Pixel (column i, row j) covers [i, i+1) x [j, j+1); its centre is (i+0.5, j+0.5).
 """
 
@@ -15,12 +15,12 @@ import numpy.typing as npt
 BoolArray = npt.NDArray[np.bool_]
 Corner = tuple[float, float]
 
-# Beyond any image; coordinates are brought within it so that their products stay finite.
+# Larger than any image; coordinates are clipped to it, so that their products stay finite.
 _FAR = 1e100
 
 
 def paint_box(canvas: BoolArray, x0: float, y0: float, x1: float, y1: float) -> bool:
-    """Sets every pixel that the rectangle overlaps, however little."""
+    """Sets every pixel that the rectangle overlaps, even in part; coordinates in pixels."""
     window = canvas[_rows_and_columns(canvas, x0, y0, x1, y1)]
     window[...] = True
     return window.size > 0
@@ -44,16 +44,16 @@ def paint_disc(canvas: BoolArray, x: float, y: float, radius: float, value: bool
 
 
 def paint_polygon(canvas: BoolArray, corners: Sequence[Corner]) -> bool:
-    """Sets the pixels whose centres lie inside (even-odd); where there are none, those the outline crosses.
+    """Sets the pixels whose centres lie inside by the even-odd rule; if there are none, those on the outline.
 
-    Pillow's ImageDraw counts the outline in, which makes every shape half a pixel larger. Here an edge flips
-    `flips` at the first pixel centre to its right, in every row whose centre line it crosses; along a row the
-    running parity of the flips is the even-odd rule.
+    Pillow's ImageDraw includes the outline, which makes every shape half a pixel larger. Here, in every row whose
+    centre line an edge crosses, the edge toggles `flips` at the first pixel centre to its right; the running parity of
+    the flips along a row is then the even-odd rule.
     """
     height, width = canvas.shape
     array = np.clip(np.asarray(corners, dtype=np.float64), -_FAR, _FAR)
     low, high = array.min(axis=0), array.max(axis=0)
-    # Touching the border from outside is outside, as for a box.
+    # A polygon that only touches the border from outside is outside, as a box is.
     if (low >= (width, height)).any() or ((high <= 0) & (low < 0)).any():
         return False
     rows, columns = _rows_and_columns(canvas, *low.tolist(), *high.tolist())
@@ -85,7 +85,7 @@ def _paint_segment(canvas: BoolArray, xa: float, ya: float, xb: float, yb: float
     if enter >= leave:
         return False
     x, y = (np.clip(a + np.array([enter, leave]) * (b - a), 0, n) for a, b, n in ((xa, xb, width), (ya, yb, height)))
-    # Cut where it crosses a pixel border; each piece then lies in one pixel, the one around its middle.
+    # Cut the segment where it crosses pixel borders; each piece then lies in one pixel, the one at its middle.
     cuts = [np.array([0.0, 1.0])]
     for first, last in (x.tolist(), y.tolist()):
         if first != last:

@@ -1,4 +1,4 @@
-"""Pictures for people: a search's query and hits on one sheet, and what each attention head looks at."""
+"""Contact sheets: a query with its hits, or with the attention of each head, drawn as one picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from phs_milvus.contract.errors import InvalidInput, PhsError
+from phs_milvus.contract.errors import InvalidInput, PhsError, reason_of, shown
 from phs_milvus.contract.images import ImageSource, decode_upright, load_image
 from phs_milvus.contract.types import Explanation
 from phs_milvus.pointing.prompts import Prompt, to_array
@@ -43,7 +43,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Row:
+class TileRow:
     """Tiles that belong together, wrapped where they are too many for one line; `heading` stands above them."""
 
     tiles: Sequence[Tile]
@@ -60,13 +60,17 @@ def search_sheet(
     """The query with its prompt drawn, then the hits with their scores.
 
     Args:
-        locate: where a hit's picture is; None, or an image that cannot be read, leaves an empty tile.
+        locate: finds a hit's picture; None, or a picture that cannot be read, gives an empty tile.
+        columns: tiles in a line.
+
+    Raises:
+        ImageError: the query cannot be read.
     """
     query = Tile(draw_prompt(load_picture(image), prompt), "your query", "the outlined part" if prompt else "all of it")
     tiles = [hit_tile(rank, hit, locate) for rank, hit in enumerate(hits, 1)]
     reranked = any(hit.rerank_rank is not None for hit in hits)
     heading = f"Hits: {SCORES_HEADING}" if reranked else "Hits"
-    return sheet([Row([query]), Row(tiles, heading)], columns)
+    return sheet([TileRow([query]), TileRow(tiles, heading)], columns)
 
 
 def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -> Tile:
@@ -85,10 +89,14 @@ def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -
 def heads_sheet(
     image: ImageSource, prompt: Prompt | None, explanations: Mapping[str, Explanation], columns: int = 4
 ) -> Image.Image:
-    """A row for each scale: the query, then each head's attention over it; heads that the prompt selects are framed.
+    """One row per zoom: the query, then each head's attention laid over it, with the selected heads framed.
 
     Args:
-        explanations: by title, for example "zoom 1.25".
+        explanations: each zoom's explanation by its title, for example "zoom 1.25".
+        columns: tiles in a line.
+
+    Raises:
+        ImageError: the image cannot be read.
     """
     picture = load_picture(image)
     shown = draw_prompt(picture, prompt)
@@ -97,12 +105,12 @@ def heads_sheet(
         x0, y0, x1, y1 = explanation.region
         size = f"{x1 - x0} x {y1 - y0} of {picture.width} x {picture.height} pixels"
         query = Tile(shown, f"your query, {title}", size)
-        rows.append(Row([query, *heads_tiles(picture, explanation)], HEADS_HEADING))
+        rows.append(TileRow([query, *heads_tiles(picture, explanation)], HEADS_HEADING))
     return sheet(rows, columns)
 
 
 def heads_tiles(picture: Image.Image, explanation: Explanation) -> list[Tile]:
-    """One tile per head; those that the prompt selects are framed."""
+    """One tile per head, with the heads that the prompt selects framed."""
     tiles = []
     for head, attention in enumerate(explanation.attention):
         note = "" if explanation.head_scores is None else f"on the prompt {explanation.head_scores[head]:.1%}"
@@ -114,15 +122,16 @@ def heads_tiles(picture: Image.Image, explanation: Explanation) -> list[Tile]:
 
 
 def save(picture: Image.Image, path: str) -> None:
-    """Writes a picture in the format that its name ends in, and says so on stderr.
+    """Writes a picture in the format of the path's extension, and prints the path on stderr.
 
     Raises:
-        InvalidInput: a folder that is not there, or an ending that is no picture format.
+        InvalidInput: the folder is missing or cannot be written, or the extension is no picture format.
     """
     try:
         picture.save(path)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"cannot write {path}: {error}", "save") from None
+    except (OSError, ValueError, KeyError) as error:
+        reason = reason_of(error)
+        raise InvalidInput(f"cannot write {shown(path)}: {reason}; name a file such as out.png", "save") from None
     print(f"saved {path}", file=sys.stderr)
 
 
@@ -130,17 +139,17 @@ def load_picture(source: ImageSource) -> Image.Image:
     """An upright RGB picture.
 
     Raises:
-        ImageError: cannot be read.
+        ImageError: the picture cannot be read.
     """
     return decode_upright(load_image(source).data)
 
 
 def draw_prompt(picture: Image.Image, prompt: Prompt | None) -> Image.Image:
-    """The picture with everything outside the prompt dimmed and the prompt outlined."""
+    """A copy of the picture in which the prompt is outlined and everything else dimmed."""
     if prompt is None:
         return picture
     mask = Image.fromarray(to_array(prompt, *picture.size).astype(np.uint8) * 255)
-    # Drawn at the size it is shown at, so that the outline is as thick on a photo as on a thumbnail.
+    # Drawn at the final size, so that the outline is as thick on a large photo as on a small one.
     shown = picture.copy()
     shown.thumbnail((2 * _TILE, 2 * _TILE))
     mask = mask.resize(shown.size, Image.Resampling.BOX).point(lambda share: 255 if share else 0)
@@ -154,8 +163,11 @@ def draw_prompt(picture: Image.Image, prompt: Prompt | None) -> Image.Image:
 
 
 def heat(picture: Image.Image, attention: npt.NDArray[np.float32]) -> Image.Image:
-    """Attention [grid_height, grid_width] laid over the picture: the square root of each map's share of its maximum, so
-    that one bright patch does not hide the rest."""
+    """Lays attention, float32 [grid_height, grid_width], over the picture as a heat map.
+
+    The colour is the square root of the attention divided by its maximum, so that one bright patch does not hide the
+    rest.
+    """
     values = np.sqrt(attention / max(float(attention.max()), 1e-12))
     stops = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(values, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)
@@ -166,13 +178,13 @@ def heat(picture: Image.Image, attention: npt.NDArray[np.float32]) -> Image.Imag
 
 
 def blank(text: str) -> Image.Image:
-    """A tile for a picture that is not there."""
+    """The picture of a tile without a picture: grey, with a text."""
     tile = Image.new("RGB", (_TILE, _TILE), (240, 240, 240))
     ImageDraw.Draw(tile).text((_TILE / 2, _TILE / 2), text, fill=_PALE, anchor="mm", font=_font(14))
     return tile
 
 
-def sheet(rows: Sequence[Row], columns: int) -> Image.Image:
+def sheet(rows: Sequence[TileRow], columns: int) -> Image.Image:
     """Lays tiles out on white paper, `columns` to a line."""
     columns = min(columns, max(len(row.tiles) for row in rows))
     step_x, step_y = _TILE + _GAP, _TILE + _CAPTION + _GAP
@@ -195,11 +207,11 @@ def sheet(rows: Sequence[Row], columns: int) -> Image.Image:
 
 def _place(paper: Image.Image, tile: Tile, x: int, y: int) -> None:
     picture = tile.picture.copy()
-    # Small pictures are enlarged too: a row of tiles should read as a row.
+    # Small pictures are enlarged too, so that all tiles in a row are of one size.
     scale = _TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
-    # On the bottom of its cell, next to its caption.
+    # At the bottom of its cell, next to its caption.
     left, top = x + (_TILE - size[0]) // 2, y + _TILE - size[1]
     paper.paste(picture, (left, top))
     draw = ImageDraw.Draw(paper)
@@ -210,7 +222,7 @@ def _place(paper: Image.Image, tile: Tile, x: int, y: int) -> None:
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, its end cut where it is wider than a tile."""
+    """The text, shortened where it is wider than a tile."""
     if font.getlength(text) <= _TILE:
         return text
     while text and font.getlength(text + "…") > _TILE:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract import state
-from phs_milvus.contract.errors import InvalidInput, PhsError, StateError
+from phs_milvus.contract.errors import InvalidInput, PhsError, StateError, shown
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Focus
 from phs_milvus.milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
@@ -28,22 +29,22 @@ from phs_milvus.search.rerank import Reranker
 from phs_milvus.search.zooms import encode_zooms_many
 
 DEFAULT_LIMIT = 10
-# Stage one looks this many times deeper than the answer, and never less than MIN_CANDIDATES: a wrong order among
-# candidates is repaired by the reranking, a missing candidate is not.
+# Stage one returns this many candidates per hit, and at least MIN_CANDIDATES: reranking repairs a wrong order among
+# the candidates, but cannot bring back a candidate that stage one missed.
 _CANDIDATES_PER_HIT = 10
 MIN_CANDIDATES = 200
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A query that is a row of the collection, by its id; its file must be reachable from here."""
+    """A query image that is a row of the collection, given by its id; this machine must be able to read its file."""
 
     id: Id
 
 
 @dataclass(frozen=True)
 class Query:
-    """One of many queries: an image and what to look at in it."""
+    """One of many queries: an image, and the prompt that says what to look for in it."""
 
     image: ImageSource | StoredImage
     prompt: Prompt | None = None
@@ -54,10 +55,11 @@ class Hit:
     """One result.
 
     Attributes:
-        score: the rerank score, or the ANN score where there was no reranking; cosine similarity.
+        id: the row's primary key.
+        score: cosine similarity in [-1, 1]: the rerank score, or the ANN score where there was no reranking.
         ann_score, ann_rank: of stage one; ranks count from 1.
         rerank_score, rerank_rank: of stage two; None without reranking.
-        fields: the output fields asked for.
+        fields: the values of the output fields that were asked for.
     """
 
     id: str | int
@@ -74,8 +76,10 @@ class SearchResult(Sequence[Hit]):
     """The hits of one query, best first; prints as a table.
 
     Attributes:
-        query: the query's Encoding, with head scores and weights, and its `scales` where the focus has several.
-        encode_ms, ann_ms, rerank_ms: wall time of each part, shared equally among the queries of one call.
+        query: the query's Encoding, with head scores and head weights, and `per_zoom` where the focus has several
+            zooms.
+        encode_ms, ann_ms, rerank_ms: milliseconds of wall time for each part, divided equally among the queries of
+            one call.
     """
 
     hits: list[Hit]
@@ -94,8 +98,10 @@ class SearchResult(Sequence[Hit]):
         return iter(self.hits)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat dict per hit: the output fields, and rank, id, the scores and ranks, which come before a field of
-        the same name."""
+        """One flat dict per hit: its output fields, its rank, its id, and both stages' scores and ranks.
+
+        An output field with one of these names is left out.
+        """
         return [
             {
                 **hit.fields,
@@ -113,24 +119,26 @@ class SearchResult(Sequence[Hit]):
     def __str__(self) -> str:
         if not self.hits:
             return "no hits"
-        width = max(2, *(len(str(hit.id)) for hit in self.hits))
-        lines = [f"{'rank':>4}  {'id':<{width}}  {'score':>7}  {'ANN':>7}  {'ANN rank':>8}"]
-        lines += [
-            f"{rank:>4}  {hit.id!s:<{width}}  {hit.score:7.4f}  {hit.ann_score:7.4f}  {hit.ann_rank:>8}"
+        rows = [
+            (rank, hit.id, f"{hit.score:.4f}", f"{hit.ann_score:.4f}", hit.ann_rank)
             for rank, hit in enumerate(self.hits, start=1)
         ]
-        return "\n".join(lines)
+        columns = {"rank": "right", "id": "left", "score": "right", "ANN": "right", "ANN rank": "right"}
+        return tabulate(rows, list(columns), "plain", disable_numparse=True, colalign=list(columns.values()))
 
 
 class FocusedSearch:
     """Searches one collection with one encoder.
 
     Args:
-        image_root: where `StoredImage` queries find their files: image_root / id. Without it the row's "path" field,
-            which `ingest` writes, is used.
+        collection: the collection to search.
+        encoder: a client of the embedding server that runs the collection's model.
+        image_root: the folder in which `StoredImage` queries find their files, as image_root / id. None: the row's
+            "path" field, which `ingest` writes, says where the file is.
 
     Raises:
         ModelMismatch: the collection was filled by another model than the encoder runs, or at another image size.
+        EncoderError: the server could not answer.
     """
 
     def __init__(
@@ -159,17 +167,20 @@ class FocusedSearch:
         Args:
             image: see `Encoder.encode`, or a StoredImage.
             prompt: in pixels of the upright image; None for whole-image search.
-            limit: hits wanted.
-            candidates: rows that stage one brings to stage two, `limit` to 16,384; None: ten times `limit`, at least
-                200. With `candidates` the size of the collection the order is that of exhaustive Query-DB PHS.
-            filter: a Milvus boolean expression over the row's fields.
-            output_fields: fields to return with each hit.
+            limit: number of hits.
+            candidates: number of rows that stage one passes to stage two, from `limit` to 16,384; None: ten times
+                `limit`, at least 200. With as many candidates as the collection has rows, the order is that of
+                exhaustive Query-DB PHS.
+            filter: a Milvus boolean expression over the rows' fields.
+            output_fields: the fields to return with each hit.
             rerank: False stops after stage one (Query-Only PHS).
+            focus: how to focus on the prompt.
 
         Raises:
-            InvalidInput: what is wrong is named by `.field`: image, prompt, limit, candidates, filter, ...
+            InvalidInput: an argument cannot be used; `.field` names it: image, prompt, limit, candidates, filter, ...
+            StateError: a candidate's stored state is not one of this model; the message names the row.
             CollectionError: the collection is empty.
-            EncoderError: the server could not answer.
+            EncoderError: the server could not answer, or its answer was wrong.
         """
         results = self.search_many(
             [Query(image, prompt)],
@@ -184,7 +195,7 @@ class FocusedSearch:
 
     def search_many(
         self,
-        queries: Sequence[Query],
+        queries: Sequence[Query | Encoding],
         *,
         limit: int = DEFAULT_LIMIT,
         candidates: int | None = None,
@@ -193,7 +204,12 @@ class FocusedSearch:
         rerank: bool = True,
         focus: Focus = Focus(),
     ) -> list[SearchResult]:
-        """`search` for several queries with one Milvus call. One bad query fails the call before Milvus is asked."""
+        """`search` for several queries with one Milvus call; returns one result per query, in their order.
+
+        An Encoding, as `Reranker.query` returns it, is a query that is not encoded again; `focus` does not change it.
+
+        Raises as `search`. A query that cannot be used fails the whole call before Milvus is asked.
+        """
         if not queries:
             return []
         depth = _stage_one_depth(limit, candidates, rerank)
@@ -201,7 +217,7 @@ class FocusedSearch:
         encodings = self._encode(queries, focus)
         encoded = time.perf_counter()
         found = self._collection.search(
-            np.stack([encoding.embedding for encoding in encodings if encoding.embedding is not None]),
+            np.stack([encoding.required("embedding") for encoding in encodings]),
             depth,
             filter=filter,
             output_fields=output_fields,
@@ -227,23 +243,31 @@ class FocusedSearch:
             for hits, encoding in zip(ranked, encodings, strict=True)
         ]
 
-    def _encode(self, queries: Sequence[Query], focus: Focus) -> list[Encoding]:
-        images = self._located([query.image for query in queries])
-        prompts = [query.prompt for query in queries]
-        results = encode_zooms_many(self._encoder, images, prompts, focus)
-        for position, result in enumerate(results):
+    def _encode(self, queries: Sequence[Query | Encoding], focus: Focus) -> list[Encoding]:
+        results: dict[int, Encoding | PhsError] = {
+            position: query for position, query in enumerate(queries) if isinstance(query, Encoding)
+        }
+        new = {position: query for position, query in enumerate(queries) if isinstance(query, Query)}
+        if new:
+            images = self._located([query.image for query in new.values()])
+            prompts = [query.prompt for query in new.values()]
+            results |= zip(new, encode_zooms_many(self._encoder, images, prompts, focus), strict=True)
+        encodings = []
+        for position in range(len(queries)):
+            result = results[position]
             if isinstance(result, InvalidInput) and len(queries) > 1:
                 raise type(result)(f"query {position}: {result}", result.field)
             if isinstance(result, PhsError):
                 raise result
-        return [result for result in results if isinstance(result, Encoding)]
+            encodings.append(result)
+        return encodings
 
     def locate(self, image: ImageSource | StoredImage) -> ImageSource:
-        """Where the file of a StoredImage is; any other image is returned as it is.
+        """The file of a StoredImage; any other image is returned unchanged.
 
         Raises:
-            InvalidInput: no such row, its id leads out of `image_root`, or neither it nor `image_root` says where the
-                file is.
+            InvalidInput: there is no such row, its id leads out of `image_root`, or it has no path and there is no
+                `image_root`.
         """
         return self._located([image])[0]
 
@@ -252,22 +276,22 @@ class FocusedSearch:
         layout = self._collection.layout
         ids = list(dict.fromkeys(image.id for image in images if isinstance(image, StoredImage)))
         has_path = self._image_root is None and (layout.dynamic or "path" in layout.others)
-        # Asked for under image_root too: an id that a stranger made up is an error like any other that is not there.
+        # The rows are looked up under image_root too, so that an invented id is an error there as well.
         rows = self._collection.get(ids, output_fields=["path"] if has_path else []) if ids else []
         found = {row[layout.id]: row for row in rows}
         return [self._file_of(image.id, found) if isinstance(image, StoredImage) else image for image in images]
 
     def _file_of(self, row_id: Id, rows: Mapping[Id, dict[str, Any]]) -> ImageSource:
         if row_id not in rows:
-            raise InvalidInput(f"no row with id {row_id!r} in collection '{self._collection.name}'", "image")
+            raise InvalidInput(f"no row with id {shown(row_id)!r} in collection '{self._collection.name}'", "image")
         if self._image_root is not None:
             if (file := below(self._image_root, str(row_id))) is None:
-                raise InvalidInput(f"row {row_id!r} leads out of image_root, {self._image_root}", "image")
+                raise InvalidInput(f"row {shown(row_id)!r} leads out of image_root, {self._image_root}", "image")
             return file
-        path = rows[row_id].get("path")
+        path: str | None = rows[row_id].get("path")
         if not path:
             raise InvalidInput(
-                f"row {row_id!r} does not say where its file is; pass image_root to FocusedSearch", "image"
+                f"row {shown(row_id)!r} does not say where its file is; pass image_root to FocusedSearch", "image"
             )
         return path
 
@@ -287,7 +311,7 @@ class FocusedSearch:
 
 
 def _stage_one_depth(limit: int, candidates: int | None, rerank: bool) -> int:
-    """How many rows stage one asks for."""
+    """The number of rows to ask of Milvus."""
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidInput(f"must be 1 to {MAX_LIMIT}, got {limit}", "limit")
     if not rerank:

@@ -1,4 +1,4 @@
-"""Where the pictures of a collection are, so that hits can be shown and rows used as queries."""
+"""Finds the picture files of a collection's rows, to show hits and to use rows as queries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def below(root: Path, name: str) -> Path | None:
-    """`root`/`name`; None where `name` leads out of `root`, being absolute or by way of "..": links may lead out."""
+    """`root`/`name`, or None where `name` is absolute or leads out of `root` by ".."; symbolic links may lead out."""
     path = Path(os.path.normpath(root / name))
     return path if path.is_relative_to(os.path.normpath(root)) else None

@@ -5,8 +5,8 @@
     ranking = reranker.rerank_states(query, states)             # states: float16 [K, 2, D]
     best = [my_candidates[i] for i in ranking.indices]
 
-The paper re-encodes every candidate with the query's heads; a stored PHS state gives the same scores (DESIGN.md
-section 2, Query-DB).
+The paper re-encodes every candidate with the query's heads; a stored PHS state gives the same scores (docs/DESIGN.md,
+"The method").
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from phs_milvus.search.zooms import encode_zooms, query_db_scores
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Candidates in falling order of score; of equal scores the one given first comes first.
+    """k candidates, best first; candidates of equal score keep the order in which they were given.
 
     Attributes:
-        indices: int64 [k], positions in the candidates given.
-        scores: float32 [k], cosine similarity of the query and the candidate read out with the query's heads.
-        failed: candidate images that could not be encoded, by position; they are not ranked.
+        indices: int64 [k], each candidate's position among those given.
+        scores: float32 [k], the cosine similarity of the query and the candidate, read out with the query's heads.
+        failed: the errors of candidate images that could not be encoded, by position; these are not ranked.
     """
 
     indices: npt.NDArray[np.int64]
@@ -45,37 +45,58 @@ class Ranking:
 
 
 class Reranker:
-    """Ranks candidates by what the query points at."""
+    """Ranks candidates by their similarity to the thing that the query points at."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
     def query(self, image: ImageSource, prompt: Prompt | None = None, *, focus: Focus = Focus()) -> Encoding:
-        """Encodes a query once, at each scale of its focus, for use with any number of candidate lists."""
+        """Encodes a query at each zoom of its focus, once for any number of candidate lists.
+
+        Takes and raises what `Encoder.encode` does; the result holds head scores and head weights.
+        """
         return encode_zooms(self._encoder, image, prompt, focus)
 
     def scores(self, query: Encoding, states: Float16Array) -> Float32Array:
-        """float32 [K] scores of states [K, 2, D], in their order; the mean over the query's scales.
+        """Query-DB scores of K states, in their order: cosine similarities, averaged over the query's zooms.
+
+        Args:
+            query: from `Reranker.query`, or encoded with Outputs(head_weights=True).
+            states: float16 [K, 2, D].
+
+        Returns:
+            float32 [K].
 
         Raises:
-            InvalidInput: a query without head weights, which `Reranker.query` asks for and a plain encode does not.
+            InvalidInput: the query has no head weights, or the states do not fit the model.
+            EncoderError: the server could not answer, or its answer was wrong.
         """
         return query_db_scores(self._encoder, query, states)
 
     def rerank_states(self, query: Encoding, states: Float16Array, *, top_k: int | None = None) -> Ranking:
-        """Ranks candidates by their stored states, float16 [K, 2, D]; K = 0 gives an empty ranking."""
+        """Ranks candidates by their stored states, float16 [K, 2, D]; no states give an empty ranking.
+
+        Args:
+            top_k: number of candidates to keep; None: all.
+
+        Raises:
+            InvalidInput: `top_k` is below 1, and what `scores` raises.
+        """
         if len(states) == 0:
             return Ranking(np.empty(0, np.int64), np.empty(0, np.float32))
         return _ranked(self.scores(query, states), np.arange(len(states)), top_k, {})
 
     def rerank_images(self, query: Encoding, images: Sequence[ImageSource], *, top_k: int | None = None) -> Ranking:
-        """Ranks candidate images that have no stored state: each is encoded first, which takes far longer."""
+        """Ranks candidate images without stored states: encodes each first, which takes far longer.
+
+        Raises as `rerank_states`; images that cannot be encoded are in the ranking's `failed`.
+        """
         states, positions, failed = [], [], {}
         for position, result in enumerate(self._encoder.encode_many(images, outputs=Outputs(state=True))):
             if isinstance(result, PhsError):
                 failed[position] = result
-            elif result.state is not None:
-                states.append(result.state)
+            else:
+                states.append(result.required("state"))
                 positions.append(position)
         if not states:
             return Ranking(np.empty(0, np.int64), np.empty(0, np.float32), failed)

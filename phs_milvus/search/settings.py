@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput, reason_of, shown
+from phs_milvus.contract.files import read_small_file
 from phs_milvus.contract.types import Focus
 
 
@@ -17,8 +18,8 @@ class SearchSettings:
 
     Attributes:
         focus, candidates: as `FocusedSearch.search` takes them.
-        fingerprint: of the model they were chosen for; "" where for any.
-        measured: what was measured when they were chosen, for people to read.
+        fingerprint: of the model that the settings were chosen for; "" for any model.
+        measured: the figures on which the choice was made, for people to read.
     """
 
     focus: Focus = Focus()
@@ -31,27 +32,43 @@ def read_settings(path: str | Path) -> SearchSettings:
     """Reads a settings file.
 
     Raises:
-        InvalidInput: not there, not JSON, or a field that is unknown or has a wrong value.
+        InvalidInput: the file is missing or not JSON, or a field is unknown or has a wrong value.
     """
     try:
-        values = json.loads(Path(path).read_text("utf-8"))
+        values = json.loads(read_small_file(path, "settings"))
+        if not isinstance(values, dict) or not isinstance(values.get("focus", {}), dict):
+            raise ValueError("no JSON object")
         settings = SearchSettings(_focus(values.pop("focus", {})), **values)
     except InvalidInput as error:
-        raise InvalidInput(f"{path}: {error}", "settings") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"{path} is not a settings file of `phs-milvus tune`: {error}", "settings") from error
+        raise InvalidInput(f"{shown(path)}: {shown(error)}", "settings") from error
+    except OSError as error:
+        raise InvalidInput(f"cannot read {shown(path)}: {reason_of(error)}", "settings") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = reason_of(error)
+        raise InvalidInput(
+            f"{shown(path)} is not a settings file of `phs-milvus tune`: {reason}", "settings"
+        ) from error
     if not isinstance(settings.candidates, int | None) or not isinstance(settings.fingerprint, str):
-        raise InvalidInput(f"{path}: candidates must be a whole number and fingerprint text", "settings")
+        raise InvalidInput(f"{shown(path)}: candidates must be a whole number and fingerprint text", "settings")
     return settings
 
 
-# Names of 0.1.0, and what took their place.
+def is_settings(path: str | Path) -> bool:
+    """Whether a file is a settings file."""
+    try:
+        read_settings(path)
+    except InvalidInput:
+        return False
+    return True
+
+
+# Names in files of 0.1.0 -> names now.
 _RENAMED = {"heads": "heads_on", "roi": "attention_shift"}
 _EVERY_HEAD_0_1_0 = 2**32 - 1
 
 
 def _focus(values: dict[str, Any]) -> Focus:
-    """A Focus of its JSON object, written by this version or by 0.1.0."""
+    """The Focus of a JSON object that this version or 0.1.0 wrote."""
     named = {_RENAMED.get(name, name): value for name, value in values.items()}
     if named.get("heads_on") == _EVERY_HEAD_0_1_0:
         named["heads_on"] = "all"

@@ -1,4 +1,4 @@
-"""A query at several zooms: encoded once for each, its embeddings averaged in stage one, its scores in the reranking.
+"""A query at several zooms: it is encoded at each, stage one averages the embeddings, and reranking the scores.
 
 encoding = encode_zooms(encoder, "street.jpg", Box(40, 60, 180, 220), Focus(attention_shift=1, zoom=(0, 2)))
 encoding.embedding          # float32 [E], the normalised mean
@@ -17,13 +17,13 @@ import numpy as np
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import Outputs
-from phs_milvus.contract.errors import InvalidInput, PhsError
+from phs_milvus.contract.errors import PhsError
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus
 from phs_milvus.pointing.prompts import Prompt
 
 _OUTPUTS = Outputs(head_weights=True)
-# Up to so many encodings are unary calls, side by side: these go before bulk work in the server, a stream queues in it.
+# Up to this many encodings are parallel unary calls, which the server puts before bulk work; more go over a stream.
 _FEW = 16
 
 
@@ -36,7 +36,7 @@ class View(NamedTuple):
 
 
 def encode_zooms(encoder: Encoder, image: ImageSource, prompt: Prompt | None, focus: Focus) -> Encoding:
-    """Encodes one query, with head scores and weights, at each zoom of its focus; raises as `Encoder.encode`."""
+    """Encodes one query with head scores and head weights at each zoom of its focus; raises as `Encoder.encode`."""
     (result,) = encode_zooms_many(encoder, [image], [prompt], focus)
     if isinstance(result, PhsError):
         raise result
@@ -46,7 +46,7 @@ def encode_zooms(encoder: Encoder, image: ImageSource, prompt: Prompt | None, fo
 def encode_zooms_many(
     encoder: Encoder, images: Sequence[ImageSource], prompts: Sequence[Prompt | None], focus: Focus
 ) -> list[Encoding | PhsError]:
-    """`encode_zooms` for many queries; one that failed is its error."""
+    """`encode_zooms` for many queries, in their order; a query that failed gives its error instead of raising it."""
     views = [
         View(image, prompt, single)
         for image, prompt in zip(images, prompts, strict=True)
@@ -57,7 +57,7 @@ def encode_zooms_many(
 
 
 def _together(encoder: Encoder, views: Sequence[View]) -> list[Encoding | PhsError]:
-    """One call each, at the same time."""
+    """Encodes each view by a call of its own, all at the same time."""
 
     def encode(view: View) -> Encoding | PhsError:
         try:
@@ -92,28 +92,32 @@ def _whole(parts: Sequence[Encoding | PhsError]) -> Encoding | PhsError:
 
 
 def combined(encodings: Sequence[Encoding]) -> Encoding:
-    """The encodings of one query at each zoom as one; a single one is returned as it is."""
+    """Combines the encodings of one query at each zoom; a single one is returned unchanged.
+
+    Returns:
+        the first encoding with `embedding` replaced by the normalised mean, float32 [E], and all of them in `per_zoom`.
+    """
     if len(encodings) == 1:
         return encodings[0]
-    mean = np.mean([encoding.embedding for encoding in encodings if encoding.embedding is not None], axis=0)
+    mean = np.mean([encoding.required("embedding") for encoding in encodings], axis=0)
     length = float(np.linalg.norm(mean))
     return replace(encodings[0], embedding=(mean / (length or 1.0)).astype(np.float32), per_zoom=tuple(encodings))
 
 
 def query_db_scores(encoder: Encoder, query: Encoding, states: Float16Array) -> Float32Array:
-    """float32 [K] exact Query-DB scores of states [K, 2, D], the mean over the query's zooms.
+    """Exact Query-DB scores of float16 [K, 2, D] states: float32 [K], the mean over the query's zooms.
 
     Raises:
-        InvalidInput: a query without head weights.
+        InvalidInput: the query has no head weights, or the states do not fit the model.
+        EncoderError: the server could not answer, or its answer was wrong.
     """
     parts = query.per_zoom or (query,)
-    embeddings = [part.embedding for part in parts if part.embedding is not None]
-    weights = [part.head_weights for part in parts if part.head_weights is not None]
-    if not len(embeddings) == len(weights) == len(parts):
-        raise InvalidInput("has no head weights; encode it with Outputs(head_weights=True) or Reranker.query", "query")
-    return encoder.rerank(np.stack(embeddings), np.stack(weights), states).mean(axis=0)
+    embeddings = np.stack([part.required("embedding") for part in parts])
+    weights = np.stack([part.required("head_weights") for part in parts])
+    scores: Float32Array = encoder.rerank(embeddings, weights, states).mean(axis=0)
+    return scores
 
 
 def used_zooms(prompt: Prompt | None, focus: Focus) -> tuple[Focus, ...]:
-    """The focus at each zoom that is encoded: without a prompt every zoom is the whole image, so one will do."""
+    """The focus at each zoom to encode: only the first without a prompt, where every zoom is the whole image."""
     return focus.per_zoom if prompt is not None else focus.per_zoom[:1]

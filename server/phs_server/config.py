@@ -50,7 +50,10 @@ class Settings:
     )
     threads: int = _setting(0, "CPU threads for the model; 0: one per core, on a GPU 1", minimum=0)
     decode_threads: int = _setting(
-        0, "threads that decode and resize images; 0: a quarter of the cores, on a GPU all but one", minimum=0
+        0,
+        "processes that decode and resize images, and a quarter as many, but one at least, for those that take long; "
+        "0: a quarter of the cores, on a GPU all but one",
+        minimum=0,
     )
     max_batch_size: int = _setting(16, "images in one batch", minimum=1)
     max_queue_delay_ms: float = _setting(2.0, "milliseconds a batch may wait to fill", minimum=0)
@@ -61,7 +64,12 @@ class Settings:
         minimum=1,
     )
     max_image_bytes: int = _setting(Limits.image_bytes, "bytes of one encoded image", minimum=1)
-    max_image_pixels: int = _setting(Limits.image_pixels, "pixels (width x height) of one decoded image", minimum=1)
+    max_image_pixels: int = _setting(
+        Limits.image_pixels,
+        "pixels (width x height) of one decoded image, which may take 8 bytes of memory each; a baseline JPEG, decoded "
+        "at reduced scale, may have twice as many",
+        minimum=1,
+    )
     max_message_bytes: int = _setting(Limits.message_bytes, "bytes of one gRPC message, either way", minimum=65536)
     max_calls: int = _setting(
         128, "unary calls at once; more are answered RESOURCE_EXHAUSTED before their message is read", minimum=1

@@ -60,3 +60,18 @@ def test_unpack_names_the_row_that_holds_nan() -> None:
     texts = [state.pack(np.zeros((2, 48))), base64.b64encode(bad.tobytes()).decode()]
     with pytest.raises(StateError, match="row 1: the state holds NaN"):
         state.unpack(texts, 48)
+
+
+@pytest.mark.parametrize("hidden", [4, 5, 6, 48])
+def test_rows_of_wrong_lengths_do_not_make_up_for_each_other(hidden: int) -> None:
+    """Texts of equal length differ by up to two bytes in what they hold, by their padding."""
+    good = state.pack(np.zeros((2, hidden)))
+    bare = good.rstrip("=")
+    texts = {bare + "A" * (len(good) - len(bare)), bare[: len(good) - 1].ljust(len(good) - 1, "A") + "="}
+    texts |= {bare[: len(good) - 2].ljust(len(good) - 2, "A") + "=="}
+    for wrong in texts - {good}:
+        for other in texts - {good}:
+            for rows in ([wrong, other], [good, wrong, other], [wrong, good, other], [good, wrong]):
+                first = next(place for place, text in enumerate(rows) if text != good)
+                with pytest.raises(StateError, match=f"row {first}: "):
+                    state.unpack(rows, hidden)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from phs_milvus.client import answers
 from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import InvalidInput, PromptError
@@ -67,25 +68,29 @@ def test_focus_is_checked_against_the_model() -> None:
         Focus(heads_on=0)
 
 
-def test_encoding_holds_what_was_asked_for() -> None:
+def test_a_response_holds_what_was_asked_for() -> None:
     encoding = Encoding(
-        embedding=np.ones(3, np.float32),
-        state=np.ones((2, 3), np.float16),
+        embedding=np.full(4, 0.5, np.float32),
+        state=np.ones((2, 8), np.float16),
         head_scores=np.zeros(2, np.float32),
         head_weights=np.ones(2, np.float32),
         timings=Timings(1, 2, 3),
         width=5,
         height=6,
+        attention=np.zeros((2, 3, 3), np.float32),
     )
-    plain = wire.encoding_from_pb(wire.encoding_to_pb(encoding, []))
-    assert plain.embedding is not None
-    assert (plain.state, plain.head_scores, plain.head_weights, plain.timings) == (None, None, None, None)
-    full = wire.encoding_from_pb(wire.encoding_to_pb(encoding, [pb.OUTPUT_STATE, pb.OUTPUT_HEADS, pb.OUTPUT_TIMINGS]))
-    assert full.embedding is None
-    assert full.state is not None and full.state.dtype == np.float16
-    assert full.head_scores is not None and full.head_weights is not None
-    assert full.timings == Timings(1, 2, 3)
-    assert (full.width, full.height) == (5, 6)
+    plain = wire.encoding_to_pb(encoding, [])
+    assert [field.name for field, _ in plain.ListFields()] == ["embedding", "width", "height"]
+    every = [pb.OUTPUT_STATE, pb.OUTPUT_HEADS, pb.OUTPUT_TIMINGS, pb.OUTPUT_ATTENTION]
+    full = wire.encoding_to_pb(encoding, every)
+    assert not full.HasField("embedding")
+    request = pb.EncodeRequest(outputs=every, mask=pb.Mask(width=5, height=6))
+    info = ModelInfo("m", "vit", "f", 2, 8, 4, 3, 3, 24, 1, "float32", Limits())
+    back = answers.encoding(pb.EncodeResponse.FromString(full.SerializeToString()), request, info, "here")
+    for field in ("state", "head_scores", "head_weights", "attention"):
+        found, sent = getattr(back, field), getattr(encoding, field)
+        assert found.dtype == sent.dtype and np.array_equal(found, sent), field
+    assert (back.embedding, back.timings, back.width, back.height) == (None, Timings(1, 2, 3), 5, 6)
 
 
 def test_model_info_round_trip() -> None:

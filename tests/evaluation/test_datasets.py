@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.evaluation.datasets import AnnotationError, load
 from phs_milvus.evaluation.queries import object_queries, prompt_of
 from phs_milvus.pointing.prompts import Point, to_array
+
+pytestmark = pytest.mark.filterwarnings("ignore::phs_milvus.evaluation.datasets.DatasetWarning")
 
 WIDTH, HEIGHT = 41, 31
 
@@ -77,24 +80,26 @@ def test_voc(voc_folder: Path) -> None:
     ("xml", "complaint"),
     [
         ("<annotation>", r"b\.xml: file: is not XML"),
-        ("<annotation/>", r"b\.xml: annotation: filename: is missing"),
+        ("<other/>", r"b\.xml: file: is no VOC annotation but <other>"),
         ('<!DOCTYPE a [<!ENTITY x "y">]><annotation/>', "declares XML entities"),
         (voc_file("b", voc_object("", (1, 1, 2, 2))), "object 0: name"),
         (
             voc_file("b", voc_object("x", (1, 1, "no", 2))),
-            "object 0: bndbox: is not four",
+            "object 0: bndbox: is not 4 finite numbers",
         ),
         (
             voc_file("b", voc_object("x", (9, 1, 2, 2))),
             "object 0: bndbox: is not a box",
         ),
-        (voc_file("b", voc_object("x", (1, 1, "nan", 2))), "bndbox: is not a box"),
+        (voc_file("b", voc_object("x", (1, 1, "nan", 2))), "bndbox: is not 4 finite numbers"),
     ],
 )
 def test_malformed_voc(voc_folder: Path, xml: str, complaint: str) -> None:
     write(voc_folder / "Annotations/b.xml", xml)
-    with pytest.raises(AnnotationError, match=complaint):
-        load(voc_folder)
+    dataset = load(voc_folder)
+    assert [image.id for image in dataset.images] == ["a"]
+    (problem,) = dataset.skipped
+    assert re.search(complaint, problem)
 
 
 def coco(**changes: Any) -> dict[str, Any]:
@@ -148,15 +153,18 @@ def test_coco(coco_folder: Path) -> None:
     [
         ({"bbox": [1, 2, 3]}, r"annotation 7: bbox: is not \[x, y, width, height\]"),
         ({"bbox": "none"}, "annotation 7: bbox: is 'none'"),
+        ({"bbox": [1, 2, 3, "x"]}, "annotation 7: bbox: is not 4 finite numbers"),
         ({"image_id": 3}, "annotation 7: image_id: names no image"),
-        ({"image_id": "1"}, "annotation 7: image_id: is '1'"),
+        ({"image_id": None}, "annotation 7: image_id: is None"),
         ({"category_id": 99}, "annotation 7: category_id: names no category"),
     ],
 )
 def test_malformed_coco(coco_folder: Path, changes: dict, complaint: str) -> None:
     path = write(coco_folder / "instances.json", coco(**changes))
-    with pytest.raises(AnnotationError, match=r"instances\.json: " + complaint):
-        load(path, images=coco_folder / "val2017")
+    dataset = load(path, images=coco_folder / "val2017")
+    assert len(dataset.images) == 2 and sum(len(image.instances) for image in dataset.images) == 3
+    (problem,) = dataset.skipped
+    assert re.search(r"instances\.json: " + complaint, problem)
 
 
 def test_malformed_coco_outline_and_file(coco_folder: Path) -> None:
@@ -168,7 +176,7 @@ def test_malformed_coco_outline_and_file(coco_folder: Path) -> None:
         load(write(coco_folder / "broken.json", "{"))
     with pytest.raises(AnnotationError, match="categories: is missing"):
         load(write(coco_folder / "empty.json", {}))
-    with pytest.raises(AnnotationError, match=r"one\.png is in none of the usual places"):
+    with pytest.raises(InvalidInput, match=r"2 images are annotated and none of .* looked for at .*deep/one\.png"):
         load(write(coco_folder / "elsewhere/deep/instances.json", coco()))
 
 
@@ -191,8 +199,11 @@ def test_visual_genome(tmp_path: Path) -> None:
         ({}, "is a JSON dict, not a list"),
     ):
         write(tmp_path / "objects.json", bad)
-        with pytest.raises(AnnotationError, match=complaint):
+        with pytest.raises(InvalidInput, match=complaint):
             load(tmp_path)
+    write(tmp_path / "objects.json", [*objects, {"image_id": 99, "objects": []}])
+    dataset = load(tmp_path)
+    assert len(dataset.images) == 2 and re.search("record 3: image_id: 99 is not in", dataset.skipped[0])
 
 
 def test_tables(tmp_path: Path) -> None:
@@ -214,8 +225,7 @@ def test_tables(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("image,x0,y0,x1,label\n", "line 1: header: lacks y1"),
-        ("image,x0,y0,x1,y1,label\nnone.png,1,2,3,4,dog\n", "line 2: image: no file"),
-        ("image,x0,y0,x1,y1,label\na.png,1,2,x,4,dog\n", "line 2: x0, y0, x1, y1: is not four numbers"),
+        ("image,x0,y0,x1,y1,label\na.png,1,2,x,4,dog\n", "line 2: x0, y0, x1, y1: is not 4 finite numbers"),
         ("image,x0,y0,x1,y1,label\na.png,1,2,1,4,dog\n", "line 2: x0, y0, x1, y1: is not a box"),
         ("image,x0,y0,x1,y1,label\na.png,1,2,3,4,\n", "line 2: label: is empty"),
         ('image,x0,y0,x1,y1,label\n"a.png,1\n', "is not CSV"),
@@ -223,23 +233,30 @@ def test_tables(tmp_path: Path) -> None:
 )
 def test_malformed_tables(tmp_path: Path, text: str, complaint: str) -> None:
     picture(tmp_path / "a.png")
-    with pytest.raises(AnnotationError, match=complaint):
+    with pytest.raises(InvalidInput, match=complaint):
         load(write(tmp_path / "labels.csv", text))
+    header, *rows = text.splitlines()
+    if rows:  # among good rows, it is skipped and named
+        good = "a.png,1,2,3,4,dog"
+        dataset = load(write(tmp_path / "labels.csv", "\n".join([header, *rows, good])))
+        assert [len(image.instances) for image in dataset.images] == [1]
+        assert len(dataset.skipped) == 1 and re.search(complaint, dataset.skipped[0])
 
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="does not exist"):
         load(tmp_path / "none")
-    with pytest.raises(InvalidInput, match="neither a VOC folder"):
+    with pytest.raises(InvalidInput, match="holds no annotations that are known: neither a VOC folder"):
         load(tmp_path)
     with pytest.raises(InvalidInput, match="cannot tell the format"):
         load(write(tmp_path / "a.txt", ""))
-    with pytest.raises(AnnotationError, match=r"line 1: line: is not JSON"):
+    with pytest.raises(InvalidInput, match=r"describes no image; .* line 1: line: is not JSON"):
         load(write(tmp_path / "a.jsonl", "{"))
     picture(tmp_path / "caf.png")
-    (tmp_path / "a.jsonl").write_bytes(b'{"image": "caf.png"}\n{"image": "caf\xe9.png"}\n')
-    with pytest.raises(AnnotationError, match=r"a\.jsonl: line 2: line: is not UTF-8"):
-        load(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"image": "caf.png", "x0": 1, "y0": 1, "x1": 9, "y1": 9, "label": "dog"}\n{"image": "caf\xe9.png"}\n'
+    )
+    assert re.search(r"a\.jsonl: line 2: line: is not UTF-8", load(tmp_path / "a.jsonl").skipped[0])
     (tmp_path / "Annotations").mkdir()
     with pytest.raises(InvalidInput, match="describes no image"):
         load(tmp_path)

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,13 +73,29 @@ def test_recall(study: Study) -> None:
 
 def test_overhead(study: Study) -> None:
     latency, storage = PRESETS["overhead"].run(study)
-    assert all(row["median ms"] > 0 for row in latency.rows)
+    rows = {row["method"]: row for row in latency.rows}
+    for row in latency.rows:
+        assert row["per second"] == pytest.approx(1000 / row["median ms"])
+        assert row["p90 ms"] == "" or row["p90 ms"] >= row["median ms"]
+    in_bulk = rows["encode one image in bulk"]["median ms"]
+    assert rows["Query-DB of 1000 candidates, re-encoded"]["median ms"] == pytest.approx(1000 * in_bulk)
+    # Bytes: an embedding, an embedding and a state in base64, and an embedding for each choice of one of four heads.
     assert [row["bytes per image"] for row in storage.rows] == [192, 192 + 256, 4 * 192]
 
 
 def test_small_models(study: Study) -> None:
     summary, pairs, gains = PRESETS["small-models"].run(study)
-    assert summary.rows[0]["heads"] == 4 and len(pairs.rows) == 6 and len(gains.rows) == 4
+    (facts,) = summary.rows
+    assert (facts["heads"], facts["h_on"]) == (4, study.bench.info.default_heads)
+    assert [row["heads"] for row in pairs.rows] == [f"{a} and {b}" for a, b in combinations(range(4), 2)]
+    assert facts["mean CKA"] == pytest.approx(np.mean([row["CKA of outputs"] for row in pairs.rows]))
+    correlations = [row["correlation of attention"] for row in pairs.rows]
+    assert facts["mean attention correlation"] == pytest.approx(np.mean(correlations))
+    assert 0 < facts["attention on prompt, mean head"] < facts["attention on prompt, best head"] < 1
+    assert 1 / 4 <= facts["most frequent best head"] <= 1
+    # All heads kept is whole-image search.
+    assert [row["heads"] for row in gains.rows] == [1, 2, 3, 4] and abs(gains.rows[-1]["difference"]) < 1e-9
+    assert any(row["difference"] for row in gains.rows[:-1])
 
 
 def test_cka_by_definition() -> None:
@@ -103,8 +120,6 @@ def test_attention_correlation_by_definition() -> None:
 
 
 def test_best_fixed_heads_are_chosen_on_other_folds(study: Study) -> None:
-    from itertools import combinations
-
     from phs_milvus.evaluation import FixedHeads
     from phs_milvus.evaluation.measures import evaluate, folds
 

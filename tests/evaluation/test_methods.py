@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
+from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation import Average, Bench, Edited, FixedHeads, Focused, Foveal, QuerySet, TwoStage, WholeImage
 from phs_milvus.evaluation import edits as e
-from phs_milvus.evaluation.heads import head_weights
+from phs_milvus.evaluation.head_weights import head_weights
 from phs_milvus.milvus import connection
 from phs_milvus.pointing.prompts import Mask
 from phs_milvus.search.focused import FocusedSearch, Query
+from phs_milvus.search.rerank import Reranker
 from tests.evaluation.conftest import COUNT
 from tests.naive_phs import last_attention, load_original, plain_vit
 
@@ -241,6 +243,23 @@ def test_two_stages_are_what_search_does(bench: Bench, queries: QuerySet) -> Non
         found = {int(str(hit.id)): hit.score for hit in result}
         assert len(found) == 12
         assert all(abs(scores[row, index] - score) < TOLERANCE for index, score in found.items())
+
+
+def test_a_query_that_is_encoded_already_finds_the_same(bench: Bench, queries: QuerySet) -> None:
+    focus = Focus(1, attention_shift=1, zoom=(0.0, 2.0))
+    search = FocusedSearch(bench.collection, bench.encoder)
+    asked = [
+        Query(bench.dataset.images[image].path, Mask(mask))
+        for image, mask in zip(queries.images[:2], queries.masks[:2], strict=True)
+    ]
+    encoded = Reranker(bench.encoder).query(asked[0].image, asked[0].prompt, focus=focus)
+    plain = search.search_many(asked, focus=focus)
+    mixed = search.search_many([encoded, asked[1]], focus=focus)
+    assert [[(hit.id, round(hit.score, 4)) for hit in result] for result in mixed] == [
+        [(hit.id, round(hit.score, 4)) for hit in result] for result in plain
+    ]
+    with pytest.raises(InvalidInput, match="query 1: .*not found"):
+        search.search_many([encoded, Query("none.jpg")], focus=focus)
 
 
 def test_collections_of_the_user_stay_and_ours_goes(bench: Bench, queries: QuerySet, tmp_path: Path) -> None:

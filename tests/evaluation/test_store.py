@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.contract.errors import ImageError, PhsError
+from phs_milvus.contract.errors import ImageError, InvalidInput, PhsError
 from phs_milvus.contract.types import Focus, MaskRuns
 from phs_milvus.evaluation import Bench, QuerySet, Store, WholeImage, evaluate, load, object_queries
 from phs_milvus.evaluation.edits import CROP, MASK_BLACK
@@ -148,3 +148,18 @@ def test_blocks_do_not_change_anything(bench: Bench, queries: QuerySet, monkeypa
     parts = evaluate(WholeImage(), bench, queries)
     for name, values in whole.values.items():
         assert np.allclose(values, parts.values[name])
+
+
+def test_a_cache_that_cannot_be_used_says_so(tmp_path: Path, encoder: Encoder) -> None:
+    (tmp_path / "file").write_text("")
+    for folder, reason in ((tmp_path / "file", "a file is where a folder"), (Path("/proc/nowhere"), "No such file")):
+        with pytest.raises(InvalidInput, match=f"cannot keep encoded images in .*: {reason}") as caught:
+            Store(folder, encoder.info)
+        assert caught.value.field == "cache"
+    with Store(tmp_path, encoder.info) as store:
+        path = store.path
+    for made in tmp_path.glob("*.sqlite*"):
+        made.unlink()
+    path.write_bytes(b"some other file" * 100)
+    with pytest.raises(InvalidInput, match="file is not a database; name another folder"):
+        Store(tmp_path, encoder.info)

@@ -1,72 +1,24 @@
-"""Ingest of real files through a real encoder into Milvus Lite, or the server at PHS_TEST_MILVUS_URI."""
+"""Ingest of real files through a real encoder: what is stored, skipped, pruned and reported."""
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pymilvus import DataType, MilvusClient
 
 from phs_milvus.client.encoder import Encoder, Outputs
 from phs_milvus.contract import state as state_codec
-from phs_milvus.contract.errors import CollectionError, EncoderError, InvalidInput, ModelMismatch
-from phs_milvus.contract.images import load_image
-from phs_milvus.ingest.files import IMAGE_EXTENSIONS, walk
-from phs_milvus.ingest.folder import IngestReport, ingest_folder
-from phs_milvus.milvus.collection import FocusedCollection, Row, close, connect
-
-MakeImages = Callable[..., list[Path]]
-URI = os.environ.get("PHS_TEST_MILVUS_URI")
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusClient]:
-    client = connect(URI or str(tmp_path_factory.mktemp("milvus") / "test.db"))
-    yield client
-    close(client)
-
-
-@pytest.fixture
-def collection(client: MilvusClient, encoder: Encoder) -> Iterator[FocusedCollection]:
-    yield FocusedCollection.create(client, "images", encoder.info, overwrite=True)
-    client.drop_collection("images")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "photos"
-
-
-def run(root: Path, collection: FocusedCollection, encoder: Encoder, **options: object) -> IngestReport:
-    return ingest_folder(root, collection, encoder, **{"progress": False, **options})
-
-
-def rows_of(collection: FocusedCollection) -> dict[str, dict]:
-    ids = list(collection.iterate_ids())
-    assert len(ids) == len(set(ids)) == collection.count()
-    return {row["id"]: row for row in collection.get(ids, ["*", "phs_state", "embedding"])}
-
-
-def check_complete(root: Path, collection: FocusedCollection) -> dict[str, dict]:
-    """The collection holds exactly the files on disk, each row whole and of the file as it is."""
-    rows = rows_of(collection)
-    files = {str(path.relative_to(root)): path for path in root.rglob("*.jpg")}
-    assert set(rows) == set(files)
-    state_codec.unpack([row["phs_state"] for row in rows.values()], collection.model.hidden_size)
-    for name, path in files.items():
-        assert rows[name]["digest"] == load_image(path).digest
-        assert rows[name]["path"] == str(path)
-    return rows
+from phs_milvus.contract.errors import CollectionError, InvalidInput, ModelMismatch
+from phs_milvus.milvus.collection import FocusedCollection, Row
+from tests.ingest.support import MakeImages, check_complete, rows_of, run
 
 
 def test_first_run_and_what_is_stored(
@@ -144,35 +96,52 @@ def test_bad_files_are_reported_and_the_rest_is_stored(
     assert "failed: empty.jpg" in str(report)
 
 
-def test_walk(root: Path, tmp_path: Path, make_images: MakeImages) -> None:
-    make_images(root / "b", 2)
-    make_images(root / ".hidden", 1)
-    (root / "a.JPG").touch()
-    (root / "c.txt").touch()
-    (root / "._a.jpg").touch()
-    (root / "loop").symlink_to(root)
-    (root / "file.jpg").symlink_to(root / "b" / "image-0000.jpg")
-    (root / "b" / "z.jpg").symlink_to(tmp_path, target_is_directory=True)
-    names = ["a.JPG", "b/image-0000.jpg", "b/image-0001.jpg", "file.jpg"]
-    assert list(walk(root, IMAGE_EXTENSIONS)) == names
-    assert list(walk(root, {".txt"})) == ["c.txt"]
-    errors: list[str] = []
-    assert list(walk(root / "nowhere", {".txt"}, lambda name, _: errors.append(name))) == []
-    assert errors == ["./"]
+def test_what_is_left_out_is_said(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    paths = make_images(root, 2)
+    Image.open(paths[1]).save(root / "pano.mpo", save_all=True, append_images=[Image.open(paths[0])])
+    for name in ("a.xml", "b.xml", "c.CR2", "notes"):
+        (root / name).write_text("x")
+    (root / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    report = run(root, collection, encoder)
+    assert (report.found, report.encoded, report.failed_count) == (4, 3, 1)
+    assert "HEIF" in dict(report.failed)["IMG_1.HEIC"]
+    assert "  4 files not taken: 2 .xml, 1 .cr2, 1 without extension" in str(report).splitlines()
 
 
-def test_walk_goes_deeper_than_python_recurses(root: Path) -> None:
-    root.mkdir()
-    deep = root
-    for _ in range(1010):
-        deep = deep / "d"
-        deep.mkdir()
-    (deep / "a.png").touch()
-    try:
-        assert list(walk(root, IMAGE_EXTENSIONS)) == ["d/" * 1010 + "a.png"]
-    finally:
-        (deep / "a.png").unlink()
-        os.removedirs(deep)  # pytest's own cleaning up recurses
+def test_a_file_at_which_the_server_stops_fails_alone(
+    root: Path,
+    tiny_model: Path,
+    encoder: Encoder,
+    collection: FocusedCollection,
+    make_images: MakeImages,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One picture holds the server for longer than the client waits; whatever is in flight with it waits as well."""
+    from phs_server.app import ServerThread
+    from phs_server.config import Settings
+    from phs_server.flow.pipeline import Pipeline
+
+    paths = make_images(root, 12)
+    poison = paths[5].read_bytes()
+    prepare = Pipeline._prepare
+
+    def held(self: Pipeline, decode: Any, items: Any) -> Any:
+        if items[0][0] == poison:
+            time.sleep(6)
+        return prepare(self, decode, items)
+
+    monkeypatch.setattr(Pipeline, "_prepare", held)
+    with (
+        ServerThread(Settings(model=str(tiny_model), port=0, precision="float32", decode_threads=1)) as server,
+        Encoder(server.address, timeout=4) as waiting,
+    ):
+        report = run(root, collection, waiting)
+    assert [name for name, _ in report.failed] == [paths[5].name]
+    assert (report.encoded, collection.count()) == (11, 11)
+    again = run(root, collection, encoder)
+    assert (again.encoded, again.skipped_unchanged) == (1, 11)
 
 
 def test_prune_leaves_what_is_not_its_own(
@@ -306,111 +275,3 @@ def test_attached_collections(root: Path, client: MilvusClient, encoder: Encoder
     run(root, collection, encoder)
     paths[0].unlink()
     assert run(root, collection, encoder, prune=True).pruned == 1
-
-
-def test_interrupted_by_ctrl_c(
-    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
-) -> None:
-    make_images(root, 40)
-
-    def interrupt(done: int, total: int) -> None:
-        if done == 25:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(root, collection, encoder, batch_size=10, progress=interrupt)
-    assert collection.count() == 25
-    report = run(root, collection, encoder)
-    assert (report.encoded, report.skipped_unchanged) == (15, 25)
-    check_complete(root, collection)
-
-
-def test_the_server_goes_away(
-    root: Path, collection: FocusedCollection, tiny_model: Path, encoder: Encoder, make_images: MakeImages
-) -> None:
-    from phs_server.app import ServerThread
-    from phs_server.config import Settings
-
-    make_images(root, 200)
-    server = ServerThread(Settings(model=str(tiny_model), port=0, precision="float32", drain_seconds=0.1))
-    server.__enter__()
-
-    def leave(done: int, total: int) -> None:
-        if done == 30:
-            server.__exit__()
-
-    with Encoder(server.address, timeout=2) as leaving, pytest.raises(EncoderError):
-        run(root, collection, leaving, batch_size=10, progress=leave)
-    stored = collection.count()
-    assert 30 <= stored < 200
-    report = run(root, collection, encoder)
-    assert (report.encoded, report.skipped_unchanged) == (200 - stored, stored)
-    check_complete(root, collection)
-
-
-PROGRAM = """
-import sys
-from phs_milvus.client.encoder import Encoder
-from phs_milvus.milvus.collection import FocusedCollection, connect
-from phs_milvus.ingest.folder import ingest_folder
-root, uri, address = sys.argv[1:]
-with Encoder(address) as encoder:
-    collection = FocusedCollection.open(connect(uri), "images")
-    ingest_folder(root, collection, encoder, batch_size=7, progress=lambda done, total: print(done, flush=True))
-"""
-
-
-def ingest_and_kill(root: Path, uri: str, address: str, after: int, pause: float) -> int:
-    """Runs an ingest in a process of its own and kills it once `after` files are done; returns the exit code."""
-    command = [sys.executable, "-c", PROGRAM, str(root), uri, address]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
-        for line in process.stdout:
-            if int(line) >= after:
-                time.sleep(pause)
-                process.kill()
-                break
-        error = process.stderr.read()
-    assert process.returncode in (-signal.SIGKILL, 0), error
-    return process.returncode
-
-
-def test_kill_9(root: Path, tmp_path: Path, address: str, encoder: Encoder, make_images: MakeImages) -> None:
-    """Whole rows only; a re-run completes the rest and changes no byte of what was there."""
-    uri = URI or str(tmp_path / "killed.db")
-    paths = make_images(root, 400)
-    with FocusedCollection.create(connect(uri), "images", encoder.info, overwrite=True):
-        pass
-    moments = random.Random(0)
-    states: dict[str, str] = {}
-    kills = 0
-    for _ in range(3):
-        kills += ingest_and_kill(root, uri, address, len(states) + moments.randint(1, 30), moments.random() / 50) != 0
-        with FocusedCollection.open(connect(uri), "images") as collection:
-            rows = rows_of(collection)
-            found = {name: row["phs_state"] for name, row in rows.items()}
-            state_codec.unpack(list(found.values()), encoder.info.hidden_size)
-            for name, row in rows.items():
-                assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-3)
-                assert row["digest"] == load_image(root / name).digest and row["width"] == 160
-            assert states.items() <= found.items()
-            states = found
-    assert kills == 3 and 0 < len(states) < 400
-    with FocusedCollection.open(connect(uri), "images") as collection:
-        report = run(root, collection, encoder)
-        assert (report.encoded, report.skipped_unchanged) == (400 - len(states), len(states))
-        rows = check_complete(root, collection)
-        assert all(rows[name]["phs_state"] == state for name, state in states.items())
-    for path in make_images(tmp_path / "others", 200, seed=9):
-        shutil.copy(path, root / path.name)
-    assert ingest_and_kill(root, uri, address, 40, 0.01) != 0
-    with FocusedCollection.open(connect(uri), "images") as collection:
-        changed = rows_of(collection)
-        assert set(changed) == set(rows)  # replacing a row never loses it
-        replaced = [name for name, row in changed.items() if row["digest"] != rows[name]["digest"]]
-        assert 0 < len(replaced) < 200
-        for name, row in changed.items():
-            assert (row == rows[name]) == (name not in replaced)
-        assert run(root, collection, encoder).changed == 200 - len(replaced)
-        check_complete(root, collection)
-        assert len(paths) == collection.count()

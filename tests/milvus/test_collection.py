@@ -1,34 +1,18 @@
-"""FocusedCollection against a real Milvus: Lite by default, the server at PHS_TEST_MILVUS_URI if that is set.
-
-tests/milvus_standalone.sh runs these against a standalone server.
-"""
+"""FocusedCollection: what is written is read back and found, and what cannot be is refused."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import uuid
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from pymilvus import DataType, MilvusClient
+from pymilvus import MilvusClient
 
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, InvalidInput, ModelMismatch, StateError
-from phs_milvus.contract.types import Limits, ModelInfo
-from phs_milvus.milvus.collection import FocusedCollection, Row, close, connect, quote
+from phs_milvus.milvus.collection import FocusedCollection, Row, quote
+from tests.milvus.support import INFO, OTHER, D, E, make_rows
 
-URI = os.environ.get("PHS_TEST_MILVUS_URI")
-lite_only = pytest.mark.skipif(URI is not None, reason="about Milvus Lite")
-
-E, D = 16, 10
-INFO = ModelInfo("tiny", "dinov2", "f" * 64, 4, D, E, 4, 4, 56, 2, "float32", Limits())
-OTHER = replace(INFO, model_id="other", fingerprint="0" * 64, image_size=112)
 STRANGE = [
     'a"b',
     "a'b",
@@ -47,49 +31,6 @@ STRANGE = [
     "a\x01b",
 ]
 STRANGE += ["a\u2028b", "{x}", "$meta", "a, b", '"] or id != "', "a\x0bb", "sub/dir/x.jpg"]
-
-
-def make_rows(ids: list, seed: int = 0, **metadata: object) -> list[Row]:
-    rng = np.random.default_rng(seed)
-    embeddings = rng.normal(size=(len(ids), E)).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    states = rng.normal(size=(len(ids), 2, D)).astype(np.float16)
-    return [
-        Row(key, embedding, state, f"{index:064x}", dict(metadata))
-        for index, (key, embedding, state) in enumerate(zip(ids, embeddings, states, strict=True))
-    ]
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusClient]:
-    client = connect(URI or str(tmp_path_factory.mktemp("milvus") / "new" / "test.db"))
-    yield client
-    close(client)
-
-
-@pytest.fixture
-def name(client: MilvusClient) -> Iterator[str]:
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    yield name
-    client.drop_collection(name)
-
-
-@pytest.fixture
-def collection(client: MilvusClient, name: str) -> FocusedCollection:
-    return FocusedCollection.create(client, name, INFO)
-
-
-@pytest.fixture(scope="module")
-def filled(client: MilvusClient) -> Iterator[FocusedCollection]:
-    """A thousand rows that no test changes; album is 0 to 9."""
-    collection = FocusedCollection.create(client, f"t_{uuid.uuid4().hex[:12]}", INFO, index_type="FLAT")
-    rows = make_rows([f"r{index:04d}" for index in range(1000)])
-    for index, row in enumerate(rows):
-        row.metadata = {"album": index % 10, "name": f"n{index}"}
-    collection.insert(rows)
-    collection.flush()
-    yield collection
-    client.drop_collection(collection.name)
 
 
 def test_rows_come_back_as_they_went_in(collection: FocusedCollection) -> None:
@@ -288,18 +229,6 @@ def test_empty_collection(collection: FocusedCollection) -> None:
     collection.check_not_empty()
 
 
-def test_open_and_create(client: MilvusClient, collection: FocusedCollection) -> None:
-    collection.insert(make_rows(["a"]))
-    reopened = FocusedCollection.open(client, collection.name)
-    assert reopened.model == collection.model and reopened.model.fingerprint == INFO.fingerprint
-    assert reopened.describe()["rows"] == 1
-    with pytest.raises(CollectionError, match="exists; open it"):
-        FocusedCollection.create(client, collection.name, INFO)
-    assert reopened.count() == 1
-    assert FocusedCollection.create(client, collection.name, OTHER, overwrite=True).count() == 0
-    assert FocusedCollection.open(client, collection.name).model.model_id == "other"
-
-
 def test_model_mismatch(filled: FocusedCollection) -> None:
     filled.check_model(INFO)
     filled.check_model(replace(INFO, precision="bfloat16"))
@@ -318,110 +247,6 @@ def test_missing_collection(filled: FocusedCollection) -> None:
         FocusedCollection.open(filled.client, "nowhere")
 
 
-def test_bad_create(client: MilvusClient) -> None:
-    for arguments in ({"name": "a-b"}, {"name": ""}, {"index_type": "MAGIC"}, {"id_max_length": 0}):
-        with pytest.raises(InvalidInput):
-            FocusedCollection.create(client, **{"name": "x", "model": INFO, **arguments})
-    with pytest.raises(CollectionError, match="hidden size 20000"):
-        FocusedCollection.create(client, "x", replace(INFO, hidden_size=20_000))
-
-
-@pytest.fixture
-def foreign(client: MilvusClient, name: str) -> Callable[..., str]:
-    """Makes a collection the way somebody else would."""
-
-    def make(metric: str = "COSINE", key: DataType = DataType.INT64, dim: int = E, length: int = 64, **options) -> str:
-        schema = client.create_schema(**{"auto_id": False, "enable_dynamic_field": False, **options})
-        limit = {"max_length": 20} if key == DataType.VARCHAR else {}
-        schema.add_field("pk", key, is_primary=True, **limit)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
-        schema.add_field("packed", DataType.VARCHAR, max_length=length)
-        schema.add_field("title", DataType.VARCHAR, max_length=100)
-        index = client.prepare_index_params()
-        index.add_index("vector", index_type="FLAT", metric_type=metric)
-        client.create_collection(name, schema=schema, index_params=index)
-        return name
-
-    return make
-
-
-FIELDS = {"embedding_field": "vector", "state_field": "packed"}
-
-
-@pytest.mark.parametrize("metric", ["COSINE", "IP", "L2"])
-def test_attach_by_integer_ids(client: MilvusClient, foreign: Callable[..., str], metric: str) -> None:
-    name = foreign(metric)
-    with pytest.raises(CollectionError, match="does not say which model"):
-        FocusedCollection.attach(client, name, **FIELDS)
-    collection = FocusedCollection.attach(client, name, **FIELDS, model=INFO)
-    ids = [3, -5, 2**62]
-    rows = make_rows(ids, title="t")
-    collection.insert(rows)
-    assert list(collection.iterate_ids()) == sorted(ids)
-    query = rows[1].embedding + 0.1 * rows[0].embedding
-    found = collection.search(query[None], 3, with_states=True, output_fields=["title"])[0]
-    cosines = {row.id: float(row.embedding @ query / np.linalg.norm(query)) for row in rows}
-    assert found.ids == sorted(ids, key=lambda key: -cosines[key])
-    np.testing.assert_allclose(found.scores, [cosines[key] for key in found.ids], atol=1e-5)
-    assert found.states == [state_codec.pack(rows[ids.index(key)].state) for key in found.ids]
-    assert collection.get([2**62, 9, 3]) == [{"pk": 2**62, "title": "t"}, {"pk": 3, "title": "t"}]
-    with pytest.raises(CollectionError, match="no VARCHAR field 'digest'"):
-        collection.digests([3])
-    with pytest.raises(InvalidInput, match="64-bit integers"):
-        collection.insert(make_rows(["text"], title="t"))
-    with pytest.raises(InvalidInput, match="no field 'color'; metadata may have title"):
-        collection.insert(make_rows([4], color="red"))
-    with pytest.raises(InvalidInput, match="no field 'color'; it has pk, title") as caught:
-        collection.search(query[None], 3, output_fields=["color"])
-    assert caught.value.field == "output_fields"
-    collection.delete([3])
-    assert collection.count() == 2
-
-
-def test_attach_by_text_ids(client: MilvusClient, foreign: Callable[..., str]) -> None:
-    name = foreign(key=DataType.VARCHAR, enable_dynamic_field=True)
-    collection = FocusedCollection.attach(client, name, **FIELDS, model=INFO)
-    rows = make_rows(['a"', "b"], title="t", more=1)
-    collection.upsert(rows)
-    assert collection.digests(['a"', "c"]) == {'a"': rows[0].digest}
-    with pytest.raises(InvalidInput, match="allows 20"):
-        collection.insert(make_rows(["x" * 21], title="t"))
-
-
-def test_attach_what_does_not_fit(client: MilvusClient, foreign: Callable[..., str]) -> None:
-    name = foreign(length=53)
-    has = "it has pk INT64, vector FLOAT_VECTOR, packed VARCHAR, title VARCHAR"
-    for fields, message in (
-        (
-            {"embedding_field": "nope", "state_field": "packed"},
-            f"no field 'nope' of type FLOAT_VECTOR.*{has}",
-        ),
-        ({"embedding_field": "title", "state_field": "packed"}, "no field 'title' of type FLOAT_VECTOR"),
-        (
-            {"embedding_field": "vector", "state_field": "phs_state"},
-            f"no field 'phs_state' of type VARCHAR.*{has}",
-        ),
-        ({"embedding_field": "vector", "state_field": "pk"}, "no field 'pk' of type VARCHAR"),
-        (FIELDS, "'packed' has max_length 53, but the model needs 56"),
-    ):
-        with pytest.raises(CollectionError, match=message):
-            FocusedCollection.attach(client, name, **fields, model=INFO)
-    with pytest.raises(CollectionError, match="'vector' has dim 16, but the model needs 17"):
-        FocusedCollection.attach(client, name, **FIELDS, model=replace(INFO, embedding_size=17))
-    with pytest.raises(CollectionError, match="no field 'embedding' of type FLOAT_VECTOR"):
-        FocusedCollection.open(client, name)
-
-
-def test_attach_where_milvus_makes_the_ids(client: MilvusClient, foreign: Callable[..., str]) -> None:
-    collection = FocusedCollection.attach(client, foreign(auto_id=True), **FIELDS, model=INFO)
-    row = make_rows(["x"])[0]
-    with pytest.raises(CollectionError, match="makes up its own ids"):
-        collection.insert([row])
-    record = {"vector": row.embedding, "packed": state_codec.pack(row.state), "title": "t"}
-    client.insert(collection.name, [record])
-    assert collection.search(row.embedding[None], 1, output_fields=["title"])[0].fields == [{"title": "t"}]
-
-
 def test_a_collection_dropped_meanwhile(client: MilvusClient, collection: FocusedCollection) -> None:
     client.drop_collection(collection.name)
     for use in (
@@ -431,70 +256,3 @@ def test_a_collection_dropped_meanwhile(client: MilvusClient, collection: Focuse
     ):
         with pytest.raises(CollectionError, match=collection.name):
             use()
-
-
-def test_no_server() -> None:
-    with pytest.raises(CollectionError, match=r"no Milvus at http://127\.0\.0\.1:1: .*\.db"):
-        connect("http://127.0.0.1:1", timeout=2)
-    with pytest.raises(CollectionError, match="neither a path"):
-        connect("milvus")
-
-
-@lite_only
-def test_lite_takes_one_process_at_a_time(tmp_path: Path) -> None:
-    path = str(tmp_path / "held.db")
-    client = connect(path)
-    collection = FocusedCollection.create(client, "c", INFO)
-    collection.insert(make_rows(["a"]))
-    second = connect(path)  # the same process may
-    program = (
-        "import sys; from phs_milvus.milvus.collection import *\n"
-        "try: print(FocusedCollection.open(connect(sys.argv[1]), 'c').count())\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-
-    def elsewhere() -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, timeout=60)
-
-    blocked = elsewhere()
-    assert "CollectionError cannot open Milvus Lite at" in blocked.stdout
-    assert "one process at a time" in blocked.stdout
-    assert "Traceback" not in blocked.stdout + blocked.stderr
-    close(second)
-    assert collection.count() == 1
-    collection.close()
-    assert elsewhere().stdout == "1\n"
-    with FocusedCollection.open(connect(path), "c") as again:
-        assert again.count() == 1 and again.model == collection.model
-
-
-@lite_only
-def test_lite_killed_while_it_stores_rows(tmp_path: Path) -> None:
-    """Rows are stored and the log of them is still there: as a kill -9 at that moment leaves it, see lite.py."""
-    path, copy = tmp_path / "killed.db", tmp_path / "wal"
-    rows = make_rows([f"r{index}" for index in range(50)])
-    with FocusedCollection.create(connect(str(path)), "c", INFO) as collection:
-        collection.insert(rows)
-        logs = path / "collections" / "c" / "wal"
-        shutil.copytree(logs, copy)
-        collection.flush()
-        collection.insert(make_rows(["later"]))
-        shutil.copytree(logs, copy, dirs_exist_ok=True)
-    assert len(list(copy.iterdir())) == 2
-    shutil.copytree(copy, logs, dirs_exist_ok=True)
-    manifest = logs.parent / "manifest.json"
-    manifest.write_text((logs.parent / "manifest.json.prev").read_text())  # before "later" was stored
-    for _ in range(2):
-        with FocusedCollection.open(connect(str(path)), "c") as collection:
-            assert collection.count() == 51
-            assert list(collection.iterate_ids()) == sorted([*(row.id for row in rows), "later"])
-            assert len(collection.search(rows[0].embedding[None], 100)[0]) == 51
-
-
-@lite_only
-def test_lite_at_a_path_that_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "old.db").write_bytes(b"SQLite format 3\0")
-    with pytest.raises(CollectionError, match="perhaps of Milvus Lite 2"):
-        connect(str(tmp_path / "old.db"))
-    with pytest.raises(CollectionError, match="cannot open Milvus Lite"):
-        connect(str(tmp_path / "old.db" / "x.db"))

@@ -21,8 +21,8 @@ PROMPT = Box(20, 20, 90, 100)
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    client = connect(str(tmp_path_factory.mktemp("milvus") / "search.db"))
+def client(milvus_uri: str) -> Iterator[object]:
+    client = connect(milvus_uri)
     yield client
     close(client)
 
@@ -43,7 +43,7 @@ def fill(collection: FocusedCollection, encoder: Encoder, paths: list[Path]) -> 
 
 @pytest.fixture(scope="module")
 def collection(client: object, encoder: Encoder, images: list[Path]) -> FocusedCollection:
-    collection = FocusedCollection.create(client, "images", encoder.info)
+    collection = FocusedCollection.create(client, "images", encoder.info, overwrite=True)
     fill(collection, encoder, images)
     return collection
 
@@ -199,15 +199,19 @@ def test_a_collection_without_states_says_so(client: object) -> None:
         FocusedCollection.open(client, "plain")
 
 
-def test_a_row_whose_state_is_broken_is_named(client: object, encoder: Encoder, images: list[Path]) -> None:
-    broken = FocusedCollection.create(client, "broken", encoder.info)
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [("AAAA", r"'broken', row 'bad.jpg': expected \d+ characters"), ("", "row 'bad.jpg': no state yet")],
+)
+def test_a_row_whose_state_is_broken_is_named(
+    client: object, encoder: Encoder, images: list[Path], state: str, text: str
+) -> None:
+    broken = FocusedCollection.create(client, "broken", encoder.info, overwrite=True)
     fill(broken, encoder, images[:3])
     embedding = encoder.encode(images[9]).embedding
-    client.insert("broken", [{"id": "bad.jpg", "embedding": embedding, "phs_state": "AAAA", "digest": ""}])
-    with pytest.raises(StateError, match=r"'broken', row 'bad.jpg': expected \d+ characters"):
-        FocusedSearch(broken, encoder).search(images[0], PROMPT)
-    client.insert("broken", [{"id": "bad.jpg", "embedding": embedding, "phs_state": "", "digest": ""}])
-    with pytest.raises(StateError, match=r"row 'bad.jpg': no state yet"):
+    client.insert("broken", [{"id": "bad.jpg", "embedding": embedding, "phs_state": state, "digest": ""}])
+    assert broken.count() == 4  # a server shows a row to searches a moment after it was inserted, or when asked so
+    with pytest.raises(StateError, match=text):
         FocusedSearch(broken, encoder).search(images[0], PROMPT)
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from phs_milvus.evaluation.measures import standard_error
 from tools.demo_model.categories import NAMES
 from tools.demo_model.scenes import REPORT_SEEDS, SELECTION_SEEDS, SHIPPED_SIZE, render
 from tools.demo_model.shards import labels_of
@@ -239,7 +240,7 @@ def main() -> None:
     print("| method | MP@10 | against whole image | mAP |\n| --- | --- | --- | --- |")
     for name, values in results.items():
         gain = values[:, 0] - base[:, 0]
-        error = gain.std(ddof=1) / math.sqrt(len(gain))
+        error = standard_error(gain)
         mean, ap = values.mean(0)
         change = "" if name == "whole image" else f"{gain.mean():+.3f} ± {error:.3f}"
         print(f"| {name} | {mean:.3f} | {change} | {ap:.3f} |")

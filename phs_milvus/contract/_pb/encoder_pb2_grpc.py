@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class FocusEncoderStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Encodes images with a focus on what a mask selects, and scores stored PHS states against such queries.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -62,7 +63,8 @@ class FocusEncoderStub(object):
 
 
 class FocusEncoderServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Encodes images with a focus on what a mask selects, and scores stored PHS states against such queries.
+    """
 
     def Encode(self, request, context):
         """One image, optionally with a mask of the thing to look at.
@@ -137,7 +139,8 @@ def add_FocusEncoderServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FocusEncoder(object):
-    """Missing associated documentation comment in .proto file."""
+    """Encodes images with a focus on what a mask selects, and scores stored PHS states against such queries.
+    """
 
     @staticmethod
     def Encode(request,

@@ -1,25 +1,30 @@
-"""What a labelled set of images is, whatever file it came from, and how readers report what is wrong with a file."""
+"""What a labelled set of images is, whatever file it came from."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.pointing.prompts import Prompt
 
 Corners = tuple[float, float, float, float]
 
+# Of things left out, how many are named.
+NAMED = 10
+
 
 class AnnotationError(InvalidInput):
-    """An annotation file cannot be used. The text names the file, the record and the field."""
+    """An annotation cannot be used. The text names file, record and field; `problem` leaves the file out."""
 
     def __init__(self, file: Path, record: str, field: str, problem: str) -> None:
-        super().__init__(f"{file}: {record + ': ' if record else ''}{field}: {problem}", "dataset")
+        self.problem = f"{record + ': ' if record else ''}{field}: {problem}"
+        super().__init__(f"{file}: {self.problem}", "dataset")
+
+
+class DatasetWarning(UserWarning):
+    """Something in a labelled set was left out, merged or converted."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,11 @@ class Instance:
 
     Attributes:
         label: its class.
-        box: x0, y0, x1, y1 in pixels of the upright image, x1 and y1 exclusive.
-        is_query: False for objects that are no fair query: VOC's `difficult`, COCO's `iscrowd`. They count as present.
-        segment: makes the prompt that outlines it; None where the file has no outline.
+        box: x0, y0, x1, y1 in pixels of the upright image, x1 and y1 exclusive, inside the image.
+        is_query: False for objects that are no fair query: VOC's `difficult`, COCO's `iscrowd`, Open Images'
+            `IsGroupOf`. They count as present, so an image that holds only such objects of a class is relevant to it.
+        segment: makes the prompt that outlines it, and raises InvalidInput where the outline is broken; None where the
+            file has no outline.
     """
 
     label: str
@@ -55,67 +62,48 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled set of images, in the order of their ids.
+    """A labelled set of images, each file once, in the order of their ids.
 
     Attributes:
         missing: ids of annotated images whose file is not there; partial downloads are common.
         unreadable: what is wrong with images that were left out because they cannot be used, by id.
+        skipped: what is wrong with each annotation that was left out, naming file, record and field.
+        notes: what was converted or merged, one sentence for each kind.
     """
 
     name: str
     images: tuple[LabelledImage, ...]
     missing: tuple[str, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:
         """Every class that occurs, sorted."""
         return sorted({instance.label for image in self.images for instance in image.instances})
 
-
-def there(name: str, images: Iterable[LabelledImage]) -> Dataset:
-    """The images whose file is there, and which are not."""
-    found, missing = [], []
-    for image in images:
-        if image.path.is_file():
-            found.append(image)
-        else:
-            missing.append(image.id)
-    return Dataset(name, tuple(found), tuple(missing))
-
-
-def read_json(file: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        AnnotationError: unreadable, or not JSON.
-    """
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise AnnotationError(file, "", "file", f"is not readable JSON: {error}") from error
-
-
-def required(record: Mapping[str, Any], field: str, kind: type | tuple[type, ...], file: Path, where: str) -> Any:
-    """A field of a record that must be there and of a type; AnnotationError names it otherwise."""
-    if not isinstance(record, Mapping):
-        raise AnnotationError(file, where, "record", f"is {type(record).__name__}, not an object")
-    if field not in record:
-        raise AnnotationError(file, where, field, "is missing")
-    value = record[field]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise AnnotationError(file, where, field, f"is {value!r:.60}")
-    return value
-
-
-def corners(values: Sequence[Any], file: Path, where: str, field: str) -> Corners:
-    """x0, y0, x1, y1 as finite floats with x0 < x1 and y0 < y1; AnnotationError otherwise."""
-    try:
-        x0, y0, x1, y1 = (float(value) for value in values)
-    except (TypeError, ValueError):
-        raise AnnotationError(file, where, field, f"is not four numbers: {values!r:.60}") from None
-    if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 <= x0 or y1 <= y0:
-        raise AnnotationError(
-            file, where, field, f"is not a box with x0 < x1 and y0 < y1: {x0:g}, {y0:g}, {x1:g}, {y1:g}"
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know before trusting the numbers: one line for each kind of thing, ten names at most."""
+        lines = list(self.notes)
+        if self.missing:
+            lines.append(f"left out: {counted(self.missing)}, annotated but without a file")
+        lines += listed(f"left out: {len(self.skipped)} annotation(s) that cannot be used", self.skipped)
+        lines += listed(
+            f"left out: {len(self.unreadable)} image(s) that cannot be used", tuple(self.unreadable.values())
         )
-    return x0, y0, x1, y1
+        return lines
+
+
+def listed(heading: str, problems: Sequence[str]) -> list[str]:
+    """A heading and the first problems, a line each; nothing where there is no problem."""
+    if not problems:
+        return []
+    more = [f"  and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
+    return [f"{heading}:", *(f"  {problem}" for problem in problems[:NAMED]), *more]
+
+
+def counted(names: Sequence[str]) -> str:
+    """How many, and the first of them: "12 (a, b, ...)"."""
+    return f"{len(names)} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from phs_milvus.contract.types import Float32Array, Focus
 from phs_milvus.evaluation.bench import QuerySet
 from phs_milvus.evaluation.experiments.study import Study
-from phs_milvus.evaluation.measures import DEPTH, blocks, rank_metrics
+from phs_milvus.evaluation.measures import DEPTH, blocks, rank_metrics, standard_error
 from phs_milvus.evaluation.methods import Focused, TwoStage
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.report import Section
@@ -31,17 +31,17 @@ def run(study: Study) -> list[Section]:
     for name, focus in focuses.items():
         points = []
         for depth, recalls, values, difference in _measure(study, focus, depths, name):
-            points.append((float(depth), float(recalls.mean()), _error(recalls)))
+            points.append((float(depth), float(recalls.mean()), standard_error(recalls)))
             rows.append(
                 {
                     "focus": name,
                     "candidates K": depth,
                     f"recall of exhaustive top {DEPTH}": float(recalls.mean()),
-                    "SE": _error(recalls),
+                    "SE": standard_error(recalls),
                     "worst query": float(recalls.min()),
                     study.metric: float(values.mean()),
                     "difference to exhaustive": float(difference.mean()),
-                    "its SE": _error(difference),
+                    "its SE": standard_error(difference),
                 }
             )
         lines[name] = points
@@ -73,10 +73,6 @@ def _measure(
 def _values(study: Study, queries: QuerySet, scores: Float32Array) -> np.ndarray:
     """float64 [Q]: the study's metric."""
     return rank_metrics(scores, study.bench.relevant(queries), queries.images)[study.metric]
-
-
-def _error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def overlap(queries: QuerySet, scores: Float32Array, reference: Float32Array) -> np.ndarray:

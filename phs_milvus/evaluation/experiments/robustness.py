@@ -14,11 +14,11 @@ from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.measures import paired
 from phs_milvus.evaluation.methods import Average, Edited, Focused, Method, WholeImage
 from phs_milvus.evaluation.plots import Plot
-from phs_milvus.evaluation.queries import Query, centre_of, prompt_of
+from phs_milvus.evaluation.queries import ObjectQuery, box_of, centre_of, outline_of
 from phs_milvus.evaluation.report import Section
-from phs_milvus.pointing.prompts import Box, Mask, Point, Prompt, to_array
+from phs_milvus.pointing.prompts import Mask, Point, Prompt, to_array
 
-Draw = Callable[[Query, int, int, float, np.random.Generator], Prompt]
+Draw = Callable[[ObjectQuery, int, int, float, np.random.Generator], Prompt]
 
 _CORNERS = (0.0, 0.1, 0.2, 0.3, 0.5)
 _SCALES = (0.0, 0.25, 0.5)
@@ -64,11 +64,11 @@ def run(study: Study) -> list[Section]:
     ]
 
 
-def jittered(study: Study, draw: Draw, level: float) -> Callable[[Query, int, int], Prompt]:
+def jittered(study: Study, draw: Draw, level: float) -> Callable[[ObjectQuery, int, int], Prompt]:
     """A prompt function for `Bench.queries`; the draw depends on the seed and the query, not on the level."""
     numbers = {id(query): number for number, query in enumerate(study.queries)}
 
-    def prompt(query: Query, width: int, height: int) -> Prompt:
+    def prompt(query: ObjectQuery, width: int, height: int) -> Prompt:
         return draw(query, width, height, level, np.random.default_rng([study.seed, numbers[id(query)]]))
 
     return prompt
@@ -89,20 +89,22 @@ def _sweep(study: Study, heading: str, axis: str, levels: Sequence[float], draw:
     return Section(f"{study.model}: {heading}", note, rows, Plot(axis, study.metric, lines=lines))
 
 
-def _shifted(query: Query, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:
-    return Box(*perturb.shifted_corners(query.instance.box, level, width, height, rng))
+def _shifted(query: ObjectQuery, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:
+    return box_of(perturb.shifted_corners(query.instance.box, level, width, height, rng))
 
 
-def _rescaled(query: Query, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:
-    return Box(*perturb.rescaled(query.instance.box, level, width, height, rng))
+def _rescaled(query: ObjectQuery, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:
+    return box_of(perturb.rescaled(query.instance.box, level, width, height, rng))
 
 
-def _displaced(query: Query, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:
+def _displaced(query: ObjectQuery, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:
     centre = centre_of(query.instance, width, height)
     return Point(*perturb.displaced(centre, query.instance.box, level, width, height, rng))
 
 
-def _resized(query: Query, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:
-    """The outline where there is one, else the box."""
-    kind = "box" if query.instance.segment is None else "segmentation"
-    return Mask(perturb.resized_mask(to_array(prompt_of(query.instance, kind, width, height), width, height), level))
+def _resized(query: ObjectQuery, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:
+    """The outline where there is one that can be drawn, else the box."""
+    outline = outline_of(query.instance, width, height)
+    if outline is None:
+        outline = to_array(box_of(query.instance.box), width, height)
+    return Mask(perturb.resized_mask(outline, level))

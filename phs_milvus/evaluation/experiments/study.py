@@ -13,7 +13,7 @@ from phs_milvus.evaluation.bench import Bench, QuerySet
 from phs_milvus.evaluation.measures import DEPTH, DEPTHS, Outcome, evaluate, paired
 from phs_milvus.evaluation.methods import Method, WholeImage
 from phs_milvus.evaluation.plots import Plot
-from phs_milvus.evaluation.queries import Query
+from phs_milvus.evaluation.queries import ObjectQuery
 
 METRIC = f"MP@{DEPTH}"
 _FEWEST = 3
@@ -24,15 +24,17 @@ class Study:
     """One model on one dataset.
 
     Attributes:
-        queries: the objects that are queries.
+        queries: the objects that are queries, each of which every kind of prompt can point at.
         prompts: kinds of prompt to measure; the first is the one of experiments that use one.
         seed: of jitters and folds.
+        left_out: objects that would be queries and cannot be pointed at, with the reason.
     """
 
     bench: Bench
-    queries: Sequence[Query]
+    queries: Sequence[ObjectQuery]
     prompts: tuple[str, ...] = ("box",)
     seed: int = 0
+    left_out: Sequence[str] = ()
 
     @cached_property
     def pointed(self) -> QuerySet:

@@ -123,7 +123,7 @@ class Batcher(Generic[Item, Result]):
             if self._closed:
                 raise Closed("shutting down")
             if self._is_full(size):
-                self._drop_unwanted()
+                self.drop_unwanted()
             if self.depth >= self._max_queue_size:
                 raise QueueFull(f"the queue holds {self._max_queue_size} items, its limit")
             if self._is_full(size):
@@ -152,6 +152,13 @@ class Batcher(Generic[Item, Result]):
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(Closed("shut down before this item was run"))
 
+    def drop_unwanted(self) -> None:
+        """Forgets the waiting items whose deadline has passed or whose future was cancelled."""
+        with self._changed:
+            for priority, queue in self._waiting.items():
+                self._waiting[priority] = deque(entry for entry in queue if not _unwanted(entry) or _start(entry))
+            self._bytes = sum(entry.size for queue in self._waiting.values() for entry in queue)
+
     @property
     def alive(self) -> bool:
         """Whether every worker thread runs."""
@@ -165,12 +172,6 @@ class Batcher(Generic[Item, Result]):
     def _is_full(self, size: int) -> bool:
         too_large = self._bytes > 0 and self._bytes + size > self._max_queue_bytes
         return too_large or self.depth >= self._max_queue_size
-
-    def _drop_unwanted(self) -> None:
-        """Makes room by forgetting expired and cancelled items. Called with the lock held."""
-        for priority, queue in self._waiting.items():
-            self._waiting[priority] = deque(entry for entry in queue if not _unwanted(entry) or _start(entry))
-        self._bytes = sum(entry.size for queue in self._waiting.values() for entry in queue)
 
     def _work(self, run: Callable[[Sequence[Item]], Sequence[Result]]) -> None:
         while batch := self._next_batch():

@@ -1,4 +1,4 @@
-"""Where a prompt makes the server look: the crop that zoom asks for, roi, and the Gaussian of foveal attention.
+"""Where a prompt makes the server look: the crop that zoom asks for, and the Gaussian of foveal attention.
 
 Runs on decode threads, without torch. Pixels of the upright image throughout; regions are x0, y0, x1, y1, exclusive.
 """
@@ -12,52 +12,54 @@ import numpy as np
 import numpy.typing as npt
 
 from phs_milvus.contract.errors import PromptError
-from phs_milvus.contract.images import decode_upright
-from phs_milvus.contract.types import Float32Array, Focus, Limits, MaskRuns, Region
-from phs_server.flow.preprocess import Prepared, checked_size, decode_for, expanded, shares_on_grid, squashed
-from phs_server.model.engine import AttentionChange
+from phs_milvus.contract.grid import shares_on_grid
+from phs_milvus.contract.types import Float32Array, Focus, MaskRuns, Region
+from phs_server.flow.preprocess import Decode, Prepared, checked_header, expanded
+from phs_server.model.batch import PromptBatch
 
 # In patches, as published.
 _FOVEA_SIGMA = 100.0
 
 
-def prepare_focused(
-    data: bytes, mask: MaskRuns, focus: Focus, heads: int, *, image_size: int, resample: int, grid: int, limits: Limits
-) -> Prepared:
+def prepare_focused(data: bytes, mask: MaskRuns, focus: Focus, heads_on: int, *, grid: int, decode: Decode) -> Prepared:
     """An image and its mask as `focus` wants them seen.
 
     Raises:
         ImageError: over a limit, which is checked before anything is decoded, or not decodable.
         PromptError: another size than the image, runs that do not fit, or nothing set.
+        Dear: see `Decode`.
     """
-    width, height = checked_size(data, limits)
+    header = checked_header(data, decode.limits)
+    width, height = header.upright_size
+    decode.check(header)  # before a mask of that size is expanded
     inside = expanded(mask, width, height)
     box, zoom = bounding_box(inside), focus.single_zoom
     x0, y0, x1, y1 = region = zoom_region(box, zoom, width, height) if zoom else (0, 0, width, height)
     seen = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
-    # Cropped before it is resized: `resize(box=...)` would mix in pixels from outside the region. Without zoom the
-    # pixels are those of the same image without a prompt.
-    image = decode_upright(data).crop(region) if zoom else decode_for(data, image_size)
     return Prepared(
-        pixels=squashed(image, image_size, resample),
-        mask=shares_on_grid(inside[y0:y1, x0:x1], grid),
-        heads=heads,
+        # Without zoom the pixels are those of the same image without a prompt.
+        pixels=decode(header, region if zoom else None),
         width=width,
         height=height,
         region=region,
-        roi=focus.attention_shift,
+        mask=shares_on_grid(inside[y0:y1, x0:x1], grid, grid),
+        heads_on=heads_on,
+        attention_shift=focus.attention_shift,
         fovea=focus.fovea * foveal_grid(seen, x1 - x0, y1 - y0, grid) if focus.fovea else None,
     )
 
 
-def attention_change(items: Sequence[Prepared]) -> AttentionChange | None:
-    """What a batch changes in the attention itself; None, the usual case, where no item changes anything."""
-    if not any(item.changes_attention for item in items):
-        return None
-    nothing = np.zeros_like(items[0].mask)
-    return AttentionChange(
-        roi=np.array([item.roi for item in items], np.float32),
-        fovea=np.stack([nothing if item.fovea is None else item.fovea for item in items]),
+def prompts_of(items: Sequence[Prepared], heads: int, patches: int) -> PromptBatch[np.ndarray]:
+    """The prompts of a batch, for a model of so many heads and patches."""
+    nothing = np.zeros(patches, np.float32)
+    shifts = np.array([item.attention_shift for item in items], np.float32)
+    foveas = [item.fovea for item in items]
+    has_fovea = any(each is not None for each in foveas)
+    return PromptBatch(
+        masks=np.stack([nothing if item.mask is None else item.mask for item in items]),
+        head_counts=np.array([item.heads_on or heads for item in items], np.int64),
+        attention_shift=shifts if shifts.any() else None,
+        fovea=np.stack([nothing if each is None else each for each in foveas]) if has_fovea else None,
     )
 
 

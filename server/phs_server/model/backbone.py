@@ -8,6 +8,7 @@ Attribute names differ between transformers releases; `_pick` takes the first th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ import transformers
 from torch import Tensor, nn
 
 from phs_milvus.contract.errors import ModelError
+from phs_server.model.batch import PromptBatch
 from phs_server.model.fovea import foveal_trunk
-from phs_server.model.last_layer import ClsAttention, LastLayer, Look, ProbeAttention, Rope
+from phs_server.model.last_layer import ClsAttention, LastLayer, ProbeAttention, Rope
 from phs_server.model.readout import Readout
 
 # transformers' models have no useful static type: their attributes differ by family and release.
@@ -63,16 +65,15 @@ class Backbone(nn.Module):
         self.last.to(dtype)
         self.readout.set_precision(dtype)
 
-    def forward(self, pixel_values: Tensor, look: Look | None = None) -> LastLayer:
+    def forward(self, pixel_values: Tensor, prompts: PromptBatch[Tensor] | None = None) -> LastLayer:
         """pixel_values float [B, 3, S, S], normalised -> the last attention for the pooled token."""
         pixel_values = pixel_values.to(self.dtype)
         rope: Rope | None = None
         if hasattr(self.model, "rope_embeddings"):
             rope = self.model.rope_embeddings(pixel_values)
-        if look is None:
-            return self.last(self.trunk(self.model, pixel_values), rope)
-        with foveal_trunk(self.layers, look.fovea, self.last.prefix_tokens):
-            return self.last(self.trunk(self.model, pixel_values), rope, look)
+        fovea = None if prompts is None else prompts.fovea
+        with nullcontext() if fovea is None else foveal_trunk(self.layers, fovea, self.last.prefix_tokens):
+            return self.last(self.trunk(self.model, pixel_values), rope, prompts)
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,12 @@ def _run_siglip2(model: Model, pixel_values: Tensor) -> Tensor:
 
 
 def _cut_vit(model: Model, trunk: Trunk) -> Backbone:
-    """DINOv2, with or without registers, DINOv3, ViT: pre-norm layers, then a norm over all tokens."""
+    """DINOv2, with or without registers, DINOv3, ViT, DeiT: pre-norm layers, then a norm over all tokens."""
     layers = _pick(model, "layers", "encoder.layer", "model.layer", "layer")
     norm_name = "layernorm" if hasattr(model, "layernorm") else "norm"
-    registers = getattr(model.config, "num_register_tokens", 0)
-    backbone = _cut_last_layer(model, trunk, layers, getattr(model, norm_name), None, 1 + registers)
+    # Between [CLS] and the patches: registers, or DeiT's distillation token.
+    others = 1 if model.config.model_type == "deit" else getattr(model.config, "num_register_tokens", 0)
+    backbone = _cut_last_layer(model, trunk, layers, getattr(model, norm_name), None, 1 + others)
     setattr(model, norm_name, nn.Identity())
     return backbone
 
@@ -233,12 +235,14 @@ def _siglip2_embedding(model: Model, pixel_values: Tensor) -> Tensor:
 
 
 _DINO = Family(_run, _cls_embedding(_run), _cut_vit)
+_VIT = Family(_run_interpolating, _cls_embedding(_run_interpolating), _cut_vit)
 
 FAMILIES: dict[str, Family] = {
     "dinov2": _DINO,
     "dinov2_with_registers": _DINO,
     "dinov3_vit": _DINO,
-    "vit": Family(_run_interpolating, _cls_embedding(_run_interpolating), _cut_vit),
+    "vit": _VIT,
+    "deit": _VIT,
     "clip_vision_model": Family(_run_interpolating, _clip_embedding, _cut_clip),
     "siglip_vision_model": Family(_run_interpolating, _siglip_embedding, _cut_siglip),
     "siglip2_vision_model": Family(_run_siglip2, _siglip2_embedding, _cut_siglip),

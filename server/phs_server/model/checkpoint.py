@@ -1,8 +1,9 @@
 """From a model id or directory to a checked `Backbone` and what its preprocessing needs.
 
-Loading is transformers' own, safetensors only, never with remote code. Before a model is served, the cut model's
-readout with every head at weight 1 is compared with the model's own forward: if transformers changes under us, we
-refuse to serve rather than return other embeddings. The engine repeats it on its device (encoder.warm_up).
+Loading is transformers' own, safetensors only, never with remote code. Before a model is served, what we make of a
+picture is compared with what transformers' image processor and model make of it: our input with theirs, and the cut
+model's readout with every head at weight 1 with the model's own embedding. If they differ, we refuse to serve. The
+engine repeats the second on its device (engine.warm_up).
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from torch import nn
 from phs_milvus.contract.errors import ModelError
 from phs_milvus.contract.types import Float32Array
 from phs_server.model.backbone import FAMILIES, Backbone, Family, Model
+from phs_server.model.folder import check_config, check_counts, check_sizes, count_weights
+from phs_server.model.preprocessing import Preprocessing, ProcessorReader, first_line
+from phs_server.model.sample import sample_picture
 
 log = logging.getLogger(__name__)
 
@@ -44,39 +48,11 @@ _SELF_CHECK_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """How pixels become model input: RGB resized to a square without a crop, then (x / 255 - mean) / std.
-
-    Attributes:
-        image_size: pixels, a multiple of patch_size.
-        patch_size: pixels.
-        resample: a PIL.Image.Resampling number.
-        mean, std: per RGB channel, on the 0..1 scale.
-    """
-
-    image_size: int
-    patch_size: int
-    resample: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
-
-    def normalised(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """uint8 [3, S, S] -> float32 [1, 3, S, S]."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        return ((torch.from_numpy(pixels) / 255 - mean) / std).unsqueeze(0)
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A loaded, cut and checked model, in float32 on the CPU.
 
     Attributes:
-        sample: uint8 [3, S, S], RGB noise.
+        sample: uint8 [3, S, S], a made picture.
         sample_embedding: float32 [E], of the sample by the model before it was cut, l2-normalised.
     """
 
@@ -98,27 +74,44 @@ def load(model_id: str, image_size: int | None = None) -> Checkpoint:
         image_size: side of the model's input in pixels; None: what the checkpoint's image processor says.
 
     Raises:
-        ModelError: not found, not a supported family, missing weights, an image size that is no multiple of the
-            patch size, or an embedding that differs from the model's own.
+        ModelError: not found, not a supported family, missing weights, an image processor that cannot be honoured,
+            an image size that is no multiple of the patch size, or a self-check that fails.
     """
     # Its table of the text half's weights that we do not load reads like a failure, and is none.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     config, model_type = _load_config(model_id)
-    family = FAMILIES[model_type]
-    preprocessing = _load_preprocessing(model_id, model_type, config, image_size)
+    if folder := _folder(model_id):
+        check_sizes(config, count_weights(folder), model_id)
+    reader = ProcessorReader(model_id, model_type)
+    preprocessing = reader.preprocessing(model_type, config, image_size)
+    side, deviation = preprocessing.image_size, reader.deviation(preprocessing.image_size)
+    picture = sample_picture(side, side) if deviation else sample_picture(side * 5 // 4, side * 7 // 8)
+    sample, theirs = preprocessing.squashed(picture), reader.model_input(picture, preprocessing)
+    ours = preprocessing.normalised(sample)
+    reader.check(ours, theirs)
+    if deviation:
+        log.info("model '%s': %s", model_id, deviation)
     model = _load_model(model_id, model_type, config)
     fingerprint = _fingerprint(model, model_type, preprocessing)
-    side = preprocessing.image_size
-    sample = np.random.default_rng(0).integers(0, 256, (3, side, side), np.uint8)
-    backbone, embedding = _cut_and_check(model, family, preprocessing.normalised(sample))
+    backbone, embedding = _cut_and_check(model, FAMILIES[model_type], ours, theirs)
     return Checkpoint(model_id, model_type, fingerprint, backbone, preprocessing, sample, embedding)
+
+
+def _folder(model_id: str) -> Path | None:
+    """The model's directory, where it is one and not a name on the hub."""
+    return Path(model_id) if model_id and Path(model_id).is_dir() else None
 
 
 def _load_config(model_id: str) -> tuple[transformers.PretrainedConfig, str]:
     """The vision model's configuration and its model_type."""
+    if folder := _folder(model_id):
+        check_config(folder)
     try:
+        check_counts(transformers.PretrainedConfig.get_config_dict(model_id)[0], model_id)
         config = transformers.AutoConfig.from_pretrained(model_id, trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:  # transformers and huggingface_hub raise many kinds here, some of them ValueError
         raise _not_loadable(model_id, error) from error
     model_type = _VISION_PART.get(config.model_type, config.model_type)
@@ -136,7 +129,7 @@ def _load_config(model_id: str) -> tuple[transformers.PretrainedConfig, str]:
 
 def _load_model(model_id: str, model_type: str, config: transformers.PretrainedConfig) -> Model:
     name = _CLASSES.get(model_type, "AutoModel")
-    extra = {"add_pooling_layer": False} if model_type == "vit" else {}
+    extra = {"add_pooling_layer": False} if model_type in ("vit", "deit") else {}
     try:
         model, report = getattr(transformers, name).from_pretrained(
             model_id,
@@ -163,8 +156,8 @@ def _load_model(model_id: str, model_type: str, config: transformers.PretrainedC
 
 
 def _not_loadable(model_id: str, error: Exception) -> ModelError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if model_id and Path(model_id).is_dir():
+    reason = first_line(error)
+    if _folder(model_id):
         return ModelError(
             f"cannot load the model in directory '{model_id}': {reason}. "
             "It must hold config.json, model.safetensors and preprocessor_config.json."
@@ -176,53 +169,12 @@ def _not_loadable(model_id: str, error: Exception) -> ModelError:
     )
 
 
-def _load_preprocessing(
-    model_id: str, model_type: str, config: transformers.PretrainedConfig, image_size: int | None
-) -> Preprocessing:
-    """Reads the checkpoint's image processor numbers. Its centre crop, if any, becomes the size we resize to."""
-    try:
-        numbers, _ = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(model_id)
-    except OSError as error:
-        raise ModelError(
-            f"model '{model_id}' has no preprocessor_config.json, which says how images are resized and normalised; "
-            f"copy it next to config.json ({str(error).splitlines()[0]})"
-        ) from error
-    patch_size = config.patch_size
-    size = image_size
-    if size is None and model_type == "siglip2_vision_model":
-        size = int(config.num_patches**0.5) * patch_size
-    if size is None:
-        size = _side(numbers.get("crop_size") if numbers.get("do_center_crop") else numbers.get("size"))
-    if size is None:
-        raise ModelError(f"the image processor of model '{model_id}' names no size; pass --image-size")
-    if size < patch_size or size % patch_size:
-        near = max(1, round(size / patch_size)) * patch_size
-        raise ModelError(
-            f"image size {size} is not a multiple of the model's patch size {patch_size}; use {near} for example"
-        )
-    try:
-        mean, std = tuple(map(float, numbers["image_mean"])), tuple(map(float, numbers["image_std"]))
-    except KeyError as error:
-        raise ModelError(f"preprocessor_config.json of model '{model_id}' lacks {error}") from error
-    return Preprocessing(size, patch_size, int(numbers.get("resample", 3)), mean, std)  # type: ignore[arg-type]
-
-
-def _side(size: object) -> int | None:
-    """The side in pixels from the several ways processors write it."""
-    if isinstance(size, dict):
-        return size.get("height") or size.get("shortest_edge")
-    return size if isinstance(size, int) else None
-
-
 def _fingerprint(model: Model, model_type: str, preprocessing: Preprocessing) -> str:
     """sha256 over the weights' values, the numbers of the configuration that change results, and preprocessing.
 
     Weights are hashed one by one and the hashes sorted, because transformers renames parameters between releases.
     """
-    weights = sorted(
-        hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.float().numpy().tobytes()).hexdigest()
-        for tensor in model.state_dict().values()
-    )
+    weights = sorted(map(_digest, model.state_dict().values()))
     config = model.config
     numbers = {
         "type": model_type,
@@ -235,13 +187,25 @@ def _fingerprint(model: Model, model_type: str, preprocessing: Preprocessing) ->
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _digest(tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(repr(tuple(tensor.shape)).encode())
+    digest.update(tensor.float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 @torch.no_grad()
-def _cut_and_check(model: Model, family: Family, pixels: torch.Tensor) -> tuple[Backbone, Float32Array]:
-    """The cut model, and the whole model's embedding float32 [E] of pixels float32 [1, 3, S, S]."""
-    expected = nn.functional.normalize(family.embed(model, pixels).float(), dim=-1)
+def _cut_and_check(
+    model: Model, family: Family, ours: torch.Tensor, theirs: torch.Tensor
+) -> tuple[Backbone, Float32Array]:
+    """The cut model, and the whole model's embedding float32 [E].
+
+    Args:
+        ours, theirs: one picture as model input, float32 [1, 3, S, S], for the cut model and for the whole one.
+    """
+    expected = nn.functional.normalize(family.embed(model, theirs).float(), dim=-1)
     backbone = family.cut(model, family.trunk)
-    last = backbone(pixels)
-    actual = backbone.readout(last.residual, last.heads, torch.ones(1, backbone.heads))
+    last = backbone(ours)
+    actual = backbone.readout(last.residual, last.head_outputs, torch.ones(1, backbone.heads))
     error = float((actual - expected).abs().max())
     if not error < _SELF_CHECK_TOLERANCE:
         raise ModelError(

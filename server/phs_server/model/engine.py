@@ -9,52 +9,34 @@ import logging
 import os
 import sys
 import threading
-from dataclasses import dataclass
-from typing import NamedTuple
+import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from phs_milvus.contract.errors import ModelError
-from phs_milvus.contract.types import Float16Array, Float32Array
+from phs_milvus.contract.errors import InvalidInput, ModelError
+from phs_milvus.contract.types import MOST_READOUTS, Float32Array, RerankInputs
+from phs_server.model.batch import Encoded, PromptBatch, to_tensors
 from phs_server.model.checkpoint import Checkpoint
 from phs_server.model.cuda import CudaRunner
 from phs_server.model.fovea import takes_bias
-from phs_server.model.head_selection import roi_attention, roi_scores, select_heads
+from phs_server.model.head_selection import score_heads, select_heads, shifted_attention
 from phs_server.model.kernels import speed_up
-from phs_server.model.last_layer import Look
 
 log = logging.getLogger(__name__)
 
-# Rows (distinct head weights x states) read out at once; bounds memory at about 100 MiB for D=1024 whatever K is.
-_RERANK_ROWS = 2048
+# Rows (distinct head weights x states) read out at once: at most, which bounds memory at about 100 MiB for D=1024
+# whatever K is, and at least, below which products are slow. In between it is what takes _RERANK_SECONDS.
+_RERANK_ROWS, _FEWEST_RERANK_ROWS = 2048, 256
+_RERANK_SECONDS = 0.1
 # Distinct head weights among them.
 _RERANK_WEIGHTS = 32
+# Cosines computed at once.
+_RERANK_PRODUCTS = 2**21
 # With the model's own float32 embedding, for an engine that is to be served.
 _LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.999, "float16": 0.999}
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedBatch:
-    """Results for B images.
-
-    embeddings: float32 [B, E]; states: float16 [B, 2, D]; scores, weights: float32 [B, H];
-    attention: float32 [B, H, N], after roi.
-    """
-
-    embeddings: Float32Array
-    states: Float16Array
-    scores: Float32Array
-    weights: Float32Array
-    attention: Float32Array
-
-
-class AttentionChange(NamedTuple):
-    """roi: float32 [B], see `Focus`; fovea: float32 [B, N], added to the [CLS] logits."""
-
-    roi: Float32Array
-    fovea: Float32Array
 
 
 class FocusEngine:
@@ -81,6 +63,7 @@ class FocusEngine:
         self._gain = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
         self._offset = (-mean / std).view(1, 3, 1, 1).to(self.device)
         self._largest = sys.maxsize
+        self._rerank_rows = 512
         self._gpu_mode = gpu_mode
         self._cuda: CudaRunner | None = None
         # Around forwards: foveal attention hooks the modules, which two threads of a GPU share.
@@ -102,10 +85,10 @@ class FocusEngine:
         """
         sizes = {1, max_batch_size} if self._cuda is None else batch_buckets(max_batch_size)
         for size in sorted(sizes):
-            batch = self.sample_batch(size)
+            pixels, prompts = self.sample_batch(size)
             if self._cuda is not None and self._gpu_mode != "eager":
                 try:
-                    self._cuda.capture(*batch)
+                    self._cuda.capture(pixels, prompts.masks, prompts.head_counts)
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise ModelError(f"not one image fits into the memory of {self.device}") from None
@@ -116,91 +99,115 @@ class FocusEngine:
                     log.warning("CUDA graphs are off, this model cannot be captured: %s", str(error).splitlines()[0])
                     self._cuda = CudaRunner(self._forward, self.device, self._lock)  # not compiled either
                     self._gpu_mode = "eager"
-            self._check(self.encode(*batch).embeddings)
+            self._check(self.encode(pixels, prompts).embedding)
 
     @property
     def has_fovea(self) -> bool:
         """Whether the model can run foveal attention."""
         return takes_bias(self.backbone.layers)
 
-    def encode(
-        self, pixels: np.ndarray, masks: np.ndarray, head_counts: np.ndarray, change: AttentionChange | None = None
-    ) -> EncodedBatch:
+    def encode(self, pixels: np.ndarray, prompts: PromptBatch[np.ndarray]) -> Encoded:
         """Encodes a batch. Halves it, now and from then on, where the device runs out of memory.
 
         Args:
             pixels: uint8 [B, 3, S, S], RGB.
-            masks: float32 [B, N] in [0, 1]; a row of zeros where there is no prompt.
-            head_counts: int64 [B], heads to keep; 0 keeps all, for images without a prompt.
-            change: roi and fovea of a batch in which any item has one. Heads are selected by the attention before roi.
+            prompts: theirs, in the same order. Heads are selected by the attention before it is shifted.
 
         Raises:
             torch.OutOfMemoryError: not even one image fits.
         """
-        inputs = (pixels, masks, head_counts, *(change or ()))
         while True:
             size = min(self._largest, len(pixels))
             try:
-                parts = [
-                    self._run(*(array[start : start + size] for array in inputs))
-                    for start in range(0, len(pixels), size)
-                ]
+                starts = range(0, len(pixels), size)
+                parts = [self._run(pixels[start : start + size], prompts[start : start + size]) for start in starts]
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
                 self._largest = size // 2
                 log.warning("%s: out of memory at %d images; at most %d from now on", self.device, size, size // 2)
                 continue
-            return EncodedBatch(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+            return Encoded(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     @torch.inference_mode()
-    def rerank(self, embeddings: Float32Array, weights: Float32Array, states: Float16Array) -> Float32Array:
+    def rerank(self, inputs: RerankInputs, check: Callable[[], None] = lambda: None) -> Float32Array:
         """Exact Query-DB scores: every state is read out with each query's head weights.
 
         Queries with equal head weights share one readout of the candidates, and the readouts for distinct weights go
-        through the layers in batches. Holds the scores and one batch, however many queries and weights there are.
+        through the layers in chunks. Holds the scores and one chunk, however many queries and weights there are.
 
         Args:
-            embeddings: float32 [Q, E], l2-normalised here.
-            weights: float32 [Q, H].
-            states: float16 [K, 2, D].
+            inputs: embeddings are l2-normalised here.
+            check: called between chunks, about every 100 ms on a CPU; what it raises ends the reranking.
 
         Returns:
             float32 [Q, K], cosine similarity.
+
+        Raises:
+            InvalidInput: more distinct head weights x states than one request may ask for.
+            ModelError: a score that is not finite.
         """
-        queries = torch.nn.functional.normalize(_on(self.device, embeddings), dim=-1)
-        distinct, group = torch.unique(_on(self.device, weights), dim=0, return_inverse=True)
-        members = group.argsort().split(torch.bincount(group).tolist())
+        distinct, members = _groups(inputs.head_weights)
+        _check_readouts(len(distinct), len(inputs.states))
+        queries = torch.nn.functional.normalize(_on(self.device, inputs.embeddings), dim=-1)
+        weights, states = _on(self.device, distinct), _on(self.device, inputs.states)
         scores = torch.empty(len(queries), len(states), device=self.device)
         together = min(len(distinct), _RERANK_WEIGHTS)
-        chunk_size = max(1, _RERANK_ROWS // together)
-        for chunk, columns in zip(_on(self.device, states).split(chunk_size), scores.split(chunk_size, 1), strict=True):
-            for start in range(0, len(distinct), together):
-                block = distinct[start : start + together]
-                residual, heads = (part.repeat(len(block), 1) for part in chunk.unbind(1))
-                candidates = self.backbone.readout(residual, heads, block.repeat_interleave(len(chunk), dim=0))
-                for rows, theirs in zip(members[start : start + together], candidates.split(len(chunk)), strict=True):
-                    columns[rows] = queries[rows] @ theirs.T
+        start = 0
+        while start < len(states):
+            stop = start + max(1, self._rerank_rows // together)
+            for first in range(0, len(distinct), together):
+                check()
+                began = time.monotonic()
+                candidates = self._read_out(states[start:stop], weights[first : first + together])
+                self._pace_reranks(candidates.shape[0] * candidates.shape[1], time.monotonic() - began)
+                for rows, theirs in zip(members[first : first + together], candidates, strict=True):
+                    for some in rows.split(max(1, _RERANK_PRODUCTS // len(theirs))):
+                        check()
+                        scores[some, start:stop] = queries[some] @ theirs.T
+            start = stop
+        if not scores.isfinite().all():
+            raise ModelError(
+                f"scores of the model in {self.precision} are not finite for these head weights and states; "
+                "try --precision float32"
+            )
         return scores.clamp_(-1, 1).cpu().numpy()
 
-    def _run(self, *inputs: np.ndarray) -> list[np.ndarray]:
+    def _read_out(self, states: Tensor, weights: Tensor) -> Tensor:
+        """states [K, 2, D] and head weights [W, H] -> embeddings [W, K, E]."""
+        residual, outputs = (part.repeat(len(weights), 1) for part in states.unbind(1))
+        embeddings = self.backbone.readout(residual, outputs, weights.repeat_interleave(len(states), dim=0))
+        return embeddings.unflatten(0, (len(weights), len(states)))
+
+    def _pace_reranks(self, rows: int, seconds: float) -> None:
+        """Sizes the chunks to come by how long one took. On a GPU, which only queues the work, they stay large."""
+        if rows >= self._rerank_rows // 2:
+            aim = int(rows * _RERANK_SECONDS / max(seconds, 1e-6))
+            self._rerank_rows = max(_FEWEST_RERANK_ROWS, min(aim, 2 * self._rerank_rows, _RERANK_ROWS))
+
+    def _run(self, pixels: np.ndarray, prompts: PromptBatch[np.ndarray]) -> list[np.ndarray]:
         # Changes to the attention are rare, and no graph is recorded for them.
-        if self._cuda is not None and len(inputs) == 3:
-            return self._cuda.run(*inputs)
+        if self._cuda is not None and not prompts.changes_attention:
+            return self._cuda.run(pixels, prompts.masks, prompts.head_counts)
         with self._lock:
-            outputs = self._forward(*(torch.from_numpy(array).to(self.device) for array in inputs))
+            outputs = self._encode(torch.from_numpy(pixels).to(self.device), to_tensors(prompts, self.device))
         return [output.cpu().numpy() for output in outputs]
 
+    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor) -> tuple[Tensor, ...]:
+        """What a graph records: a batch that leaves the attention alone."""
+        return self._encode(pixels, PromptBatch(masks, head_counts))
+
     @torch.inference_mode()
-    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor, *change: Tensor) -> tuple[Tensor, ...]:
-        """The fields of EncodedBatch, on the device."""
-        look = Look(masks, *change) if change else None
-        last = self.backbone(pixels.float() * self._gain + self._offset, look)
-        scores = roi_scores(last.attention, masks)
-        weights = select_heads(scores, head_counts)
-        embeddings = self.backbone.readout(last.residual, last.heads, weights)
-        states = torch.stack([last.residual, last.heads], dim=1).to(torch.float16)
-        attention = last.attention if look is None else roi_attention(last.attention, masks, look.roi)
+    def _encode(self, pixels: Tensor, prompts: PromptBatch[Tensor]) -> tuple[Tensor, ...]:
+        """The fields of Encoded, on the device."""
+        last = self.backbone(pixels.float() * self._gain + self._offset, prompts)
+        scores = score_heads(last.attention, prompts.masks)
+        weights = select_heads(scores, prompts.head_counts)
+        embeddings = self.backbone.readout(last.residual, last.head_outputs, weights)
+        states = torch.stack([last.residual, last.head_outputs], dim=1).to(torch.float16)
+        attention, shift = last.attention, prompts.attention_shift
+        if shift is not None:
+            attention = shifted_attention(attention, prompts.masks, shift)
         return embeddings, states, scores, weights, attention
 
     def _check(self, embeddings: Float32Array) -> None:
@@ -214,13 +221,11 @@ class FocusEngine:
                 "--precision float32 or --gpu-mode eager"
             )
 
-    def sample_batch(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def sample_batch(self, size: int) -> tuple[np.ndarray, PromptBatch[np.ndarray]]:
         """Arguments of `encode` for the checkpoint's sample, `size` times, without a prompt."""
-        return (
-            np.repeat(self._sample[None], size, axis=0),
-            np.zeros((size, self._patches), np.float32),
-            np.zeros(size, np.int64),
-        )
+        masks = np.zeros((size, self._patches), np.float32)
+        counts = np.full(size, self.backbone.heads, np.int64)
+        return np.repeat(self._sample[None], size, axis=0), PromptBatch(masks, counts)
 
 
 def batch_buckets(max_batch_size: int) -> list[int]:
@@ -275,3 +280,20 @@ def available_cores() -> int:
 def _on(device: torch.device, array: np.ndarray) -> Tensor:
     """A copy on `device`: arrays read from messages are read-only, which torch only warns about."""
     return torch.tensor(array, device=device)
+
+
+def _groups(weights: Float32Array) -> tuple[Float32Array, list[Tensor]]:
+    """The distinct rows [W, H] of head weights [Q, H], and for each of them the indices of its queries."""
+    bytes_of_rows = np.ascontiguousarray(weights).view(np.dtype((np.void, weights.itemsize * weights.shape[1])))
+    _, first, group = np.unique(bytes_of_rows.reshape(-1), return_index=True, return_inverse=True)
+    members = torch.from_numpy(group.argsort(kind="stable")).split(np.bincount(group).tolist())
+    return weights[first], list(members)
+
+
+def _check_readouts(distinct: int, states: int) -> None:
+    if distinct * states > MOST_READOUTS:
+        raise InvalidInput(
+            f"{distinct} distinct head weights for {states} states make {distinct * states} readouts; one request may "
+            f"ask for {MOST_READOUTS}: split the queries or the states into several",
+            "head_weights",
+        )

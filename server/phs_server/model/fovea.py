@@ -1,4 +1,4 @@
-"""Foveal attention, the baseline that PHS is measured against; for evaluation only (DESIGN.md section 7).
+"""Foveal attention, a baseline that PHS is measured against; for evaluation only (docs/DESIGN.md, "Evaluation").
 
 A Gaussian around what the user points at is added to the [CLS] row's logits of the last four layers: here of the last
 three of the trunk, by a hook that hands transformers' own attention an additive mask; the cut last layer adds its own.

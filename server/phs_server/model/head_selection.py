@@ -18,7 +18,7 @@ def default_head_count(heads: int) -> int:
     return max(1, round(heads / 3))
 
 
-def roi_scores(attention: Tensor, mask: Tensor) -> Tensor:
+def score_heads(attention: Tensor, mask: Tensor) -> Tensor:
     """The share of each head's attention that falls on the mask: s_h = sum_p m_p A_hp.
 
     Args:
@@ -31,25 +31,25 @@ def roi_scores(attention: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("bhn,bn->bh", attention.float(), mask.float())
 
 
-def roi_attention(attention: Tensor, mask: Tensor, roi: Tensor) -> Tensor:
-    """Moves a share of each head's attention onto the mask: A' = (1 - roi) A + roi (m * A) / sum_p m_p A_p.
+def shifted_attention(attention: Tensor, mask: Tensor, shift: Tensor) -> Tensor:
+    """Moves a share of each head's attention onto the mask: A' = (1 - shift) A + shift (m * A) / sum_p m_p A_p.
 
     Args:
-        attention: float32 [B, H, N], the patch columns. The other columns are to be multiplied by 1 - roi.
+        attention: float32 [B, H, N], the patch columns. The other columns are to be multiplied by 1 - shift.
         mask: float [B, N] in [0, 1].
-        roi: float [B] in [0, 1].
+        shift: float [B] in [0, 1].
 
     Returns:
         float32 [B, H, N]. Where no attention falls on the mask, the mask itself takes its place; where the mask is
-        empty, the moved share is lost, so `roi` must be 0 there.
+        empty, the moved share is lost, so `shift` must be 0 there.
     """
     mask = mask.unsqueeze(1)
     inside = attention * mask
     total = inside.sum(dim=-1, keepdim=True)
     inside = torch.where(total > 0, inside, mask)
     inside = inside / inside.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(inside.dtype).tiny)
-    roi = roi.view(-1, 1, 1)
-    return (1 - roi) * attention + roi * inside
+    shift = shift.view(-1, 1, 1)
+    return (1 - shift) * attention + shift * inside
 
 
 def select_heads(scores: Tensor, head_counts: Tensor) -> Tensor:
@@ -57,13 +57,13 @@ def select_heads(scores: Tensor, head_counts: Tensor) -> Tensor:
 
     Args:
         scores: float [B, H]. Of equal scores the lower head index wins.
-        head_counts: int [B], h_on of each image, 1 to H; 0 means no selection, every head with weight 1.
+        head_counts: int [B], h_on of each image, 1 to H; H keeps every head with weight 1.
 
     Returns:
         float32 [B, H].
     """
     heads = scores.shape[1]
-    counts = torch.where(head_counts > 0, head_counts, heads).unsqueeze(1)
+    counts = head_counts.unsqueeze(1)
     order = scores.argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1)
     return torch.where(rank < counts, heads / counts, 0.0)

@@ -13,7 +13,6 @@ import logging
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +60,7 @@ def speed_up(model: nn.Module) -> None:
 
 def use_plain_attention(model: nn.Module) -> int:
     """Makes transformers' layers attend by `_plain_attention`; returns in how many (sub)models."""
+    transformers.AttentionInterface.register(_ATTENTION, _plain_attention)
     models = [module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)]
     for module in models:
         module.set_attn_implementation(_ATTENTION)
@@ -109,6 +109,8 @@ def _plain_attention(
     A few images at a time, so that their scores stay in cache: 2 images of 12 heads and 257 tokens.
     """
     if attention_mask is not None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward  # slow to import, and rarely used
+
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     out = torch.empty_like(query.transpose(1, 2))
@@ -116,6 +118,3 @@ def _plain_attention(
     for q, k, v, o in zip(*(part.split(count) for part in (query, key, value, out)), strict=True):
         o.copy_(((q @ k.transpose(2, 3)).softmax(dim=-1) @ v).transpose(1, 2))
     return out, None
-
-
-transformers.AttentionInterface.register(_ATTENTION, _plain_attention)

@@ -10,32 +10,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from phs_server.model.head_selection import roi_attention
+from phs_server.model.batch import PromptBatch
+from phs_server.model.head_selection import shifted_attention
 
 Rope = tuple[Tensor, Tensor]
 
 
-class Look(NamedTuple):
-    """How prompts change the attention itself, for batches where any does.
-
-    mask: float32 [B, N] in [0, 1]; roi: float32 [B], see `roi_attention`; fovea: float32 [B, N], added to the logits.
-    """
-
-    mask: Tensor
-    roi: Tensor
-    fovea: Tensor
-
-
 class LastLayer(NamedTuple):
-    """What the last attention gives for the pooled token; (residual, heads) is the PHS state.
+    """What the last attention gives for the pooled token; (residual, head_outputs) is the PHS state.
 
     residual: [B, D], the [CLS] hidden state entering the layer; zeros for an attention-pooling head.
-    heads: [B, D], the outputs of the H heads side by side, before the output projection.
-    attention: float32 [B, H, N], softmax over all tokens, patch columns only; before roi, after fovea.
+    head_outputs: [B, D], o_h of the H heads side by side, before the output projection.
+    attention: float32 [B, H, N], softmax over all tokens, patch columns only; after fovea, before the attention shift.
     """
 
     residual: Tensor
-    heads: Tensor
+    head_outputs: Tensor
     attention: Tensor
 
 
@@ -59,27 +49,28 @@ class _SingleQueryAttention(nn.Module):
         self.value = value
 
     def attend(
-        self, query: Tensor, tokens: Tensor, rope: Rope | None, look: Look | None = None
+        self, query: Tensor, tokens: Tensor, rope: Rope | None, prompts: PromptBatch[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """query [B, D] or [1, D] and normed tokens [B, T, D] -> (heads [B, D], attention float32 [B, H, N])."""
+        """query [B, D] or [1, D] and normed tokens [B, T, D] -> (head outputs [B, D], attention float32 [B, H, N])."""
         size = query.shape[-1] // self.heads
         scores = self._scores(query.view(-1, self.heads, size) * size**-0.5, tokens, rope).float()
         prefix = self.prefix_tokens
-        if look is not None:
-            scores[:, :, prefix:] += look.fovea.unsqueeze(1)
+        if prompts is not None and prompts.fovea is not None:
+            scores[:, :, prefix:] += prompts.fovea.unsqueeze(1)
         attention = scores.softmax(dim=-1)
         patches = attention[:, :, prefix:]
-        if look is not None:
-            kept = attention[:, :, :prefix] * (1 - look.roi).view(-1, 1, 1)
-            attention = torch.cat((kept, roi_attention(patches, look.mask, look.roi)), dim=-1)
+        if prompts is not None and prompts.attention_shift is not None:
+            shift = prompts.attention_shift
+            kept = attention[:, :, :prefix] * (1 - shift).view(-1, 1, 1)
+            attention = torch.cat((kept, shifted_attention(patches, prompts.masks, shift)), dim=-1)
         return self.pool(attention, tokens), patches
 
     def pool(self, attention: Tensor, tokens: Tensor) -> Tensor:
-        """attention float32 [B, H, T] whose rows sum to 1, and normed tokens [B, T, D] -> heads [B, D]."""
+        """attention float32 [B, H, T] whose rows sum to 1, and normed tokens [B, T, D] -> head outputs [B, D]."""
         averages = attention.to(tokens.dtype) @ tokens
         values = torch.einsum("bhi,hoi->bho", averages, self.value.weight.unflatten(0, (self.heads, -1)))
-        heads = values.flatten(1)
-        return heads if self.value.bias is None else heads + self.value.bias
+        outputs = values.flatten(1)
+        return outputs if self.value.bias is None else outputs + self.value.bias
 
     def _scores(self, query: Tensor, tokens: Tensor, rope: Rope | None) -> Tensor:
         """query [B or 1, H, d], scaled -> pre-softmax scores [B, H, T], up to a constant per row."""
@@ -106,11 +97,11 @@ class ClsAttention(_SingleQueryAttention):
         self.norm1 = norm1
         self.query = query
 
-    def forward(self, tokens: Tensor, rope: Rope | None, look: Look | None = None) -> LastLayer:
+    def forward(self, tokens: Tensor, rope: Rope | None, prompts: PromptBatch[Tensor] | None = None) -> LastLayer:
         """tokens [B, T, D] entering the layer, [CLS] first, then registers, then patches."""
         normed = self.norm1(tokens)
-        heads, attention = self.attend(self.query(normed[:, 0]), normed, rope, look)
-        return LastLayer(tokens[:, 0], heads, attention)
+        outputs, attention = self.attend(self.query(normed[:, 0]), normed, rope, prompts)
+        return LastLayer(tokens[:, 0], outputs, attention)
 
 
 class ProbeAttention(_SingleQueryAttention):
@@ -124,10 +115,10 @@ class ProbeAttention(_SingleQueryAttention):
         with torch.no_grad():
             self.register_buffer("query", query(probe.detach().reshape(1, -1)))
 
-    def forward(self, tokens: Tensor, rope: Rope | None, look: Look | None = None) -> LastLayer:
+    def forward(self, tokens: Tensor, rope: Rope | None, prompts: PromptBatch[Tensor] | None = None) -> LastLayer:
         """tokens [B, N, D], already through the model's last norm."""
-        heads, attention = self.attend(self.query, tokens, rope, look)
-        return LastLayer(torch.zeros_like(heads), heads, attention)
+        outputs, attention = self.attend(self.query, tokens, rope, prompts)
+        return LastLayer(torch.zeros_like(outputs), outputs, attention)
 
 
 def _split_packed(pooling: nn.MultiheadAttention) -> list[nn.Linear]:

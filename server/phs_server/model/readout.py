@@ -4,7 +4,7 @@
     z = y + ls2 * mlp(norm2(y))
     embedding = l2norm(projection(final_norm(z)))
 
-(DESIGN.md section 2.) Nothing after the last attention mixes tokens, so this is the model's own computation.
+Nothing after the last attention mixes tokens, so this is the model's own computation (docs/DESIGN.md, "The method").
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ class Readout(nn.Module):
             if module is not None:
                 module.to(dtype)
 
-    def forward(self, residual: Tensor, heads: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, residual: Tensor, head_outputs: Tensor, head_weights: Tensor) -> Tensor:
         """Reads out embeddings.
 
         Args:
             residual: float [B, D], r.
-            heads: float [B, D], the head outputs o_h side by side, before the output projection.
-            weights: float [B, H], or [1, H] for one set of weights over the whole batch.
+            head_outputs: float [B, D], o_h side by side, before the output projection.
+            head_weights: float [B, H], or [1, H] for one set of weights over the whole batch.
 
         Returns:
             float32 [B, E], l2-normalised.
         """
         dtype = self.out.weight.dtype
-        batch, hidden = heads.shape
-        weighted = heads.view(batch, self.heads, hidden // self.heads) * weights.unsqueeze(-1)
+        batch, hidden = head_outputs.shape
+        weighted = head_outputs.view(batch, self.heads, hidden // self.heads) * head_weights.unsqueeze(-1)
         attended = self.out(weighted.view(batch, hidden).to(dtype)).float()
         y = residual.float() + _scaled(attended, self.scale1)
         z = y + _scaled(self.mlp(self.norm2(y).to(dtype)).float(), self.scale2)

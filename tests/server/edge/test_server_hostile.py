@@ -42,7 +42,7 @@ def good_image(seed: int) -> bytes:
 
 
 def request_of(case: Case) -> pb.EncodeRequest:
-    request = pb.EncodeRequest(image=case.image, focus=pb.Focus(heads_on=case.heads))
+    request = pb.EncodeRequest(image=case.image, focus=pb.Focus(heads_on=case.heads_on))
     if case.mask is not None:
         width, height, runs = case.mask
         request.mask.CopyFrom(pb.Mask(width=width, height=height, runs=runs))

@@ -1,4 +1,4 @@
-"""roi, zoom and foveal attention against plain definitions, and through the wire."""
+"""Attention shift, zoom and foveal attention against plain definitions, and through the wire."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from phs_milvus.pointing.prompts import Box, to_array, to_runs
 from phs_milvus.search import zooms
 from phs_milvus.search.zooms import combined, encode_zooms, encode_zooms_many, query_db_scores, used_zooms
 from phs_server.flow.focus import bounding_box, foveal_grid, prepare_focused, zoom_region
+from phs_server.flow.preprocess import Decode
 from phs_server.model import checkpoint
-from phs_server.model.head_selection import roi_attention
-from phs_server.model.last_layer import Look
+from phs_server.model.batch import PromptBatch
+from phs_server.model.head_selection import shifted_attention
 from tests.checkpoints import save_checkpoint
 from tests.naive_phs import load_original, plain_vit
 
@@ -51,9 +52,8 @@ def test_zoom_is_the_crop_pixel_by_pixel(box: tuple, zoom: float) -> None:
     data = _png(picture)
     runs = to_runs(Box(*box), 101, 77)
     assert runs is not None
-    seen = prepare_focused(
-        data, runs, Focus(zoom=zoom), 1, image_size=32, resample=Image.Resampling.BICUBIC, grid=4, limits=Limits()
-    )
+    decode = Decode(32, Image.Resampling.BICUBIC, Limits())
+    seen = prepare_focused(data, runs, Focus(zoom=zoom), 1, grid=4, decode=decode)
     x0, y0, x1, y1 = zoom_region(box, zoom, 101, 77)
     crop = Image.fromarray(picture[y0:y1, x0:x1]).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.array_equal(seen.pixels, np.asarray(crop).transpose(2, 0, 1))
@@ -79,44 +79,49 @@ def test_foveal_grid_by_hand() -> None:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def test_roi_attention_by_hand() -> None:
+def test_shifted_attention_by_hand() -> None:
     attention = torch.tensor([[[0.2, 0.3, 0.1, 0.0]]])
     mask = torch.tensor([[1.0, 0.5, 0.0, 0.0]])
-    moved = roi_attention(attention, mask, torch.tensor([0.5]))
+    moved = shifted_attention(attention, mask, torch.tensor([0.5]))
     inside = np.array([0.2, 0.15, 0, 0]) / 0.35
     assert np.allclose(moved[0, 0], 0.5 * np.array([0.2, 0.3, 0.1, 0.0]) + 0.5 * inside)
     # No attention at all on the mask: the mask takes its place rather than a division by zero.
-    nothing = roi_attention(attention, torch.tensor([[0.0, 0.0, 0.0, 0.5]]), torch.tensor([1.0]))
+    nothing = shifted_attention(attention, torch.tensor([[0.0, 0.0, 0.0, 0.5]]), torch.tensor([1.0]))
     assert nothing[0, 0].tolist() == [0, 0, 0, 1]
+
+
+def prompts(masks: torch.Tensor, shift: torch.Tensor | None, fovea: torch.Tensor | None) -> PromptBatch[torch.Tensor]:
+    """Every head is kept: what is tested here is the attention."""
+    return PromptBatch(masks, torch.full((len(masks),), 4), shift, fovea)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["vit", "deit"])
-def test_roi_and_fovea_are_their_plain_definitions(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_shift_and_fovea_are_plain_definitions(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue("deit") if family == "deit" else save_checkpoint(family, tmp_path)
     loaded = checkpoint.load(str(directory))
     side, grid = loaded.preprocessing.image_size, loaded.preprocessing.grid
     generator = torch.Generator().manual_seed(3)
     pixels = torch.randn(3, 3, side, side, generator=generator)
     mask = torch.rand(3, grid * grid, generator=generator) * (torch.rand(3, grid * grid, generator=generator) > 0.7)
-    roi = torch.tensor([0.0, 0.4, 1.0])
+    shift = torch.tensor([0.0, 0.4, 1.0])
     fovea = torch.stack([torch.zeros(grid * grid), torch.rand(grid * grid, generator=generator), 0.2 * mask[2]])
-    last = loaded.backbone(pixels, Look(mask, roi, fovea))
-    ours = loaded.backbone.readout(last.residual, last.heads, torch.ones(1, loaded.backbone.heads))
+    last = loaded.backbone(pixels, prompts(mask, shift, fovea))
+    ours = loaded.backbone.readout(last.residual, last.head_outputs, torch.ones(1, loaded.backbone.heads))
     original = load_original(directory)
     for index in range(3):
-        theirs = plain_vit(original, pixels[index], mask[index], roi=float(roi[index]), bias=fovea[index])
+        theirs = plain_vit(original, pixels[index], mask[index], roi=float(shift[index]), bias=fovea[index])
         assert (ours[index] - theirs).abs().max() < 2e-5
     plain = loaded.backbone(pixels)
-    unchanged = loaded.backbone.readout(plain.residual, plain.heads, torch.ones(1, loaded.backbone.heads))
+    unchanged = loaded.backbone.readout(plain.residual, plain.head_outputs, torch.ones(1, loaded.backbone.heads))
     assert (ours[0] - unchanged[0]).abs().max() < 1e-5
     assert min((ours[1] - unchanged[1]).abs().max(), (ours[2] - unchanged[2]).abs().max()) > 1e-3
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["dinov2", "dinov2-registers", "dinov3", "clip-full", "siglip-vision"])
-def test_roi_of_all_attention_keeps_only_values_under_the_mask(family: str, tmp_path: Path) -> None:
-    """With roi 1 and a mask of one patch, every head's output is that patch's value."""
+def test_a_shift_of_all_attention_keeps_only_values_under_the_mask(family: str, tmp_path: Path) -> None:
+    """With all attention shifted to a mask of one patch, every head's output is that patch's value."""
     loaded = checkpoint.load(str(save_checkpoint(family, tmp_path)))
     side, grid = loaded.preprocessing.image_size, loaded.preprocessing.grid
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(4))
@@ -125,7 +130,7 @@ def test_roi_of_all_attention_keeps_only_values_under_the_mask(family: str, tmp_
     handle = last.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
     mask = torch.zeros(1, grid * grid)
     mask[0, 5] = 0.25
-    heads = loaded.backbone(pixels, Look(mask, torch.ones(1), torch.zeros(1, grid * grid))).heads
+    heads = loaded.backbone(pixels, prompts(mask, torch.ones(1), None)).head_outputs
     handle.remove()
     normed = last.norm1(entering[0]) if hasattr(last, "norm1") else entering[0]
     assert (heads - last.value(normed)[:, last.prefix_tokens + 5]).abs().max() < 1e-5
@@ -138,7 +143,7 @@ def test_fovea_reaches_the_trunk_of_every_family(family: str, tmp_path: Path) ->
     side, patches = loaded.preprocessing.image_size, loaded.preprocessing.grid**2
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(5))
     fovea = 3 * torch.rand(1, patches, generator=torch.Generator().manual_seed(6))
-    biased = loaded.backbone(pixels, Look(torch.ones(1, patches), torch.zeros(1), fovea))
+    biased = loaded.backbone(pixels, prompts(torch.ones(1, patches), None, fovea))
     plain = loaded.backbone(pixels)
     # The residual enters the last layer: a change there was made in the trunk.
     assert (biased.residual - plain.residual).abs().max() > 1e-3
@@ -178,7 +183,7 @@ def test_the_state_of_a_focused_encoding_reads_out_to_its_embedding(encoder: Enc
     assert focused.attention.shape == (4, 4, 4)
 
 
-def test_explain_spans_the_crop_and_shows_roi(encoder: Encoder, picture: np.ndarray) -> None:
+def test_explain_spans_the_crop_and_shows_the_shift(encoder: Encoder, picture: np.ndarray) -> None:
     plain = encoder.explain(picture, BOX)
     focus = Focus(attention_shift=1, zoom=1.5)
     explanation = encoder.explain(picture, BOX, focus=focus)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from phs_milvus.contract.errors import DeadlineExceeded, ImageError, PromptError, ServerDraining
-from phs_milvus.contract.types import Encoding, Focus, MaskRuns
+from phs_milvus.contract.errors import DeadlineExceeded, ImageError, PhsError, PromptError, ServerDraining
+from phs_milvus.contract.types import Encoding, Focus, MaskRuns, RerankInputs
 from phs_server.config import Settings
 from phs_server.flow.pipeline import Pipeline
 
@@ -63,7 +66,7 @@ class Hold:
         self.sizes: list[int] = []
         engine.encode = self._held  # type: ignore[method-assign]
 
-    def _held(self, pixels: np.ndarray, *rest: np.ndarray) -> object:
+    def _held(self, pixels: np.ndarray, *rest: object) -> object:
         self.sizes.append(len(pixels))
         self.entered.set()
         assert self._go.wait(WAIT)
@@ -121,6 +124,47 @@ def test_a_bad_item_fails_alone(make: Make) -> None:
     assert pipeline.healthy
 
 
+def test_a_picture_that_is_dear_to_decode_holds_up_no_other(make: Make) -> None:
+    """It waits in a line of its own, whose child is stopped here."""
+    pipeline = make(decode_threads=1)
+    buffer = io.BytesIO()
+    Image.new("RGB", (5000, 5000)).save(buffer, "PNG")
+    dear = pipeline._decoders[-1]
+    dear.start()
+
+    async def scenario() -> None:
+        os.kill(dear._child.pid, signal.SIGSTOP)
+        try:
+            waiting = asyncio.create_task(pipeline.encode(buffer.getvalue(), None, Focus()))
+            for seed in range(3):
+                assert (await pipeline.encode(jpeg(seed), None, Focus())).width == 64
+            assert not waiting.done()
+        finally:
+            os.kill(dear._child.pid, signal.SIGCONT)
+        assert (await waiting).width == 5000
+
+    run(scenario())
+
+
+def test_a_child_that_crashes_costs_its_picture_only(make: Make) -> None:
+    pipeline = make(decode_threads=1)
+    child = pipeline._decoders[0]
+    child.start()
+
+    async def scenario() -> None:
+        os.kill(child._child.pid, signal.SIGSTOP)
+        lost = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        await settled(lambda: child._in_use.locked())
+        await asyncio.sleep(0.1)
+        os.kill(child._child.pid, signal.SIGKILL)
+        with pytest.raises(ImageError, match="ends its decoder"):
+            await lost
+        assert (await pipeline.encode(jpeg(1), None, Focus())).width == 64
+
+    run(scenario())
+    assert pipeline.healthy
+
+
 def test_interactive_overtakes_a_bulk_backlog(make: Make) -> None:
     pipeline = make(max_batch_size=4, decode_threads=1)
     hold = Hold(pipeline)
@@ -151,9 +195,9 @@ def test_deadlines_and_cancellation_free_their_place(make: Make) -> None:
     async def scenario() -> None:
         first = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
         await hold.reached()
-        late = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus(), timeout=0.05))
         gone = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
-        await settled(lambda: pipeline._encodes.depth == 2)
+        await settled(lambda: pipeline._encodes.depth == 1)
+        late = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus(), timeout=0.05))
         await asyncio.sleep(0.06)
         gone.cancel()
         hold.release()
@@ -181,5 +225,64 @@ def test_closing_fails_what_cannot_be_finished(make: Make) -> None:
             await second
         hold.release()
         await first
+
+    run(scenario())
+
+
+class EndlessRerank:
+    """Makes a pipeline's engine rerank until it is told to stop."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.started, self.stopped = threading.Event(), threading.Event()
+        pipeline._engines[0].rerank = self._rerank  # type: ignore[method-assign]
+
+    def _rerank(self, inputs: RerankInputs, check: Callable[[], None]) -> object:
+        self.started.set()
+        try:
+            for _ in range(int(WAIT * 100)):
+                check()
+                time.sleep(0.01)
+        except PhsError:
+            self.stopped.set()
+            raise
+        raise AssertionError("was never stopped")
+
+
+INPUTS = RerankInputs(np.ones((1, 48), np.float32), np.ones((1, 4), np.float32), np.ones((5, 2, 48), np.float16))
+
+
+def test_a_rerank_stops_with_its_call_and_at_its_deadline(make: Make) -> None:
+    pipeline = make()
+    rerank = pipeline._engines[0].rerank
+    endless = EndlessRerank(pipeline)
+
+    async def scenario() -> None:
+        gone = asyncio.create_task(pipeline.rerank(INPUTS))
+        assert await asyncio.to_thread(endless.started.wait, WAIT)
+        queued = asyncio.create_task(pipeline.rerank(INPUTS))
+        await settled(lambda: pipeline.queue_depths["rerank"] == 1)
+        queued.cancel()
+        await settled(lambda: pipeline.queue_depths["rerank"] == 0)  # at once, not when its turn comes
+        gone.cancel()
+        assert await asyncio.to_thread(endless.stopped.wait, WAIT)
+        with pytest.raises(DeadlineExceeded):
+            await pipeline.rerank(INPUTS, timeout=0.05)
+        pipeline._engines[0].rerank = rerank  # type: ignore[method-assign]
+        assert (await pipeline.rerank(INPUTS)).shape == (1, 5)
+
+    run(scenario())
+
+
+def test_closing_stops_a_running_rerank(make: Make) -> None:
+    pipeline = make()
+    endless = EndlessRerank(pipeline)
+
+    async def scenario() -> None:
+        call = asyncio.create_task(pipeline.rerank(INPUTS))
+        assert await asyncio.to_thread(endless.started.wait, WAIT)
+        await asyncio.to_thread(pipeline.close, 0.05)
+        with pytest.raises(ServerDraining, match="shutting down"):
+            await call
+        assert not pipeline.healthy  # its thread has ended: nothing computes any longer
 
     run(scenario())

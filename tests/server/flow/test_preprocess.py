@@ -8,51 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from phs_milvus.contract.errors import ImageError, PromptError
+from phs_milvus.contract.grid import shares_on_grid
 from phs_milvus.contract.images import decode_upright
 from phs_milvus.contract.types import Limits, MaskRuns
-from phs_server.flow.preprocess import expanded, prepare_image, shares_on_grid
+from phs_server.flow.preprocess import Decode, checked_header, expanded, prepare_image
 
 
 def png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def plain_shares(mask: np.ndarray, grid: int) -> np.ndarray:
-    """Area shares by brute force: each pixel split into grid x grid equal parts, each part in exactly one cell."""
-    fine = mask.repeat(grid, axis=0).repeat(grid, axis=1).astype(np.float64)
-    height, width = mask.shape
-    return fine.reshape(grid, height, grid, width).mean(axis=(1, 3))
-
-
-@given(
-    st.integers(1, 23),
-    st.integers(1, 23),
-    st.integers(1, 7),
-    st.integers(0, 2**32 - 1),
-    st.floats(0.02, 0.98),
-)
-def test_grid_shares_are_exact_areas(width: int, height: int, grid: int, seed: int, density: float) -> None:
-    mask = np.random.default_rng(seed).random((height, width)) < density
-    if not mask.any():
-        mask[0, 0] = True
-    shares = shares_on_grid(expanded(MaskRuns.from_array(mask), width, height), grid).reshape(grid, grid)
-    assert np.abs(shares - plain_shares(mask, grid)).max() < 1e-5
-    assert shares.any()
-
-
-def test_one_pixel_of_a_large_image_never_vanishes() -> None:
-    mask = np.zeros((3000, 4000), bool)
-    mask[1234, 2345] = True
-    shares = shares_on_grid(expanded(MaskRuns.from_array(mask), 4000, 3000), 16)
-    assert (shares > 0).sum() == 1
-    assert shares.reshape(16, 16)[1234 * 16 // 3000, 2345 * 16 // 4000] == pytest.approx(256 / 12e6, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +35,7 @@ def test_one_pixel_of_a_large_image_never_vanishes() -> None:
 )
 def test_wrong_masks_are_named(runs: MaskRuns, message: str) -> None:
     with pytest.raises(PromptError, match=message) as error:
-        shares_on_grid(expanded(runs, 30, 20), 4)
+        shares_on_grid(expanded(runs, 30, 20), 4, 4)
     assert error.value.field == "mask"
 
 
@@ -120,8 +88,8 @@ def test_large_jpegs_are_decoded_small_with_the_same_result(
     full = np.stack([squashed(decode_upright(data), 224) for data in files])
     assert np.abs(small.astype(int) - full).mean() < 0.5
     engine = FocusEngine(checkpoint.load(str(deit)), "cpu", "float32")
-    empty, none = np.zeros((4, 196), np.float32), np.zeros(4, np.int64)
-    pair = [engine.encode(pixels, empty, none).embeddings for pixels in (small, full)]
+    _, no_prompts = engine.sample_batch(4)
+    pair = [engine.encode(pixels, no_prompts).embedding for pixels in (small, full)]
     assert (pair[0] * pair[1]).sum(axis=1).min() > 0.995
 
 
@@ -146,6 +114,20 @@ def test_a_prompt_without_zoom_sees_the_same_pixels_as_no_prompt() -> None:
     Image.fromarray(noise).resize((1600, 1200)).save(buffer, "JPEG")
     plain, width, height = prepare_image(buffer.getvalue(), 56, Image.Resampling.BICUBIC, Limits())
     everything = MaskRuns(width, height, np.array([0, width * height], np.uint32))
-    shape = {"image_size": 56, "resample": Image.Resampling.BICUBIC, "grid": 4, "limits": Limits()}
-    prompted = prepare_focused(buffer.getvalue(), everything, Focus(), 2, **shape)
+    decode = Decode(56, Image.Resampling.BICUBIC, Limits())
+    prompted = prepare_focused(buffer.getvalue(), everything, Focus(), 2, grid=4, decode=decode)
     assert np.array_equal(prompted.pixels, plain)
+
+
+def test_a_region_of_a_picture_over_the_limit_is_seen_at_reduced_scale() -> None:
+    """A phone's 108 megapixels with a zoom: less sharp, and not refused."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    header = checked_header(buffer.getvalue(), Limits())
+    region = (200, 100, 600, 500)
+    sharp = Decode(56, Image.Resampling.BICUBIC, Limits())(header, region)
+    reduced = Decode(56, Image.Resampling.BICUBIC, Limits(image_pixels=1_000_000))(header, region)
+    assert np.abs(sharp.astype(int) - reduced).mean() < 2
+    with pytest.raises(ImageError, match="1600x1200 pixels; .*--max-image-pixels"):
+        Decode(56, Image.Resampling.BICUBIC, Limits(image_pixels=900_000))(header, region)

@@ -122,7 +122,8 @@ def test_self_check_refuses_a_readout_that_is_not_the_models(tiny_model: Path) -
     model = transformers.Dinov2Model.from_pretrained(tiny_model).eval()
     patch_mean = replace(FAMILIES["dinov2"], embed=lambda model, x: model(x).last_hidden_state[:, 1:].mean(dim=1))
     with pytest.raises(ModelError, match=r"self-check failed: .* refusing to serve"):
-        checkpoint._cut_and_check(model, patch_mean, loaded.preprocessing.normalised(loaded.sample))
+        pixels = loaded.preprocessing.normalised(loaded.sample)
+        checkpoint._cut_and_check(model, patch_mean, pixels, pixels)
 
 
 def test_a_model_without_finite_output_is_refused(copy: Path) -> None:

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from phs_milvus.contract.errors import ModelError
+from phs_milvus.contract.errors import InvalidInput, ModelError
+from phs_milvus.contract.types import RerankInputs
 from phs_server.model import checkpoint, kernels
-from phs_server.model.engine import AttentionChange, FocusEngine, batch_buckets, resolve_devices
+from phs_server.model.batch import PromptBatch
+from phs_server.model.engine import FocusEngine, batch_buckets, resolve_devices
 from tests.checkpoints import FAMILIES, save_checkpoint
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; none is at hand")
 
 
-def images(engine: FocusEngine, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def images(engine: FocusEngine, count: int, seed: int = 0) -> tuple[np.ndarray, PromptBatch[np.ndarray]]:
     """Arguments of encode: noise images with random masks; every other one without a prompt."""
     rng = np.random.default_rng(seed)
-    pixels, masks, heads = engine.sample_batch(count)
+    pixels, prompts = engine.sample_batch(count)
     pixels = rng.integers(0, 256, pixels.shape, np.uint8)
-    masks[::2] = rng.random(masks[::2].shape)
-    heads[::2] = 2
-    return pixels, masks, heads
+    prompts.masks[::2] = rng.random(prompts.masks[::2].shape)
+    prompts.head_counts[::2] = 2
+    return pixels, prompts
 
 
 def make(directory: Path, device: str = "cpu", precision: str = "float32", **extra: str) -> FocusEngine:
@@ -45,11 +48,11 @@ def test_cpu_kernels_change_nothing_in_float32(family: str, tmp_path: Path) -> N
     with torch.inference_mode():
         expected = loaded.backbone(batch)
         weights = torch.full((1, loaded.backbone.heads), 1.0)
-        embedding = loaded.backbone.readout(expected.residual, expected.heads, weights)
+        embedding = loaded.backbone.readout(expected.residual, expected.head_outputs, weights)
         kernels.speed_up(loaded.backbone.model)
         kernels.speed_up(loaded.backbone.readout)
         actual = loaded.backbone(batch)
-        again = loaded.backbone.readout(actual.residual, actual.heads, weights)
+        again = loaded.backbone.readout(actual.residual, actual.head_outputs, weights)
     assert any(isinstance(module, kernels.OneDnnLinear) for module in loaded.backbone.model.modules())
     for ours, theirs in zip(actual, expected, strict=True):
         assert (ours - theirs).abs().max() < 1e-4 * max(1.0, float(theirs.abs().max()))
@@ -66,7 +69,7 @@ def test_plain_attention_is_sdpa(family: str, tmp_path: Path) -> None:
     expected = loaded.backbone(batch)
     assert kernels.use_plain_attention(loaded.backbone.model) > 0
     actual = loaded.backbone(batch)
-    assert (actual.heads - expected.heads).abs().max() < 1e-4 * float(expected.heads.abs().max())
+    assert (actual.head_outputs - expected.head_outputs).abs().max() < 1e-4 * float(expected.head_outputs.abs().max())
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -78,8 +81,8 @@ def test_bfloat16_agrees_with_float32_on_a_real_model(deit: Path) -> None:
     exact = make(deit)
     batch = images(exact, 4)
     expected, actual = exact.encode(*batch), make(deit, precision="bfloat16").encode(*batch)
-    assert cosine(actual.embeddings[1::2], expected.embeddings[1::2]) > 0.999
-    assert cosine(actual.states, expected.states) > 0.999
+    assert cosine(actual.embedding[1::2], expected.embedding[1::2]) > 0.999
+    assert cosine(actual.state, expected.state) > 0.999
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -96,14 +99,14 @@ class OutOfMemoryAbove(torch.nn.Module):
 
     def __init__(self, backbone: torch.nn.Module, limit: int) -> None:
         super().__init__()
-        self.inner, self.readout, self.limit = backbone, backbone.readout, limit
+        self.inner, self.readout, self.heads, self.limit = backbone, backbone.readout, backbone.heads, limit
         self.sizes: list[int] = []
 
-    def forward(self, pixels: torch.Tensor, look: object) -> object:
+    def forward(self, pixels: torch.Tensor, prompts: object) -> object:
         self.sizes.append(len(pixels))
         if len(pixels) > self.limit:
             raise torch.OutOfMemoryError("full")
-        return self.inner(pixels, look)
+        return self.inner(pixels, prompts)
 
 
 def test_batches_are_halved_on_out_of_memory_and_stay_small(tiny_model: Path) -> None:
@@ -113,8 +116,8 @@ def test_batches_are_halved_on_out_of_memory_and_stay_small(tiny_model: Path) ->
     engine.backbone = small = OutOfMemoryAbove(engine.backbone, 2)
     actual = engine.encode(*batch)
     assert small.sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
-    assert np.abs(actual.embeddings - expected.embeddings).max() < 1e-5
-    assert np.array_equal(actual.weights, expected.weights)
+    assert np.abs(actual.embedding - expected.embedding).max() < 1e-5
+    assert np.array_equal(actual.head_weights, expected.head_weights)
     small.sizes.clear()
     engine.encode(*images(engine, 2))
     assert small.sizes == [1, 1]
@@ -130,34 +133,81 @@ def test_an_image_that_never_fits_is_an_error(tiny_model: Path) -> None:
 def test_rerank_is_the_readout_of_each_pair_whatever_is_shared(tiny_model: Path, monkeypatch) -> None:
     engine = make(tiny_model)
     encoded = engine.encode(*images(engine, 9))
-    weights = encoded.weights[[0, 1, 1, 4, 0]]
-    queries = np.random.default_rng(1).standard_normal((5, encoded.embeddings.shape[1])).astype(np.float32)
+    weights = encoded.head_weights[[0, 1, 1, 4, 0]]
+    queries = np.random.default_rng(1).standard_normal((5, encoded.embedding.shape[1])).astype(np.float32)
     expected = np.empty((5, 9), np.float32)
     for row, (query, weight) in enumerate(zip(queries, weights, strict=True)):
-        for column, state in enumerate(torch.from_numpy(encoded.states)):
+        for column, state in enumerate(torch.from_numpy(encoded.state)):
             with torch.inference_mode():
                 candidate = engine.backbone.readout(state[:1], state[1:], torch.from_numpy(weight[None]))
             expected[row, column] = candidate[0].numpy() @ query / np.linalg.norm(query)
-    assert np.abs(engine.rerank(queries, weights, encoded.states) - expected).max() < 1e-5
+    assert np.abs(engine.rerank(RerankInputs(queries, weights, encoded.state)) - expected).max() < 1e-5
     # Several chunks and several blocks of weights, the last ones smaller.
     monkeypatch.setattr("phs_server.model.engine._RERANK_ROWS", 6)
     monkeypatch.setattr("phs_server.model.engine._RERANK_WEIGHTS", 2)
-    assert np.abs(engine.rerank(queries, weights, encoded.states) - expected).max() < 1e-5
+    assert np.abs(engine.rerank(RerankInputs(queries, weights, encoded.state)) - expected).max() < 1e-5
+
+
+def rerank_inputs(engine: FocusEngine, weights: np.ndarray, states: int) -> RerankInputs:
+    """Noise, for so many head weights [Q, H]."""
+    rng = np.random.default_rng(0)
+    width = engine.backbone.hidden_size
+    embeddings = rng.standard_normal((len(weights), width)).astype(np.float32)
+    return RerankInputs(embeddings, weights, rng.standard_normal((states, 2, width)).astype(np.float16))
+
+
+def test_a_rerank_asks_between_chunks_whether_to_go_on(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all of its work is one readout and many cosines."""
+    monkeypatch.setattr("phs_server.model.engine._RERANK_ROWS", 64)
+    monkeypatch.setattr("phs_server.model.engine._RERANK_PRODUCTS", 2**12)
+    engine = make(tiny_model)
+    rng = np.random.default_rng(0)
+    for weights, states in ((rng.random((40, 4), np.float32), 200), (np.ones((1000, 4), np.float32), 64)):
+        asked = 0
+
+        def check() -> None:
+            nonlocal asked
+            asked += 1
+            if asked == 5:
+                raise TimeoutError("enough")
+
+        with pytest.raises(TimeoutError, match="enough"):
+            engine.rerank(rerank_inputs(engine, weights, states), check)
+        assert asked == 5
+
+
+def test_chunks_of_a_rerank_take_about_as_long_as_wanted(tiny_model: Path) -> None:
+    engine = make(tiny_model)
+    engine._rerank_rows = 1024
+    engine._pace_reranks(1024, seconds=0.4)
+    assert engine._rerank_rows == 256
+    engine._pace_reranks(100, seconds=0.001)  # a small rest says nothing
+    assert engine._rerank_rows == 256
+    for _ in range(9):
+        engine._pace_reranks(engine._rerank_rows, seconds=0)
+    assert engine._rerank_rows == 2048
+
+
+def test_more_readouts_than_one_request_may_ask_for_are_refused(tiny_model: Path) -> None:
+    engine = make(tiny_model)
+    weights = np.random.default_rng(0).random((400, 4), np.float32)
+    with pytest.raises(InvalidInput, match="400 distinct head weights for 251 states make 100400 readouts") as error:
+        engine.rerank(rerank_inputs(engine, weights, 251))
+    assert error.value.field == "head_weights"
+    weights[:] = weights[0]  # one readout of each state serves all queries
+    assert engine.rerank(rerank_inputs(engine, weights, 251)).shape == (400, 251)
 
 
 def test_threads_do_not_see_one_anothers_fovea(deit: Path) -> None:
     engine = make(deit)
-    pixels, _, heads = images(engine, 1)
+    pixels, plain = images(engine, 1)
     rng = np.random.default_rng(2)
-    masks = np.ones((1, engine._patches), np.float32)
-    changes = [
-        AttentionChange(np.zeros(1, np.float32), 8 * rng.random(masks.shape, np.float32)) if index % 3 else None
-        for index in range(12)
-    ]
-    expected = [engine.encode(pixels, masks, heads, change).embeddings for change in changes]
+    foveas = [8 * rng.random(plain.masks.shape, np.float32) if index % 3 else None for index in range(12)]
+    prompts = [replace(plain, fovea=fovea) for fovea in foveas]
+    expected = [engine.encode(pixels, each).embedding for each in prompts]
     assert np.abs(expected[0] - expected[1]).max() > 1e-3 < np.abs(expected[1] - expected[2]).max()
     with ThreadPoolExecutor(2) as pool:
-        actual = list(pool.map(lambda change: engine.encode(pixels, masks, heads, change).embeddings, changes))
+        actual = list(pool.map(lambda each: engine.encode(pixels, each).embedding, prompts))
     for ours, theirs in zip(actual, expected, strict=True):
         assert np.abs(ours - theirs).max() < 1e-5
 
@@ -183,9 +233,11 @@ def test_gpu_gives_what_the_cpu_gives(tiny_model: Path, gpu_mode: str) -> None:
     gpu.warm_up(8)
     for count in (1, 5, 8, 3):
         batch = images(cpu, count, seed=count)
-        assert cosine(gpu.encode(*batch).embeddings, cpu.encode(*batch).embeddings) > 0.9999
+        assert cosine(gpu.encode(*batch).embedding, cpu.encode(*batch).embedding) > 0.9999
     encoded = cpu.encode(*batch)
-    pair = [engine.rerank(encoded.embeddings, encoded.weights, encoded.states) for engine in (cpu, gpu)]
+    pair = [
+        engine.rerank(RerankInputs(encoded.embedding, encoded.head_weights, encoded.state)) for engine in (cpu, gpu)
+    ]
     assert np.abs(pair[0] - pair[1]).max() < 1e-3
 
 
@@ -194,8 +246,8 @@ def test_two_threads_share_one_gpu(tiny_model: Path) -> None:
     engine = make(tiny_model, "cuda:0")
     engine.warm_up(8)
     batches = [images(engine, 1 + seed % 8, seed) for seed in range(64)]
-    expected = [engine.encode(*batch).embeddings for batch in batches]
+    expected = [engine.encode(*batch).embedding for batch in batches]
     with ThreadPoolExecutor(2) as pool:
-        actual = list(pool.map(lambda batch: engine.encode(*batch).embeddings, batches))
+        actual = list(pool.map(lambda batch: engine.encode(*batch).embedding, batches))
     for ours, theirs in zip(actual, expected, strict=True):
         assert np.abs(ours - theirs).max() < 1e-5

@@ -12,9 +12,9 @@ from tests import naive_phs
 from tests.checkpoints import FAMILIES, save_checkpoint
 
 TOLERANCE = 1e-5
-# [CLS] and registers, for the families that have a [CLS] token.
+# [CLS], registers and DeiT's distillation token, for the families that have a [CLS] token.
 PREFIX_TOKENS = {name: 1 for name in FAMILIES if "siglip" not in name}
-PREFIX_TOKENS |= {"dinov2-registers": 5, "dinov3": 5, "dinov3-gated": 5}
+PREFIX_TOKENS |= {"deit": 2, "dinov2-registers": 5, "dinov3": 5, "dinov3-gated": 5}
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -37,7 +37,7 @@ def test_readout_with_ones_is_the_models_own_embedding(family: tuple[str, Path])
     loaded = checkpoint.load(str(family[1]))
     batch = pixels(loaded.preprocessing.image_size)
     last = loaded.backbone(batch)
-    ours = loaded.backbone.readout(last.residual, last.heads, torch.ones(1, loaded.backbone.heads))
+    ours = loaded.backbone.readout(last.residual, last.head_outputs, torch.ones(1, loaded.backbone.heads))
     theirs = naive_phs.embedding(naive_phs.load_original(family[1]), batch)
     assert (ours - theirs).abs().max() < TOLERANCE
     # The checkpoints are not degenerate: different images have different embeddings.
@@ -50,7 +50,7 @@ def test_readout_with_weights_is_scaling_heads_inside_the_model(family: tuple[st
     batch = pixels(loaded.preprocessing.image_size)
     weights = some_weights(loaded.backbone.heads)
     last = loaded.backbone(batch)
-    ours = loaded.backbone.readout(last.residual, last.heads, weights.unsqueeze(0))
+    ours = loaded.backbone.readout(last.residual, last.head_outputs, weights.unsqueeze(0))
     original = naive_phs.load_original(family[1])
     plain = naive_phs.embedding(original, batch)
     with naive_phs.head_weights(original, weights):
@@ -87,7 +87,7 @@ def test_siglip_attention_is_the_pooling_heads(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["dinov2", "dinov2-registers", "dinov3", "vit", "clip-full", "siglip-vision"])
+@pytest.mark.parametrize("family", ["deit", "dinov2", "dinov2-registers", "dinov3", "vit", "clip-full", "siglip-full"])
 def test_other_grid_sizes_interpolate_positions(family: str, tmp_path: Path) -> None:
     directory = save_checkpoint(family, tmp_path)
     patch = checkpoint.load(str(directory)).preprocessing.patch_size
@@ -95,7 +95,7 @@ def test_other_grid_sizes_interpolate_positions(family: str, tmp_path: Path) -> 
     assert loaded.preprocessing.grid == 6
     batch = pixels(6 * patch)
     last = loaded.backbone(batch)
-    ours = loaded.backbone.readout(last.residual, last.heads, torch.ones(1, 4))
+    ours = loaded.backbone.readout(last.residual, last.head_outputs, torch.ones(1, 4))
     told = {} if family.startswith("dino") else {"interpolate_pos_encoding": True}
     theirs = naive_phs.embedding(naive_phs.load_original(directory), batch, **told)
     assert last.attention.shape[-1] == 36
@@ -109,7 +109,7 @@ def test_deit_with_heads_scaled(deit: Path) -> None:
     last = loaded.backbone(batch)
     original = naive_phs.load_original(deit)
     for weights in (torch.ones(3), torch.tensor([0.0, 3.0, 0.0]), torch.tensor([1.5, 0.0, 1.5])):
-        ours = loaded.backbone.readout(last.residual, last.heads, weights.unsqueeze(0))
+        ours = loaded.backbone.readout(last.residual, last.head_outputs, weights.unsqueeze(0))
         with naive_phs.head_weights(original, weights):
             theirs = naive_phs.embedding(original, batch)
         assert (ours - theirs).abs().max() < TOLERANCE
@@ -121,7 +121,7 @@ def test_float16_states_read_out_like_float32(family: tuple[str, Path], precisio
     backbone = checkpoint.load(str(family[1])).backbone
     weights = some_weights(backbone.heads).unsqueeze(0)
     last = backbone(pixels(64 if backbone.model.config.patch_size == 16 else 56))
-    exact = backbone.readout(last.residual, last.heads, weights)
+    exact = backbone.readout(last.residual, last.head_outputs, weights)
     backbone.readout.set_precision(precision)
-    stored = backbone.readout(last.residual.half(), last.heads.half(), weights)
+    stored = backbone.readout(last.residual.half(), last.head_outputs.half(), weights)
     assert (exact * stored).sum(dim=-1).min() > 0.9999
