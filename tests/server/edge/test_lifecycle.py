@@ -127,7 +127,7 @@ def test_ipv6_hosts(tiny_model: Path) -> None:
 
 
 def test_unknown_model_says_what_was_tried_and_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot load the model in directory"), ServerThread(settings(tmp_path)):
+    with pytest.raises(ModelError, match="has no config.json; it must hold"), ServerThread(settings(tmp_path)):
         pass
     environment = {
         **os.environ,
