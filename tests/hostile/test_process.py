@@ -21,6 +21,7 @@ import pytest
 from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
+from phs_milvus.contract.types import MOST_READOUTS
 from phs_server import process
 from phs_server.edge import supervisor
 from tests.hostile.http2 import HEALTH, SERVICE, Client, message
@@ -145,15 +146,18 @@ def test_a_signal_while_starting_ends_in_status_0_and_without_a_traceback(
 
 
 def test_a_signal_while_the_model_computes_ends_in_status_0(tiny_model: Path) -> None:
-    with ServerProcess(tiny_model, drain_seconds=1) as server:
-        weights = np.random.default_rng(0).random((4000, HEADS), np.float32) + 0.5
-        states = np.ones((4000, 2, HIDDEN), np.float16)
-        request = wire.rerank_request(np.ones((4000, HIDDEN), np.float32), weights, states)
-        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        with grpc.insecure_channel(server.address, options) as channel:
-            call = pb_grpc.FocusEncoderStub(channel).Rerank.future(request, timeout=60)
-            time.sleep(1)
-            assert server.terminate(timeout=30) == 0
+    """More work than fits into the drain time: the most that one request may ask for, many times."""
+    states = np.ones((MOST_READOUTS // 2000, 2, HIDDEN), np.float16)
+    weights = np.random.default_rng(0).random((2000, HEADS), np.float32) + 0.5
+    request = wire.rerank_request(np.ones((2000, HIDDEN), np.float32), weights, states)
+    with ServerProcess(tiny_model, drain_seconds=1) as server, grpc.insecure_channel(server.address) as channel:
+        rerank = pb_grpc.FocusEncoderStub(channel).Rerank
+        first = rerank.future(request, timeout=60)
+        assert first.exception(60) is None
+        calls = [rerank.future(request, timeout=60) for _ in range(15)]
+        time.sleep(0.1)
+        assert server.terminate(timeout=30) == 0
+        for call in calls:
             call.cancel()
         assert "terminate called" not in server.log
 
@@ -172,6 +176,7 @@ HANG = """
 import sys, threading, time
 from phs_server import process
 from phs_server.edge import supervisor
+from phs_milvus.contract.types import MOST_READOUTS
 supervisor._EVERY_SECONDS, supervisor._TIMEOUT_SECONDS = 0.5, 0.5
 from phs_server.app import Server
 start = Server.start
