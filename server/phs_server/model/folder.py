@@ -170,7 +170,8 @@ def _check_file(folder: Path, name: str) -> None:
     path = folder / name
     if not _exists(folder, name):
         raise ModelError(
-            f"model '{folder}' has no {name}; it must hold config.json, {WEIGHTS} and preprocessor_config.json"
+            f"cannot load the model in directory '{folder}': it has no {name}; it must hold config.json, {WEIGHTS} and "
+            "preprocessor_config.json"
         )
     if not path.is_file():
         raise ModelError(f"{name} of model '{folder}' is not a file")

@@ -227,6 +227,9 @@ class ProcessorReader:
             shortest = self._size("size").get("shortest_edge") or min(self._size("size").values(), default=side)
             if self._value("do_resize") and shortest < side:
                 raise self._refusal("crop_size", f"it is larger than size, {shortest}, so that pictures are padded")
+            if self._value("do_resize") and 2 * side < shortest:
+                # A whole picture squashed to that would show things at under half the scale that the model knows.
+                raise self._refusal("crop_size", f"it keeps less than half of size, {shortest}; pass --image-size")
             return side
         if not self._value("do_resize") and not self._size("size"):
             return config.image_size

@@ -224,3 +224,19 @@ def test_workers_share_one_queue() -> None:
     assert batcher.depth == 0
     batcher.close(WAIT)
     assert not batcher.alive
+
+
+def test_what_nobody_waits_for_leaves_the_queue_when_told(gate: Gate) -> None:
+    batcher = make(gate, queue_bytes=100)
+    blocked(gate, batcher)
+    gone, late, kept = (batcher.submit(1, size=40), batcher.submit(2, time.monotonic(), size=40), batcher.submit(3))
+    gone.cancel()
+    time.sleep(0.01)
+    batcher.drop_unwanted()
+    assert batcher.depth == 1
+    with pytest.raises(Expired):
+        late.result(0)
+    batcher.submit(4, size=100)  # their bytes are free again
+    gate.open.set()
+    assert kept.result(WAIT).result == 30
+    batcher.close(WAIT)

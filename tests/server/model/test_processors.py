@@ -82,7 +82,7 @@ def test_input_is_what_transformers_makes(name: str, write) -> None:
 
 CROPS = {
     # What transformers' class says where the file does not: CLIP and DINOv2 crop, DeiT crops 224 of 256.
-    "clip": ("clip-full", {"crop_size": 64}, 64, "CLIPImageProcessor crops the centre"),
+    "clip": ("clip-full", {"size": 80, "crop_size": 64}, 64, "CLIPImageProcessor crops the centre"),
     "clip, told": ("clip-full", {"size": 80, "crop_size": {"height": 64, "width": 64}}, 64, "crops the centre"),
     "dinov2": ("dinov2", {"size": {"shortest_edge": 64}, "crop_size": 56}, 56, "BitImageProcessor crops"),
     "deit": ("deit", {}, 224, "DeiTImageProcessor crops"),
@@ -107,6 +107,7 @@ REFUSED = {
     "224 x 336": (VIT | {"size": {"height": 64, "width": 96}}, "size is .*only square"),
     "no square crop": (VIT | {"do_center_crop": True, "crop_size": {"height": 64, "width": 32}}, "crop_size is"),
     "a crop of more than there is": (VIT | {"do_center_crop": True, "crop_size": 80}, "crop_size is 80; .*padded"),
+    "a crop of a little of it": ({"image_processor_type": "CLIPImageProcessor", "crop_size": 64}, "crop_size is 64"),
     "longest edge": (VIT | {"size": {"longest_edge": 64}}, "size is .*no height and width"),
     "no such size": (VIT | {"size": {"side": 64}}, "cannot be made of it"),
     "half a pixel": (VIT | {"size": {"height": 64.5, "width": 64.5}}, "size is .*whole numbers"),
