@@ -116,7 +116,7 @@ def _csv(path: Path, findings: Findings) -> tuple[Iterator[tuple[str, Mapping[st
     start = next((number for number, line in enumerate(lines) if line.strip()), 0)
     header = lines[start] if lines else ""
     delimiter = max(",;\t|", key=header.count)
-    names = [_plain(name) for name in next(csv.reader([header], delimiter=delimiter), [])]
+    names = [_plain(name) for name in _fields(header, delimiter, path, start + 1)]
     first = start + 1
     if _is_row(names):
         names, first = list(OURS), start  # Keras writes no header
