@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,10 +50,14 @@ class ServerProcess:
     """`python -m phs_server` on a loopback port; killed on exit if it still runs.
 
     Args:
+        before: called in the new process before it runs.
         flags: settings, as keyword arguments.
     """
 
-    def __init__(self, model: Path, port: int | None = None, **flags: object) -> None:
+    def __init__(
+        self, model: Path, port: int | None = None, before: Callable[[], None] | None = None, **flags: object
+    ) -> None:
+        self._before = before
         self.port = port or free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._command = [sys.executable, "-m", "phs_server", "--model", str(model), "--port", str(self.port)]
@@ -114,4 +119,5 @@ class ServerProcess:
             env=self._environment,
             stdout=subprocess.DEVNULL,
             stderr=self._log,
+            preexec_fn=self._before,
         )

@@ -81,7 +81,7 @@ def test_settings_are_read(folder: Path, tmp_path: Path) -> None:
     assert settings.focus == focus_of({"heads": 6, "roi": 1.0, "zoom": 2.0}, tmp_path)
     assert settings.focus != focus_of({"heads": 5, "roi": 1.0, "zoom": 2.0}, tmp_path)
     assert settings.focus != focus_of({"heads": 6, "roi": 0.5, "zoom": 2.0}, tmp_path)
-    assert settings.focus.only_zoom == 2.0
+    assert settings.focus.single_zoom == 2.0
     assert settings.measured["mAP"] == pytest.approx(0.1677, abs=1e-4)
 
 

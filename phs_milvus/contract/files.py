@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput, reason_of, shown
 
 _LARGEST = 2**20
 
@@ -20,14 +19,16 @@ def read_small_file(path: str | os.PathLike[str], field: str) -> bytes:
     Raises:
         InvalidInput: not there, not readable, no regular file (a folder, FIFO or device), or larger.
     """
-    name = Path(path)
+    name = shown(os.fspath(path))
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InvalidInput(f"{name} is not a regular file; copy it into one", field)
             data = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise InvalidInput(f"cannot read {name}: {error.strerror}; check path and permissions", field) from None
+    except InvalidInput:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InvalidInput(f"cannot read {name}: {reason_of(error)}; check path and permissions", field) from None
     if len(data) > _LARGEST:
         raise InvalidInput(f"{name} is over 1 MiB; is it the right file?", field)
     return data

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, features
+from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
@@ -38,11 +38,12 @@ _MISSING = {
     "AVIF": "AVIF needs Pillow 11.3 or newer where it is decoded: pip install -U pillow",
     "HEIF": "HEIC needs pillow-heif where it is decoded: pip install 'phs-milvus[heif]'",
 }
-if features.check("avif"):
+with suppress(ImportError):
     from PIL import AvifImagePlugin
 
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    _READERS["AVIF"] = AvifImagePlugin.AvifImageFile
+    if AvifImagePlugin.SUPPORTED:
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+        _READERS["AVIF"] = AvifImagePlugin.AvifImageFile
 with suppress(ImportError):
     import pillow_heif
 

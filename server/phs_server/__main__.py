@@ -1,4 +1,4 @@
-"""The entry point of `phs-server`."""
+"""The entry point of `phs-server`: takes signals before the imports, which last seconds."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from phs_server.config import parse
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the settings, then serves: help and wrong flags need neither torch nor the time to load it."""
-    settings = parse(arguments)
-    # Until the server takes signals itself: importing torch takes seconds, and ends in a traceback at Ctrl-C.
+    # Until the server takes signals itself; by default they end in a status that is not 0, or in a traceback.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
+    from phs_server.config import parse
+
+    settings = parse(arguments)
     try:
         from phs_server.process import run
     except ImportError as error:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 # Rows (distinct head weights x states) read out at once: at most, which bounds memory at about 100 MiB for D=1024
 # whatever K is, and at least, below which products are slow. In between it is what takes _RERANK_SECONDS.
-_RERANK_ROWS, _FEWEST_RERANK_ROWS = 2048, 64
+_RERANK_ROWS, _FEWEST_RERANK_ROWS = 2048, 256
 _RERANK_SECONDS = 0.1
 # Distinct head weights among them.
 _RERANK_WEIGHTS = 32
@@ -63,7 +63,7 @@ class FocusEngine:
         self._gain = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
         self._offset = (-mean / std).view(1, 3, 1, 1).to(self.device)
         self._largest = sys.maxsize
-        self._rerank_rows = 256
+        self._rerank_rows = 512
         self._gpu_mode = gpu_mode
         self._cuda: CudaRunner | None = None
         # Around forwards: foveal attention hooks the modules, which two threads of a GPU share.

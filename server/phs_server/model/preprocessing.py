@@ -19,7 +19,6 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers.image_utils import SizeDict
 
 from phs_milvus.contract.errors import ModelError
 from phs_server.model.folder import json_object
@@ -284,7 +283,7 @@ class ProcessorReader:
 
     def _refusal(self, field: str, remedy: str) -> ModelError:
         value = self.numbers[field] if field in self.numbers else self._value(field)
-        shown = json.dumps(dict(value) if isinstance(value, SizeDict) else value, default=str)[:60]
+        shown = json.dumps(value, default=str)[:60]
         return ModelError(f"{FILE} of model '{self._model_id}': {field} is {shown}; {remedy}")
 
 

@@ -178,11 +178,11 @@ def test_a_rerank_asks_between_chunks_whether_to_go_on(tiny_model: Path, monkeyp
 
 def test_chunks_of_a_rerank_take_about_as_long_as_wanted(tiny_model: Path) -> None:
     engine = make(tiny_model)
-    engine._rerank_rows = 256
-    engine._pace_reranks(256, seconds=0.4)
-    assert engine._rerank_rows == 64
-    engine._pace_reranks(10, seconds=10)  # a small rest says nothing
-    assert engine._rerank_rows == 64
+    engine._rerank_rows = 1024
+    engine._pace_reranks(1024, seconds=0.4)
+    assert engine._rerank_rows == 256
+    engine._pace_reranks(100, seconds=0.001)  # a small rest says nothing
+    assert engine._rerank_rows == 256
     for _ in range(9):
         engine._pace_reranks(engine._rerank_rows, seconds=0)
     assert engine._rerank_rows == 2048
