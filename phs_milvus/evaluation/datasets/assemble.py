@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from phs_milvus.contract.errors import ImageError, InvalidInput
+from phs_milvus.contract.errors import ImageError, InvalidInput, shown
 from phs_milvus.evaluation.datasets.frames import AmbiguousFrame, Frame, Picture, frame_of, picture_of
 from phs_milvus.evaluation.datasets.model import AnnotationError, Corners, Dataset, Instance, LabelledImage
 from phs_milvus.evaluation.datasets.places import Finder, normal
@@ -122,19 +122,19 @@ def _instance(
     box = frame.box(entry.box)
     placed.append(Placed(entry.where, box, frame.upright))
     x0, y0, x1, y1 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height))
-    shown = ", ".join(f"{side:g}" for side in box)
+    sides = ", ".join(f"{side:g}" for side in box)
     if x1 <= x0 or y1 <= y0:
-        raise AnnotationError(record.file, entry.where, "box", f"{shown} is outside the {width}x{height} image")
+        raise AnnotationError(record.file, entry.where, "box", f"{sides} is outside the {width}x{height} image")
     clipped = (x0, y0, x1, y1)
     if clipped != box:
         if entry.reversed:
             raise AnnotationError(
-                record.file, entry.where, "box", f"has a negative side, and turned round ({shown}) it leaves the image"
+                record.file, entry.where, "box", f"has a negative side, and turned round ({sides}) it leaves the image"
             )
         if max(abs(a - b) for a, b in zip(clipped, box, strict=True)) > 1:
-            findings.note("box(es) reach beyond their image and were clipped", f"{entry.where}, {shown}")
+            findings.note("box(es) reach beyond their image and were clipped", f"{entry.where}, {sides}")
     elif entry.reversed:
-        findings.note("box(es) have a negative width or height and were turned round", f"{entry.where}, {shown}")
+        findings.note("box(es) have a negative width or height and were turned round", f"{entry.where}, {sides}")
     segment = partial(entry.outline, frame) if entry.outline else None
     return Instance(entry.label, clipped, entry.is_query, segment)
 
@@ -155,8 +155,8 @@ def _say_frame(record: ImageRecord, frame: Frame, picture: Picture, unit: float 
 
 
 def _first_pixel(box: Corners) -> str:
-    shown = ", ".join(f"{side:g}" for side in box)
-    return f"{shown} lies within the first pixel; if boxes are shares of the image (0 to 1), say --boxes shares"
+    sides = ", ".join(f"{side:g}" for side in box)
+    return f"{sides} lies within the first pixel; if boxes are shares of the image (0 to 1), say --boxes shares"
 
 
 def _distinct(images: Sequence[LabelledImage]) -> tuple[LabelledImage, ...]:
@@ -180,7 +180,7 @@ def _check_usable(source: Source, dataset: Dataset, missing: dict[str, Path]) ->
     if len(missing) and not dataset.images and not dataset.unreadable:
         raise InvalidInput(
             f"{described} images are annotated and none of their files is there; the first was looked for at "
-            f"{next(iter(missing.values()))}; give the folder with --images",
+            f"{shown(next(iter(missing.values())))}; give the folder with --images",
             "dataset",
         )
     if not dataset.images:

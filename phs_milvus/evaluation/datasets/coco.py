@@ -47,7 +47,7 @@ def read(path: Path, images: Path | None, findings: Findings) -> Source:
             where = f"annotation {record.get('id', index) if isinstance(record, dict) else index}"
             image = key(record, "image_id", path, where)
             if image not in sizes:
-                raise AnnotationError(path, where, "image_id", f"names no image of this file: {image}")
+                raise AnnotationError(path, where, "image_id", f"names no image of this file: {image:.60}")
             objects[image].append(_object(record, labels, path, where))
     records = []
     for index, record in enumerate(root["images"]):
@@ -70,7 +70,7 @@ def _categories(root: Any, path: Path, findings: Findings) -> Iterator[tuple[str
 def _object(record: dict[str, Any], labels: dict[str, str], path: Path, where: str) -> ObjectRecord:
     category = key(record, "category_id", path, where)
     if category not in labels:
-        raise AnnotationError(path, where, "category_id", f"names no category of this file: {category}")
+        raise AnnotationError(path, where, "category_id", f"names no category of this file: {category:.60}")
     segmentation = record.get("segmentation")
     outline = partial(_outline, segmentation, path, where) if segmentation else None
     box, reversed_ = _box(record, segmentation, path, where)

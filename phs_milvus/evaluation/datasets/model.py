@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput, shown
 from phs_milvus.pointing.prompts import Prompt
 
 Corners = tuple[float, float, float, float]
@@ -106,4 +106,5 @@ def listed(heading: str, problems: Sequence[str]) -> list[str]:
 
 def counted(names: Sequence[str]) -> str:
     """How many, and the first of them: "12 (a, b, ...)"."""
-    return f"{len(names)} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
+    first = ", ".join(shown(name) for name in names[:NAMED])
+    return f"{len(names)} ({first}{', ...' if len(names) > NAMED else ''})"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from phs_milvus.contract.errors import shown
 from phs_milvus.evaluation.datasets.frames import Frame
 from phs_milvus.evaluation.datasets.model import AnnotationError, Corners
 from phs_milvus.pointing.prompts import Mask, Polygon, Prompt
@@ -105,7 +106,7 @@ class Findings:
 
     def note(self, what: str, example: str) -> None:
         """Counts something that was changed; the first example is kept."""
-        count, first = self._notes.get(what, (0, example))
+        count, first = self._notes.get(what, (0, shown(example)))
         self._notes[what] = count + 1, first
 
     @property

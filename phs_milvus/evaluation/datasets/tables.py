@@ -116,10 +116,7 @@ def _csv(path: Path, findings: Findings) -> tuple[Iterator[tuple[str, Mapping[st
     start = next((number for number, line in enumerate(lines) if line.strip()), 0)
     header = lines[start] if lines else ""
     delimiter = max(",;\t|", key=header.count)
-    try:
-        names = [_plain(name) for name in next(csv.reader([header], delimiter=delimiter), [])]
-    except csv.Error as error:
-        raise AnnotationError(path, f"line {start + 1}", "line", f"is not CSV: {error}") from error
+    names = [_plain(name) for name in _fields(header, delimiter, path, start + 1)]
     first = start + 1
     if _is_row(names):
         names, first = list(OURS), start  # Keras writes no header

@@ -34,7 +34,7 @@ def read(path: Path, images: Path | None, findings: Findings) -> Source:
         with findings.skipping():
             number = key(record, "image_id", objects, f"record {index}")
             if number not in known:
-                raise AnnotationError(objects, f"record {index}", "image_id", f"{number} is not in {data.name}")
+                raise AnnotationError(objects, f"record {index}", "image_id", f"{number:.60} is not in {data.name}")
             entries = _objects(required(record, "objects", list, objects, f"record {index}"), index, objects, findings)
             records.append(ImageRecord(objects, (f"{number}.jpg",), known[number], entries, id=number))
     records.sort(key=lambda record: (len(record.id or ""), record.id))  # numbers in their order
