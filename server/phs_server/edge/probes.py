@@ -13,6 +13,7 @@ import grpc
 
 from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, InvalidInput
 from phs_server.edge.callers import Caller
+from phs_server.edge.receiving import start_read
 
 _AT_ONCE = 1
 # A message is read for the longer time, or only for the shorter one where others wait.
@@ -68,13 +69,10 @@ class ProbeReader:
             self._waiting -= 1
 
     async def _read(self, context: grpc.aio.ServicerContext) -> bytes:
-        reading = asyncio.ensure_future(context.read())
-        try:
-            until = asyncio.get_running_loop().time() + _READ_SECONDS
-            while not reading.done():
-                await asyncio.wait([reading], timeout=_READ_SECONDS_BUSY)
-                if not reading.done() and (self._waiting or asyncio.get_running_loop().time() > until):
-                    raise DeadlineExceeded("the message of this probe did not arrive in time")
-            return reading.result()
-        finally:
-            reading.cancel()
+        reading = start_read(context)
+        until = asyncio.get_running_loop().time() + _READ_SECONDS
+        while not reading.done():
+            await asyncio.wait([reading], timeout=_READ_SECONDS_BUSY)
+            if not reading.done() and (self._waiting or asyncio.get_running_loop().time() > until):
+                raise DeadlineExceeded("the message of this probe did not arrive in time")
+        return reading.result()

@@ -29,6 +29,27 @@ _OVERHEAD, _SHARE_OVERHEAD = 128, 0.004
 _SHARES = 4
 
 
+_unfinished_reads: set[asyncio.Task[bytes]] = set()
+
+
+def start_read(context: grpc.aio.ServicerContext) -> asyncio.Task[bytes]:
+    """Starts to read a call's next message. Wait for the task, or shield it; never cancel it.
+
+    gRPC's Python layer frees what it received only where its read comes to an end: of a read that is cancelled, the
+    message is lost for good when it arrives all the same. The end of the call ends the read.
+    """
+    reading = asyncio.ensure_future(context.read())
+    _unfinished_reads.add(reading)
+    reading.add_done_callback(_read_ended)
+    return reading
+
+
+def _read_ended(reading: asyncio.Task[bytes]) -> None:
+    _unfinished_reads.discard(reading)
+    if not reading.cancelled():
+        reading.exception()  # where nobody waits any more, it is of no interest
+
+
 class Receiver:
     """Reads the messages of all calls. Belongs to one event loop.
 
@@ -51,7 +72,7 @@ class Receiver:
         peer = place.caller.peer
         self._reading[peer].append(place)
         try:
-            data = await context.read()
+            data = await asyncio.shield(start_read(context))
         finally:
             self._reading[peer].remove(place)
             if not self._reading[peer]:
