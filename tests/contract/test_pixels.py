@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from phs_milvus.contract.errors import ImageError
 from phs_milvus.contract.headers import read_header
 from phs_milvus.contract.images import decode_upright, load_image, open_header
-from tests.contract.test_images import encode, error_of, pixels
+from tests.contract.support import encode, error_of, pixels
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 

@@ -23,8 +23,7 @@ from phs_milvus.contract.decoding import Decoder
 from phs_milvus.contract.errors import EncoderUnavailable, ImageError
 from phs_milvus.contract.headers import read_header
 from tests.contract.test_pixels import cmyk_profile
-from tests.hostile.make import _chunk as chunk
-from tests.hostile.make import _save as save
+from tests.hostile.files import chunk, save
 
 MIB = 2**20
 LIMIT = 100_000_000

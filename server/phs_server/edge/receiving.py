@@ -29,11 +29,11 @@ _OVERHEAD, _SHARE_OVERHEAD = 128, 0.004
 _SHARES = 4
 
 
-_unfinished_reads: set[asyncio.Task[bytes]] = set()
+_unfinished_reads: set[asyncio.Future[bytes]] = set()
 
 
-def start_read(context: grpc.aio.ServicerContext) -> asyncio.Task[bytes]:
-    """Starts to read a call's next message. Wait for the task, or shield it; never cancel it.
+def start_read(context: grpc.aio.ServicerContext) -> asyncio.Future[bytes]:
+    """Starts to read a call's next message. Wait for it, or shield it; never cancel it.
 
     gRPC's Python layer frees what it received only where its read comes to an end: of a read that is cancelled, the
     message is lost for good when it arrives all the same. The end of the call ends the read.
@@ -44,7 +44,7 @@ def start_read(context: grpc.aio.ServicerContext) -> asyncio.Task[bytes]:
     return reading
 
 
-def _read_ended(reading: asyncio.Task[bytes]) -> None:
+def _read_ended(reading: asyncio.Future[bytes]) -> None:
     _unfinished_reads.discard(reading)
     if not reading.cancelled():
         reading.exception()  # where nobody waits any more, it is of no interest

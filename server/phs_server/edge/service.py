@@ -55,7 +55,8 @@ class FocusEncoderService:
         self._receive_seconds = settings.receive_seconds
         self._answer_seconds = settings.answer_seconds
         self._connections = connections
-        unfinished = settings.max_in_flight_bytes // 8  # of one address
+        # Of one address; never less than one message, which is unfinished while it arrives.
+        unfinished = max(settings.max_in_flight_bytes // 8, settings.max_message_bytes)
         self._receiver = Receiver(unfinished, settings.max_message_bytes, connections)
         self._readers: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[Any]] = set()

@@ -95,13 +95,15 @@ def test_an_item_read_as_its_stream_is_cancelled_gives_its_bytes_back(tiny_model
         reads = 0
         stream: asyncio.Task[None]
 
-        async def read(self) -> bytes:
+        def read(self) -> asyncio.Future[bytes]:
             self.reads += 1
+            message: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
             if self.reads == 1:
                 self.stream.cancel()
-                return next(items([jpeg()])).SerializeToString()
-            held.append(admission.bytes_held)
-            return await asyncio.Event().wait()
+                message.set_result(next(items([jpeg()])).SerializeToString())
+            else:
+                held.append(admission.bytes_held)
+            return message
 
     async def scenario() -> None:
         context = Context()
