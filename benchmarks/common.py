@@ -149,9 +149,11 @@ def server(model: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen]]:
 
 
 def process_seconds(pid: int) -> float:
-    """Processor time that a process of this machine has used (Linux)."""
+    """Processor time that a process of this machine and its children, which decode, have used (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = (task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/children"))
+    return own + sum(process_seconds(int(child)) for some in children for child in some)
 
 
 def free_port() -> int:
