@@ -116,7 +116,7 @@ async def _encode_all(pipeline: flow.Pipeline, files: list[bytes], count: int, i
 
     async def one(index: int) -> np.ndarray | None:
         async with room:
-            return (await pipeline.encode(files[index % len(files)], None, Focus(), wait=True)).embedding
+            return (await pipeline.encode(files[index % len(files)], None, Focus(), bulk=True)).embedding
 
     await asyncio.gather(*(one(index) for index in range(count)))
 
