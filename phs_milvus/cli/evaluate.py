@@ -15,7 +15,7 @@ from typing import Any
 
 from phs_milvus.cli.connections import open_encoder
 from phs_milvus.cli.places import output_file, output_folder
-from phs_milvus.contract.errors import PhsError
+from phs_milvus.contract.errors import InvalidInput, PhsError
 
 # Repeated here because phs_milvus.evaluation is imported only by the commands that need it.
 _PRESETS = {
@@ -133,6 +133,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from phs_milvus.evaluation.experiments import PRESETS
     from phs_milvus.evaluation.report import Report, as_text, is_report
 
+    dataset, prompts = _checked(options)
     out = output_folder(options.out or Path(f"eval-{options.preset}"), "out", is_report)
 
     def show(sections: list[Any]) -> None:
@@ -141,7 +142,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     preset, started = PRESETS[options.preset], time.perf_counter()
     report, parts = Report(preset.title, {}), []
-    for study in _studies(options):
+    for study in _studies(options, dataset, prompts):
         parts.append(preset.run(study))
         report.facts.update(_facts(study, options))
         show(parts[-1])
@@ -164,8 +165,9 @@ def _tune(options: argparse.Namespace) -> int:
         raise PhsError(
             "settings are for one model: run tune once for each --model or --encoder, each with its own --out"
         )
+    dataset, prompts = _checked(options)
     output_file(options.out, "out", is_settings)
-    for study in _studies(options):
+    for study in _studies(options, dataset, prompts):
         choice = tune(study)
         print(as_text(choice.rows))
         print(f"\ncross-validated {study.metric} of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
@@ -176,14 +178,11 @@ def _tune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _studies(options: argparse.Namespace) -> Iterator[Any]:
-    """One Study for each model, its server running while it is in use."""
-    from phs_milvus.contract.errors import InvalidInput
+def _checked(options: argparse.Namespace) -> tuple[Any, tuple[str, ...]]:
+    """The dataset and the kinds of prompts, read and tried before hours of encoding."""
     from phs_milvus.evaluation import load
     from phs_milvus.evaluation.datasets import DatasetWarning
-    from phs_milvus.evaluation.experiments import Study
-    from phs_milvus.evaluation.painting import paintable
-    from phs_milvus.evaluation.queries import PROMPTS, object_queries
+    from phs_milvus.evaluation.queries import PROMPTS
     from phs_milvus.milvus.connection import close, connect
 
     prompts = tuple(options.prompt.split(","))
@@ -201,8 +200,17 @@ def _studies(options: argparse.Namespace) -> Iterator[Any]:
         dataset = replace(dataset, images=dataset.images[: options.limit])
     if options.seed < 0:
         raise InvalidInput(f"must be at least 0, got {options.seed}", "seed")
-    if options.milvus:  # tried before hours of encoding
+    if options.milvus:
         close(connect(options.milvus, options.token))
+    return dataset, prompts
+
+
+def _studies(options: argparse.Namespace, dataset: Any, prompts: tuple[str, ...]) -> Iterator[Any]:
+    """One Study for each model, its server running while it is in use."""
+    from phs_milvus.evaluation.experiments import Study
+    from phs_milvus.evaluation.painting import paintable
+    from phs_milvus.evaluation.queries import object_queries
+
     for place in _places(options):
         with ExitStack() as stack:
             encoder = stack.enter_context(open_encoder(place))
