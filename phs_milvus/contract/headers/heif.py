@@ -11,6 +11,8 @@ from phs_milvus.contract.headers.header import Broken, Header
 _AVIF = {b"avif", b"avis"}
 _MAX_BRANDS = 64
 _MAX_ITEMS = 65_536
+# One for each width of its numbers. More of them could lie on top of one another, and each be read in whole.
+_MAX_TABLES = 4
 # By quarter turns counterclockwise: EXIF's orientation alone, mirrored top to bottom, and left to right.
 _ORIENTATION = {0: (1, 4, 2), 1: (8, 5, 7), 2: (3, 2, 4), 3: (6, 7, 5)}
 
@@ -28,14 +30,21 @@ def _primary(name: str, data: bytes, start: int, end: int) -> Header:
     item: int | None = None
     properties: list[tuple[bytes, int, int]] = []
     owned: dict[int | None, list[int]] = {}
+    tables = containers = 0
     for kind, at, stop in boxes(data, start, end):
         if kind == b"pitm":
             item = int.from_bytes(data[at + 4 : at + 6] if data[at] == 0 else data[at + 4 : at + 8], "big")
         elif kind == b"iprp":
+            containers += 1
+            if containers > 1:
+                raise Broken("properties in more than one box")
             for inner, inner_at, inner_stop in boxes(data, at, stop):
-                if inner == b"ipco":
+                if inner == b"ipco" and not properties:
                     properties = list(boxes(data, inner_at, inner_stop))
                 elif inner == b"ipma":
+                    tables += 1
+                    if tables > _MAX_TABLES:
+                        raise Broken(f"more than {_MAX_TABLES} tables of properties")
                     owned |= _associations(data, inner_at)
     size = crop = None
     turn = mirror = 0

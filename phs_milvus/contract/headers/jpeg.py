@@ -55,7 +55,7 @@ def read(data: bytes) -> Header:
             kept.append(segment)
     else:
         raise ImageError(f"the JPEG image has more than {_MAX_SEGMENTS:,} segments before its pixels")
-    if frame is None or len(frame) < 6 + 3 * frame[5]:
+    if frame is None or len(frame) < 6 or not frame[5] or len(frame) < 6 + 3 * frame[5]:
         raise Broken("no frame before its pixels")
     height, width, components = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big"), frame[5]
     if components == 4:

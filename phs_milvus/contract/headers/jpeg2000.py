@@ -23,8 +23,12 @@ def read(data: bytes) -> Header:
 def _in_boxes(data: bytes) -> tuple[int, tuple[int, int] | None]:
     """Where the codestream starts, and the (width, height) that the box says."""
     said = None
+    headers = 0
     for kind, start, end in boxes(data, 0, len(data)):
         if kind == b"jp2h":
+            headers += 1
+            if headers > 1:
+                raise Broken("more than one header box")
             for inner, at, _ in boxes(data, start, end):
                 if inner == b"ihdr" and said is None and at + 8 <= len(data):
                     height, width = struct.unpack_from(">II", data, at)

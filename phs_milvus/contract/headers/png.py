@@ -22,6 +22,7 @@ def read(data: bytes) -> Header:
     width, height = struct.unpack_from(">II", data, 16)
     kept = [(0, _SIGNATURE)]
     exif = xmp = None
+    profiles = 0
     position = _SIGNATURE
     for _ in range(_MAX_CHUNKS):
         if position + 8 > len(data):
@@ -35,8 +36,10 @@ def read(data: bytes) -> Header:
             exif = data[body : body + size]
         elif kind == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\0\0", body):
             xmp = data[body : body + size]
-        elif exif is None and kind in (b"tEXt", b"zTXt") and data.startswith(b"Raw profile type exif\0", body):
-            exif = _raw_profile(data[body + 22 : body + size], compressed=kind == b"zTXt")
+        elif kind in (b"tEXt", b"zTXt") and data.startswith(b"Raw profile type exif\0", body):
+            profiles += 1
+            if exif is None and profiles == 1:  # each may inflate to a MiB
+                exif = _raw_profile(data[body + 22 : body + size], compressed=kind == b"zTXt")
         if kind == b"IEND":
             break
         position = behind
