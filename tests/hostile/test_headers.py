@@ -65,3 +65,15 @@ def test_one_exif_profile_among_the_texts_of_a_png_is_inflated() -> None:
     header = read_header(data)
     assert time.monotonic() - started < HANGS
     assert Image.open(io.BytesIO(header.data)).size == (header.width, header.height) == (8, 8)
+
+
+def tiff_of(width_tags: list[int]) -> bytes:
+    """A TIFF directory without pixels: a width for each number, and a height of 8."""
+    entries = [struct.pack("<HHII", 256, 4, 1, width) for width in width_tags] + [struct.pack("<HHII", 257, 4, 1, 8)]
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+
+
+def test_a_tiff_with_two_widths_is_refused_and_one_said_twice_is_not() -> None:
+    assert read_header(tiff_of([8, 8])).width == 8
+    with pytest.raises(ImageError, match="tag 256 twice"):
+        read_header(tiff_of([8, 60_000]))

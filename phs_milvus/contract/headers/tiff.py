@@ -26,7 +26,7 @@ def read(data: bytes) -> Header:
 
 
 def _directory(data: bytes) -> tuple[dict[int, int], bytes | None]:
-    """The first directory's integers by tag, of several the first, and its XMP."""
+    """The integers of the first directory by tag, and its XMP. Decoders differ on which of two equal tags counts."""
     order = "<" if data[:2] == b"II" else ">"
     big = b"+" in data[2:4]
     word, entry = ("Q", 20) if big else ("I", 12)
@@ -43,5 +43,7 @@ def _directory(data: bytes) -> tuple[dict[int, int], bytes | None]:
             (place,) = struct.unpack_from(order + word, data, value)
             xmp = data[place : place + min(values, _MAX_XMP)]
         elif kind in _INTEGERS and values == 1:
-            numbers[tag] = struct.unpack_from(order + _INTEGERS[kind], data, value)[0]
+            (number,) = struct.unpack_from(order + _INTEGERS[kind], data, value)
+            if numbers.setdefault(tag, number) != number:
+                raise Broken(f"tag {tag} twice, with different values")
     return numbers, xmp
