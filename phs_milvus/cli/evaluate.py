@@ -48,6 +48,8 @@ Records that cannot be used are left out and named. Labels that were made at ano
 are converted to the picture's own pixels if the sizes show how; otherwise the picture is left out, and the message
 names the flag that decides.
 
+Sets of under 300 images are compared by mAP instead of MP@100, which would be most of them.
+
 The protocol: every image with objects of two or more classes is a query once per class, with the class's largest
 object. An image of the dataset is relevant if it contains an object of that class. MP@100 is the share of relevant
 images among the first 100, without the query's own image. Differences are paired differences to whole-image search."""
@@ -125,7 +127,13 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
     group.add_argument(
         "--encoder", action="append", default=[], metavar="HOST:PORT", help="a running phs-server [PHS_ENCODER]"
     )
-    group.add_argument("--model", action="append", default=[], metavar="ID", help="a model to serve here for this run")
+    group.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="a model to serve here for this run (default: facebook/dinov2-base) [PHS_MODEL]",
+    )
     return parser
 
 
@@ -172,10 +180,17 @@ def _tune(options: argparse.Namespace) -> int:
         print(as_text(choice.rows))
         print(f"\ncross-validated {study.metric} of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
         print(f"difference to whole image: {choice.gain}\n\n{as_text(choice.candidate_rows)}")
-        print(f"\nrecommended: {choice.focus}, {choice.candidates or 'the default number of'} candidates")
+        print(f"\nrecommended: {_flags(choice.focus)}, {choice.candidates or 'the default number of'} candidates")
         write(choice, study, options.out)  # last: what is printed is not lost where it cannot be written
-        print(f"written to {options.out}: phs-milvus search IMAGE --settings {options.out}", file=sys.stderr)
+        model = "".join(f" --model {model}" for model in options.model)
+        print(f"written to {options.out}: phs-milvus search IMAGE --settings {options.out}{model}", file=sys.stderr)
     return 0
+
+
+def _flags(focus: Any) -> str:
+    """A focus as the flags of `phs-milvus search`."""
+    heads = "" if focus.heads_on is None else f"--heads {focus.heads_on} "
+    return f"{heads}--roi {focus.attention_shift:g} --zoom {','.join(f'{zoom:g}' for zoom in focus.zooms)}"
 
 
 def _checked(options: argparse.Namespace) -> tuple[Any, tuple[str, ...]]:

@@ -109,7 +109,7 @@ def _explain(options: argparse.Namespace) -> int:
     with open_encoder(options) as encoder:
         focus = focus_of(options, settings_of(options, encoder.info.fingerprint))
         explanations = {
-            f"zoom {single.single_zoom:g}": encoder.explain(options.image, prompt, focus=single)
+            _zoom_title(single.single_zoom): encoder.explain(options.image, prompt, focus=single)
             for single in used_zooms(prompt, focus)
         }
     if options.json:
@@ -125,6 +125,10 @@ def _explain(options: argparse.Namespace) -> int:
 
         save(heads_sheet(options.image, prompt, explanations), options.save)
     return 0
+
+
+def _zoom_title(zoom: float) -> str:
+    return f"zoom {zoom:g}" if zoom else "whole image"
 
 
 def _facts(explanation: Explanation) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _print_heads(explanation: Explanation) -> None:
         print(f"head {head:>2}  {share}weight {weight:.2f}")
     if scores is not None:
         heads, selected = len(scores), len(explanation.selected_heads)
-        print(f"{selected} of {heads} heads selected: each weighs {heads}/{selected}, the others 0")
+        print(f"{selected} of {heads} heads selected, each with weight {heads / selected:.2f}; the others have 0")
 
 
 def _output_fields(options: argparse.Namespace) -> list[str]:

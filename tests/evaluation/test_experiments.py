@@ -276,7 +276,7 @@ def test_tune_then_search_with_its_settings(
     monkeypatch.setattr("phs_milvus.evaluation.tune._ZOOMS", ((0.0,), (1.25,)))
     settings, server = tmp_path / "focus.json", ("--encoder", vit_encoder.address)
     assert run("tune", labels, "--out", settings, "--cache", tmp_path / "cache", "--limit", 20, *server) == 0
-    assert "recommended: Focus(" in capsys.readouterr().out
+    assert "recommended: --heads " in capsys.readouterr().out
     chosen = read_settings(settings)
     assert chosen.fingerprint == vit_encoder.info.fingerprint and chosen.candidates is None
     milvus = ("--milvus", tmp_path / "m.db", *server)

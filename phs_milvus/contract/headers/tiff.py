@@ -34,7 +34,8 @@ def _directory(data: bytes) -> tuple[dict[int, int], bytes | None]:
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, directory)
     if count > _MAX_ENTRIES:
         raise ImageError(f"the TIFF image has {count:,} tags; {_MAX_ENTRIES:,} are read at most")
-    numbers, xmp = {}, None
+    numbers: dict[int, int] = {}
+    xmp = None
     start = directory + (8 if big else 2)
     for at in range(start, start + entry * count, entry):
         tag, kind, values = struct.unpack_from(f"{order}HH{word}", data, at)
