@@ -55,7 +55,7 @@ def add_milvus_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--token",
         default=os.environ.get("PHS_MILVUS_TOKEN", ""),
-        help="of the Milvus server [PHS_MILVUS_TOKEN]",
+        help="token of the Milvus server [PHS_MILVUS_TOKEN]",
     )
     group.add_argument("--collection", default=DEFAULT_COLLECTION, help="(default: %(default)s)")
 

@@ -94,7 +94,7 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
     )
     parser.add_argument("dataset", metavar="DATASET", help="labelled images, see above")
     parser.add_argument("--images", metavar="DIR", help="where the image files are, if not beside the annotations")
-    parser.add_argument("--format", choices=tuple(FORMATS), help="(default: by its looks)")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="format of DATASET (default: detected)")
     parser.add_argument(
         "--boxes", choices=("pixels", "shares"), help="what a COCO file's or a table's boxes are in (default: pixels)"
     )
@@ -110,7 +110,7 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
         help="box, point or segmentation; the first is what experiments with one kind use (default: %(default)s)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N images only, for a first impression")
-    parser.add_argument("--seed", type=int, default=0, help="of jitters and folds (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of jitters and folds (default: %(default)s)")
     parser.add_argument(
         "--cache", default=".phs-eval", metavar="DIR", help="where encoded images are kept (default: %(default)s)"
     )
@@ -121,7 +121,7 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
         "temporary folder)",
     )
     parser.add_argument(
-        "--token", default=os.environ.get("PHS_MILVUS_TOKEN", ""), help="of the Milvus server [PHS_MILVUS_TOKEN]"
+        "--token", default=os.environ.get("PHS_MILVUS_TOKEN", ""), help="token of the Milvus server [PHS_MILVUS_TOKEN]"
     )
     group = parser.add_argument_group("models", "repeat a flag to compare several models")
     group.add_argument(
@@ -202,7 +202,7 @@ def _checked(options: argparse.Namespace) -> tuple[Any, tuple[str, ...]]:
 
     prompts = tuple(options.prompt.split(","))
     if unknown := set(prompts) - set(PROMPTS):
-        raise InvalidInput(f"{', '.join(sorted(unknown))} is none of {', '.join(PROMPTS)}", "prompt")
+        raise InvalidInput(f"{', '.join(sorted(unknown))} is not one of {', '.join(PROMPTS)}", "prompt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DatasetWarning)  # the remarks are printed below
         dataset = load(

@@ -20,7 +20,7 @@ _BASE_SECONDS = 1.5
 # stored as well, and far more where it comes in several scans.
 _NANOSECONDS = {"JPEG": 30, "PNG": 60, "AVIF": 120, "HEIF": 160, "JPEG2000": 600}
 _NANOSECONDS_AT_ONCE, _NANOSECONDS_IN_SCANS = 10, 40
-_DEAR_BYTES, _DEAR_SECONDS = 512 * _MIB, 4.0
+_EXPENSIVE_BYTES, _EXPENSIVE_SECONDS = 512 * _MIB, 4.0
 # Phones make baseline JPEGs of 200 megapixels, of which 27 MiB are held at a time.
 _STORED_OVER_DECODED = 2
 
@@ -40,9 +40,9 @@ class Cost:
     scale: int = 1
 
     @property
-    def dear(self) -> bool:
+    def expensive(self) -> bool:
         """Whether it should wait in a line of its own: one such picture holds up many usual ones."""
-        return self.memory > _DEAR_BYTES or self.seconds > _DEAR_SECONDS
+        return self.memory > _EXPENSIVE_BYTES or self.seconds > _EXPENSIVE_SECONDS
 
 
 def cost_of(header: Header, side: int, max_pixels: int, region: Region | None = None) -> Cost:

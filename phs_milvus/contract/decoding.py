@@ -188,7 +188,7 @@ class Decoder:
             status = self._child.wait(0.5)
         if status is None or status == -signal.SIGPROF:
             return f"takes more than the {cost.seconds:.1f} s of processor time that an image of its size may take"
-        return f"ends its decoder (status {status}): it is broken, or made to do so"
+        return f"crashed its decoder (status {status}): the file is corrupt or malicious"
 
     def _send(self, data: bytes, until: float) -> None:
         assert self._child is not None and self._child.stdin is not None

@@ -87,7 +87,7 @@ def _limited(address_space: int | None, seconds: float) -> Iterator[None]:
 
 
 def _set_address_space(size: int | None) -> None:
-    """None: as much as there is."""
+    """None reads to the end."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -37,8 +37,6 @@ __all__ = [
     "upright",
 ]
 
-# A longer text is no path, and no error shows all of it.
-_MAX_SHOWN = 120
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=_\-\s]{200,}")
 

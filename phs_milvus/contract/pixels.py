@@ -139,7 +139,7 @@ def decode(header: Header, scale: int = 1) -> Image.Image:
         turned = image if header.format in ("TIFF", "HEIF") else oriented(image, header.orientation)  # these turn it
         if turned.size != tuple(-(-edge // scale) for edge in header.upright_size):
             said, found = ("x".join(map(str, size)) for size in (header.upright_size, turned.size))
-            raise ImageError(f"the {header.format} image says that it is {said}, and is {found}")
+            raise ImageError(f"the {header.format} image declares {said} pixels but decodes to {found}")
         return _mended(turned, header)
 
 
@@ -162,7 +162,7 @@ def oriented(image: Image.Image, orientation: int) -> Image.Image:
     if orientation not in _TRANSPOSE:
         return image
     turned = image.transpose(_TRANSPOSE[orientation])
-    # Pillow carries the orientation along, and who looks again would turn the image again.
+    # Pillow copies the orientation tag; left in place, it would turn the image a second time.
     turned.info = {key: value for key, value in image.info.items() if key in ("transparency", "icc_profile")}
     return turned
 
@@ -208,10 +208,12 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
     """CMYK -> RGB as its ICC profile says; by the plain formula where that is no profile of CMYK."""
     try:
         from PIL import ImageCms
-
+    except ImportError:  # a Pillow built without LittleCMS
+        return image.convert("RGB")
+    try:
         source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, source, target, outputMode="RGB")  # type: ignore[return-value]
-    except (ImportError, OSError, ImageCms.PyCMSError):
+    except (OSError, ImageCms.PyCMSError):
         return image.convert("RGB")
 
 

@@ -104,7 +104,7 @@ class Focus:
         return self.zooms[0]
 
     def head_count(self, heads: int, default: int) -> int:
-        """How many of a model's `heads` attention heads are kept, where the model keeps `default` unless told."""
+        """How many of a model's `heads` attention heads are kept; `default` if this focus names no number."""
         return heads if self.heads_on == "all" else self.heads_on or default
 
 

@@ -222,7 +222,7 @@ def check_outputs(outputs: Sequence[int]) -> None:
     for output in outputs:
         if output == pb.OUTPUT_UNSPECIFIED or output not in pb.Output.values():
             known = ", ".join(name for name, value in pb.Output.items() if value)
-            raise InvalidInput(f"{output} is none; use {known}", "outputs")
+            raise InvalidInput(f"{output} is not a known output; use {known}", "outputs")
 
 
 def stream_request(item: int, request: pb.EncodeRequest) -> pb.EncodeStreamRequest:

@@ -35,7 +35,7 @@ BoolArray = npt.NDArray[np.bool_]
 # Scores asked for in one call: seconds of work and a megabyte of answer, so that neither grows with the dataset.
 _PAIRS = 1 << 18
 # Seconds for one such call on a server that others use too.
-_PATIENCE = 300.0
+_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Bench:
     Args:
         milvus: where two-stage methods make a collection of their own, which `close` drops; None: Milvus Lite in a
             temporary folder.
-        token: of the Milvus server.
+        token: token of the Milvus server.
 
     Attributes:
         seconds: where the time went, by stage.
@@ -228,7 +228,7 @@ class Bench:
                 repeated = np.broadcast_to(shared, (len(axes), len(shared)))
                 for start in range(0, len(members), block):
                     some = members[start : start + block]
-                    embeddings[some] = self.encoder.rerank(axes, repeated, states[some], timeout=_PATIENCE).T
+                    embeddings[some] = self.encoder.rerank(axes, repeated, states[some], timeout=_TIMEOUT_SECONDS).T
         return embeddings
 
     def rerank(
@@ -247,7 +247,7 @@ class Bench:
                 for first in range(0, len(states), columns):
                     part = states[first : first + columns]
                     scores[some, first : first + len(part)] = self.encoder.rerank(
-                        embeddings[some], weights[some], part, timeout=_PATIENCE
+                        embeddings[some], weights[some], part, timeout=_TIMEOUT_SECONDS
                     )
         return scores
 

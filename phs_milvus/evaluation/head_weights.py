@@ -29,7 +29,7 @@ def head_weights(scores: Float32Array, count: int, *, pick: str = "top", scaled:
     if not 1 <= count <= heads:
         raise InvalidInput(f"{count} heads of {heads} cannot be kept", "heads")
     if pick not in PICKS:
-        raise InvalidInput(f"'{pick}' is none of {', '.join(PICKS)}", "pick")
+        raise InvalidInput(f"'{pick}' is not one of {', '.join(PICKS)}", "pick")
     if pick == "all":
         return np.full((queries, heads), 1.0 if scaled else count / heads, np.float32)
     if pick == "random":

@@ -53,7 +53,7 @@ def prompt_of(instance: Instance, kind: str, width: int, height: int) -> Prompt:
             raise InvalidInput("the dataset has no outline for it; use box or point", "prompt")
         return instance.segment()
     if kind != "point":
-        raise InvalidInput(f"'{kind}' is none of {', '.join(PROMPTS)}", "prompt")
+        raise InvalidInput(f"'{kind}' is not one of {', '.join(PROMPTS)}", "prompt")
     return Point(*centre_of(instance, width, height))
 
 

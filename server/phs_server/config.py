@@ -45,7 +45,7 @@ class Settings:
     )
     precision: str = _setting(
         "auto",
-        "of the matrix products; auto: bfloat16 on GPUs and CPUs that have it natively, else float32",
+        "precision of the matrix products; auto: bfloat16 on GPUs and CPUs that have it natively, else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     threads: int = _setting(0, "CPU threads for the model; 0: one per core, on a GPU 1", minimum=0)
@@ -94,7 +94,9 @@ class Settings:
         minimum=1,
     )
     max_connection_bytes: int = _setting(
-        2**29, "of max_in_flight_bytes, bytes that one caller (an address, or a token) may use", minimum=1
+        2**29,
+        "bytes of requests and answers that one caller, an address or a token, may hold of --max-in-flight-bytes",
+        minimum=1,
     )
     receive_seconds: float = _setting(30.0, "seconds that a unary call may take to send its message", minimum=0.1)
     answer_seconds: float = _setting(

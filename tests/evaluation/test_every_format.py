@@ -144,7 +144,7 @@ def test_shares_are_not_taken_for_pixels(writer: str, tmp_path: Path) -> None:
     if writer in ("coco", "csv", "jsonl"):
         assert boxes_of(load(path, boxes="shares")) == [expected()] * 6
     else:
-        with pytest.raises(InvalidInput, match="says itself what its boxes are in"):
+        with pytest.raises(InvalidInput, match="state the unit of their boxes"):
             load(path, boxes="shares")
 
 

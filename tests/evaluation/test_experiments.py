@@ -248,7 +248,7 @@ def test_eval_command_writes_a_folder(labels: Path, vit_encoder: Encoder, tmp_pa
     assert len(rows) == len(results["sections"][0]["rows"])
     assert "PHS, Query-DB" in capsys.readouterr().out
     assert run("eval", labels, "--prompt", "box,lasso", *place) == 1
-    assert "lasso is none of" in capsys.readouterr().err
+    assert "lasso is not one of" in capsys.readouterr().err
     assert run("eval", labels.parent / "none.csv", *place) == 1
 
 

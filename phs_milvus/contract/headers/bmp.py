@@ -17,7 +17,7 @@ def read(data: bytes) -> Header:
         raise Broken("ends within its header")
     (size,) = struct.unpack_from("<I", data, 14)
     if size not in _SIZES:
-        raise Broken(f"its second part is said to have {size} bytes")
+        raise Broken(f"an info header of {size} bytes is unknown")
     if size == _OS2:
         width, height = struct.unpack_from("<HH", data, 18)
         return Header("BMP", width, height, data)

@@ -79,7 +79,7 @@ def load(
         raise InvalidInput(f"{images} is not a folder", "images")
     for value, choices, name in ((format, FORMATS, "format"), (boxes, UNITS, "boxes"), (frame, FRAMES, "frame")):
         if value is not None and value not in choices:
-            raise InvalidInput(f"'{value}' is none of {', '.join(choices)}", name)
+            raise InvalidInput(f"'{value}' is not one of {', '.join(choices)}", name)
     findings = Findings()
     try:
         name, found = detect(path, format)
@@ -88,7 +88,7 @@ def load(
         read_json.cache_clear()
     if boxes is not None:
         if name not in _OF_ANY_UNIT:
-            raise InvalidInput(f"{name} says itself what its boxes are in; leave --boxes out", "boxes")
+            raise InvalidInput(f"{name} files state the unit of their boxes; leave --boxes out", "boxes")
         source = replace(source, unit=1.0 if boxes == "shares" else source.unit)
     dataset = assemble(source, findings, frame or "")
     if dataset.remarks:

@@ -82,7 +82,7 @@ class Calls:
                 await serve(context, caller, place)
             return
         except (asyncio.CancelledError, grpc.aio.InternalError):
-            # By the client, its deadline, or the end of its connection while it was answered. gRPC is told so: it would
+            # By the client, its deadline, or the end of its connection while it was answered. Raised on, for gRPC would
             # otherwise try to send a status.
             self._metrics.failed(name, grpc.StatusCode.CANCELLED.name)
             raise asyncio.CancelledError from None

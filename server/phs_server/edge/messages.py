@@ -28,7 +28,7 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
 def parse(kind: type[Kind], data: bytes) -> Kind:
-    """A message out of bytes of anyone.
+    """Parses a message that may come from anyone.
 
     Raises:
         InvalidInput: a field with more entries than it may have, which is named.

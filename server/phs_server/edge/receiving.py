@@ -83,7 +83,7 @@ class Receiver:
         return bytes(data)
 
     async def watch(self) -> None:
-        """Looks at what is unfinished, again and again."""
+        """Checks the unfinished messages at short intervals, forever."""
         pause = _LOOK_SECONDS
         while True:
             await asyncio.sleep(pause)

@@ -246,7 +246,7 @@ def _unwanted(entry: _Entry) -> bool:
 
 
 def _start(entry: _Entry) -> bool:
-    """Whether an item shall run now; settles its future where it shall not."""
+    """Whether an item should still run; settles its future if not."""
     expired = _unwanted(entry)
     if not entry.future.set_running_or_notify_cancel():
         return False

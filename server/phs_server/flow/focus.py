@@ -27,7 +27,7 @@ def prepare_focused(data: bytes, mask: MaskRuns, focus: Focus, heads_on: int, *,
     Raises:
         ImageError: over a limit, which is checked before anything is decoded, or not decodable.
         PromptError: another size than the image, runs that do not fit, or nothing set.
-        Dear: see `Decode`.
+        ExpensivePicture: see `Decode`.
     """
     header = checked_header(data, decode.limits)
     width, height = header.upright_size

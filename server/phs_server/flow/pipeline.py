@@ -38,7 +38,7 @@ from phs_milvus.contract.types import (
 from phs_server.config import Settings
 from phs_server.flow.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
 from phs_server.flow.focus import prepare_focused, prompts_of
-from phs_server.flow.preprocess import Dear, Decode, Prepared, checked_header
+from phs_server.flow.preprocess import Decode, ExpensivePicture, Prepared, checked_header
 from phs_server.model import checkpoint
 from phs_server.model.batch import Encoded
 from phs_server.model.engine import FocusEngine, available_cores, resolve_devices
@@ -86,21 +86,21 @@ class Pipeline:
         bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_in_flight_bytes}
         workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
         self._decoders = [Decoder() for _ in range(workers + max(1, workers // 4))]
-        usual, dear = self._decoders[:workers], self._decoders[workers:]
+        usual, expensive = self._decoders[:workers], self._decoders[workers:]
         self._decodes: Batcher[_Undecoded, Prepared] = Batcher(
-            *(partial(self._prepare, self._decode(decoder, take_dear=False)) for decoder in usual),
+            *(partial(self._prepare, self._decode(decoder, take_expensive=False)) for decoder in usual),
             max_batch_size=1,
             max_delay_ms=0,
             **bounds,
             name="decode",
         )
         # A line of their own for pictures that cost as much as many usual ones.
-        self._dear_decodes: Batcher[_Undecoded, Prepared] = Batcher(
-            *(partial(self._prepare, self._decode(decoder, take_dear=True)) for decoder in dear),
+        self._expensive_decodes: Batcher[_Undecoded, Prepared] = Batcher(
+            *(partial(self._prepare, self._decode(decoder, take_expensive=True)) for decoder in expensive),
             max_batch_size=1,
             max_delay_ms=0,
             **bounds,
-            name="decode-dear",
+            name="decode-expensive",
         )
         # Two threads per GPU: one prepares and collects a batch while the GPU computes the other's.
         threads_per_engine = 2 if on_gpu else 1
@@ -210,7 +210,7 @@ class Pipeline:
     @property
     def queue_depths(self) -> dict[str, int]:
         """Items that wait: images to be decoded, decoded images for a batch, reranks."""
-        decode = self._decodes.depth + self._dear_decodes.depth
+        decode = self._decodes.depth + self._expensive_decodes.depth
         return {"decode": decode, "encode": self._encodes.depth, "rerank": self._reranks.depth}
 
     def close(self, timeout: float) -> None:
@@ -225,7 +225,7 @@ class Pipeline:
 
     @property
     def _batchers(self) -> tuple[Batcher, ...]:
-        return self._decodes, self._dear_decodes, self._encodes, self._reranks
+        return self._decodes, self._expensive_decodes, self._encodes, self._reranks
 
     async def _run(
         self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, bulk: bool
@@ -257,16 +257,16 @@ class Pipeline:
 
     async def _decoded(self, item: _Undecoded, deadline: float | None, priority: Priority) -> Completed[Prepared]:
         size = len(item[0])
-        with suppress(Dear):
+        with suppress(ExpensivePicture):
             return await _answered(self._decodes, item, deadline, priority=priority, size=size)
-        return await _answered(self._dear_decodes, item, deadline, priority=priority, size=size)
+        return await _answered(self._expensive_decodes, item, deadline, priority=priority, size=size)
 
-    def _decode(self, decoder: Decoder, take_dear: bool) -> Decode:
+    def _decode(self, decoder: Decoder, take_expensive: bool) -> Decode:
         shape = self._preprocessing
-        return Decode(shape.image_size, shape.resample, self._limits, decoder, take_dear)
+        return Decode(shape.image_size, shape.resample, self._limits, decoder, take_expensive)
 
     def _prepare(self, decode: Decode, items: Sequence[_Undecoded]) -> list[Prepared]:
-        """On a decode thread. Raises Dear where the picture is for the other line."""
+        """On a decode thread. Raises ExpensivePicture where the picture is for the other line."""
         ((image, mask, focus),) = items
         grid = self._preprocessing.grid
         if mask is None:

@@ -54,21 +54,22 @@ class Decode:
 
     image_size: side of the model's input, pixels; resample: a PIL.Image.Resampling number.
     decoder: the child process to decode in; None: in this process.
-    take_dear: whether pictures are decoded here that cost many times what others do; otherwise `Dear` is raised.
+    take_expensive: whether to decode pictures that cost many times what others do; otherwise `ExpensivePicture` is
+        raised.
     """
 
     image_size: int
     resample: int
     limits: Limits
     decoder: Decoder | None = None
-    take_dear: bool = True
+    take_expensive: bool = True
 
     def __call__(self, header: Header, region: Region | None = None) -> npt.NDArray[np.uint8]:
         """uint8 [3, S, S], RGB, of the upright image or of a region of it.
 
         Raises:
             ImageError: over a limit, which is checked before anything is decoded, or not decodable.
-            Dear: it is for another line.
+            ExpensivePicture: it is for another line.
         """
         cost = self.check(header, region)
         if self.decoder is None:
@@ -78,12 +79,12 @@ class Decode:
     def check(self, header: Header, region: Region | None = None) -> Cost:
         """What decoding it may take; raises as decoding it does."""
         cost = cost_of(header, self.image_size, self.limits.image_pixels, region)
-        if cost.dear and not self.take_dear:
-            raise Dear
+        if cost.expensive and not self.take_expensive:
+            raise ExpensivePicture
         return cost
 
 
-class Dear(Exception):
+class ExpensivePicture(Exception):
     """A picture that takes long to decode, and must not hold up those that do not."""
 
 

@@ -1,1 +1,1 @@
-"""Metrics, logs and memory."""
+"""Metrics, logs, memory, and limits on open files."""

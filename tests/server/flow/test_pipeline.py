@@ -51,7 +51,7 @@ def make(tiny_model: Path) -> Iterator[Make]:
 
 @pytest.fixture(autouse=True)
 def keep_threads() -> Iterator[None]:
-    """A pipeline sets torch's threads for its process; other tests shall not notice."""
+    """A pipeline sets torch's threads for its process; restored here for other tests."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -129,18 +129,18 @@ def test_a_picture_that_is_dear_to_decode_holds_up_no_other(make: Make) -> None:
     pipeline = make(decode_threads=1)
     buffer = io.BytesIO()
     Image.new("RGB", (5000, 5000)).save(buffer, "PNG")
-    dear = pipeline._decoders[-1]
-    dear.start()
+    expensive = pipeline._decoders[-1]
+    expensive.start()
 
     async def scenario() -> None:
-        os.kill(dear._child.pid, signal.SIGSTOP)
+        os.kill(expensive._child.pid, signal.SIGSTOP)
         try:
             waiting = asyncio.create_task(pipeline.encode(buffer.getvalue(), None, Focus()))
             for seed in range(3):
                 assert (await pipeline.encode(jpeg(seed), None, Focus())).width == 64
             assert not waiting.done()
         finally:
-            os.kill(dear._child.pid, signal.SIGCONT)
+            os.kill(expensive._child.pid, signal.SIGCONT)
         assert (await waiting).width == 5000
 
     run(scenario())
@@ -157,7 +157,7 @@ def test_a_child_that_crashes_costs_its_picture_only(make: Make) -> None:
         await settled(lambda: child._in_use.locked())
         await asyncio.sleep(0.1)
         os.kill(child._child.pid, signal.SIGKILL)
-        with pytest.raises(ImageError, match="ends its decoder"):
+        with pytest.raises(ImageError, match="crashed its decoder"):
             await lost
         assert (await pipeline.encode(jpeg(1), None, Focus())).width == 64
 
