@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 _HANGS = 120.0
-# Runs a command and prints the most memory that it held, in KiB. In an interpreter of its own: what the system counts for
-# a child begins with what its parent held when it was forked, and a process that has run many tests holds gigabytes.
+# Runs a command and prints the most memory that it held, in KiB. In an interpreter of its own: the system's count for a
+# child begins with what its parent held when it was forked, and a process that has run many tests holds gigabytes.
 MEASURED = f"""
 import resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, timeout={_HANGS})
