@@ -149,7 +149,7 @@ def _print_heads(explanation: Explanation) -> None:
         print(f"head {head:>2}  {share}weight {weight:.2f}")
     if scores is not None:
         heads, selected = len(scores), len(explanation.selected_heads)
-        print(f"{selected} of {heads} heads selected, each with weight {heads / selected:.2f}; the others have 0")
+        print(f"{selected} of {heads} heads selected; each weighs {heads / selected:g}, the others 0")
 
 
 def _output_fields(options: argparse.Namespace) -> list[str]:

@@ -279,5 +279,5 @@ def test_point_prompts_are_centres(voc_folder: Path) -> None:
     dog, cat, _ = load(voc_folder).images[0].instances
     assert prompt_of(cat, "point", WIDTH, HEIGHT) == Point(15, 12)
     assert prompt_of(dog, "box", WIDTH, HEIGHT).x1 == 10
-    with pytest.raises(InvalidInput, match="none of box, point, segmentation"):
+    with pytest.raises(InvalidInput, match="one of box, point, segmentation"):
         prompt_of(dog, "lasso", WIDTH, HEIGHT)
