@@ -142,7 +142,7 @@ class AsyncEncoder:
         image: ImageSource,
         prompt: Prompt | None = None,
         *,
-        focus: Focus = Focus(),
+        focus: Focus = Focus.paper(),
         timeout: float | None = None,
     ) -> Explanation:
         """See `Encoder.explain`."""
