@@ -103,7 +103,7 @@ def test_nothing_that_the_cache_holds_is_encoded_anew(
 
     before = rows()
     monkeypatch.chdir(folder)
-    # Those of 0.1.0; crops at zoom 1 are tried since 0.3.
+    # Those of 0.1.0; today crops at zoom 1 are tried as well.
     monkeypatch.setattr("phs_milvus.evaluation.tune._ZOOMS", (0.0, 1.25, 2.0, (0.0, 2.0), (0.0, 1.25, 2.0)))
     for name in ("PHS_MODEL", "PHS_ENCODER_TLS", "PHS_ENCODER_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
