@@ -12,17 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from phs_milvus.client.requests import Outputs
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
 from phs_milvus.contract.images import EncodedImage
 from phs_milvus.contract.types import Encoding, Explanation, Focus
 from phs_milvus.pointing.prompts import Prompt
-
-if TYPE_CHECKING:
-    from phs_milvus.client.aio import AsyncEncoder
-    from phs_milvus.client.encoder import Encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +38,10 @@ class Picture(Opened):
 
     Attributes:
         width, height: pixels of the upright image (EXIF orientation applied), the frame of every prompt.
+        encoder: the Encoder that opened it.
     """
 
-    encoder: Encoder | None = field(default=None, repr=False)
+    encoder: Any = field(default=None, repr=False)
 
     def encode(
         self,
@@ -55,7 +52,8 @@ class Picture(Opened):
         timeout: float | None = None,
     ) -> Encoding:
         """Encodes the picture; takes and raises what `Encoder.encode` does."""
-        return self._encoder.encode(self, prompt, focus=focus, outputs=outputs, timeout=timeout)
+        encoding: Encoding = self.encoder.encode(self, prompt, focus=focus, outputs=outputs, timeout=timeout)
+        return encoding
 
     def encode_prompts(
         self,
@@ -66,25 +64,24 @@ class Picture(Opened):
         timeout: float | None = None,
     ) -> list[Encoding]:
         """Encodes the picture under several prompts; takes and raises what `Encoder.encode_prompts` does."""
-        return self._encoder.encode_prompts(self, prompts, focus=focus, outputs=outputs, timeout=timeout)
+        encodings: list[Encoding] = self.encoder.encode_prompts(
+            self, prompts, focus=focus, outputs=outputs, timeout=timeout
+        )
+        return encodings
 
     def explain(
         self, prompt: Prompt | None = None, *, focus: Focus = Focus(), timeout: float | None = None
     ) -> Explanation:
         """Shows what each head looks at; takes and raises what `Encoder.explain` does."""
-        return self._encoder.explain(self, prompt, focus=focus, timeout=timeout)
-
-    @property
-    def _encoder(self) -> Encoder:
-        assert self.encoder is not None  # set by Encoder.open
-        return self.encoder
+        explanation: Explanation = self.encoder.explain(self, prompt, focus=focus, timeout=timeout)
+        return explanation
 
 
 @dataclass(frozen=True, eq=False)
 class AsyncPicture(Opened):
     """`Picture` for asyncio, opened by `AsyncEncoder.open`."""
 
-    encoder: AsyncEncoder | None = field(default=None, repr=False)
+    encoder: Any = field(default=None, repr=False)
 
     async def encode(
         self,
@@ -95,7 +92,8 @@ class AsyncPicture(Opened):
         timeout: float | None = None,
     ) -> Encoding:
         """See `Picture.encode`."""
-        return await self._encoder.encode(self, prompt, focus=focus, outputs=outputs, timeout=timeout)
+        encoding: Encoding = await self.encoder.encode(self, prompt, focus=focus, outputs=outputs, timeout=timeout)
+        return encoding
 
     async def encode_prompts(
         self,
@@ -106,12 +104,10 @@ class AsyncPicture(Opened):
         timeout: float | None = None,
     ) -> list[Encoding]:
         """See `Picture.encode_prompts`."""
-        return await self._encoder.encode_prompts(self, prompts, focus=focus, outputs=outputs, timeout=timeout)
-
-    @property
-    def _encoder(self) -> AsyncEncoder:
-        assert self.encoder is not None  # set by AsyncEncoder.open
-        return self.encoder
+        encodings: list[Encoding] = await self.encoder.encode_prompts(
+            self, prompts, focus=focus, outputs=outputs, timeout=timeout
+        )
+        return encodings
 
 
 class Delivery:

@@ -116,6 +116,11 @@ def pointings_of(request: pb.EncodeRequest, model_heads: int) -> list[Pointing]:
     return [_pointing(prompt, model_heads) for prompt in request.prompts]
 
 
+def count_runs(request: pb.EncodeRequest) -> int:
+    """How many runs the masks of a request have together."""
+    return len(request.mask.runs) + sum(len(prompt.mask.runs) for prompt in request.prompts)
+
+
 def has_mask(request: pb.EncodeRequest) -> list[bool]:
     """Whether each prompt of a request has a mask, in the order of its answers."""
     return [prompt.HasField("mask") for prompt in request.prompts or [request]]

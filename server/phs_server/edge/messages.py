@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import InvalidInput, PromptError
 
 Kind = TypeVar("Kind", bound=Message)
@@ -39,13 +38,12 @@ def parse(kind: type[Kind], data: bytes) -> Kind:
     return kind.FromString(data)
 
 
-def check_runs(request: pb.EncodeRequest) -> None:
-    """Refuses masks of a request that have more runs than can be read in reasonable time.
+def check_runs(runs: int) -> None:
+    """Refuses masks that together have more runs than can be read in reasonable time.
 
     Raises:
-        PromptError: together they have too many.
+        PromptError: they have.
     """
-    runs = len(request.mask.runs) + sum(len(prompt.mask.runs) for prompt in request.prompts)
     if runs > MOST_RUNS:
         raise PromptError(f"has {runs} runs; this server takes up to {MOST_RUNS}", "mask")
 

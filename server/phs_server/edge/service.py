@@ -177,7 +177,7 @@ class FocusEncoderService:
         pipeline = self._ready(request.expected_fingerprint)
         wire.check_outputs(request.outputs)
         image, digest = wire.image_of(request)
-        check_runs(request)
+        check_runs(wire.count_runs(request))
         pointings = wire.pointings_of(request, pipeline.info.heads)
         # Each crop that zoom asks for, and each foveal prompt, is an image of its own to the model.
         more = sum(bool(focus.zoom or focus.fovea) for _, focus in pointings[1:])

@@ -103,11 +103,14 @@ class OutOfMemoryAbove(torch.nn.Module):
         self.inner, self.readout, self.heads, self.limit = backbone, backbone.readout, backbone.heads, limit
         self.sizes: list[int] = []
 
-    def forward(self, pixels: torch.Tensor, prompts: object) -> object:
+    def tokens(self, pixels: torch.Tensor, fovea: object) -> object:
         self.sizes.append(len(pixels))
         if len(pixels) > self.limit:
             raise torch.OutOfMemoryError("full")
-        return self.inner(pixels, prompts)
+        return self.inner.tokens(pixels, fovea)
+
+    def attend(self, tokens: torch.Tensor, prompts: object) -> object:
+        return self.inner.attend(tokens, prompts)
 
 
 def test_batches_are_halved_on_out_of_memory_and_stay_small(tiny_model: Path) -> None:
