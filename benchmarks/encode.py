@@ -23,7 +23,8 @@ from torch import Tensor
 from benchmarks.common import Clock, add_clock_flags, clock_name, dinov2, interleaved, print_table, set_clock
 from phs_server.model import checkpoint
 from phs_server.model.batch import PromptBatch
-from phs_server.model.engine import FocusEngine, resolve_devices
+from phs_server.model.devices import resolve_devices
+from phs_server.model.engine import FocusEngine
 from phs_server.model.head_selection import score_heads, select_heads
 
 

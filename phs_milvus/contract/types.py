@@ -123,6 +123,16 @@ class Focus:
         return heads if self.heads_on == "all" else self.heads_on or default
 
 
+class Pointing(NamedTuple):
+    """What to look at in an image, and how.
+
+    mask: None for the whole image, every head with weight 1; focus is then ignored.
+    """
+
+    mask: MaskRuns | None
+    focus: Focus
+
+
 @dataclass(frozen=True, eq=False)
 class MaskRuns:
     """A binary mask as run lengths, the form that travels on the wire.
@@ -211,6 +221,10 @@ class Encoding:
         timings: milliseconds in each stage of the server.
         width, height: size of the upright image in pixels.
         attention: float32 [H, grid_height, grid_width], as in `Explanation`.
+        mask: float32 [grid_height, grid_width] in [0, 1], the prompt on the patch grid; None without a prompt.
+        region: the part of the image that the grids span, which is the crop where the focus has a zoom.
+        region_feature: float32 [D] of norm 1, the mean of the last layer's patch tokens inside the prompt, which
+            locating compares with those of other images; None without a prompt.
         query_db_embedding: float32 [E], of norm 1, read out with `head_weights`, for Query-DB scores: of a search's
             query whose stage one keeps other heads than its stage two; else None, and `embedding` is used for both.
         per_zoom: the encodings at each zoom where the focus has several; `embedding` is then their normalised mean and
@@ -225,6 +239,9 @@ class Encoding:
     width: int
     height: int
     attention: Float32Array | None = None
+    mask: Float32Array | None = None
+    region: Region | None = None
+    region_feature: Float32Array | None = None
     query_db_embedding: Float32Array | None = None
     per_zoom: tuple[Encoding, ...] = ()
 

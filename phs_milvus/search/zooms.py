@@ -11,28 +11,22 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.client.requests import Outputs
+from phs_milvus.client.requests import Aim, Outputs
 from phs_milvus.contract.errors import PhsError
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Focus
 from phs_milvus.pointing.prompts import Prompt
 
 _OUTPUTS = Outputs(head_weights=True)
-# Up to this many encodings are parallel unary calls, which the server puts before bulk work; more go over a stream.
+# Up to this many queries are parallel unary calls, which the server puts before bulk work; more go over a stream.
 _FEW = 16
 
-
-class View(NamedTuple):
-    """One encoding: an image, a prompt in it, and a focus with one zoom and one choice of heads."""
-
-    image: ImageSource
-    prompt: Prompt | None
-    focus: Focus
+Item: TypeAlias = tuple[ImageSource, Sequence[Aim]]
 
 
 def encode_zooms(encoder: Encoder, image: ImageSource, prompt: Prompt | None, focus: Focus) -> Encoding:
@@ -52,52 +46,39 @@ def encode_zooms_many(
 ) -> list[Encoding | PhsError]:
     """`encode_zooms` for many queries, in their order; a query that failed gives its error instead of raising it."""
     looks = [used_stages(prompt, focus) for prompt in prompts]
-    views = [
-        View(image, prompt, stage)
+    # Everything about one picture in one request: it is decoded once, and prompts share the work on each crop.
+    items = [
+        (image, [Aim(prompt, stage) for stages in zooms for stage in stages])
         for image, prompt, zooms in zip(images, prompts, looks, strict=True)
-        for stages in zooms
-        for stage in stages
     ]
-    parts = iter(_together(encoder, views) if len(views) <= _FEW else _streamed(encoder, views))
-    return [_whole([list(islice(parts, len(stages))) for stages in zooms]) for zooms in looks]
+    results = _together(encoder, items) if len(items) <= _FEW else encoder.encode_aims(items, outputs=_OUTPUTS)
+    return [
+        result if isinstance(result, PhsError) else _whole(result, zooms)
+        for result, zooms in zip(results, looks, strict=True)
+    ]
 
 
-def _together(encoder: Encoder, views: Sequence[View]) -> list[Encoding | PhsError]:
-    """Encodes each view by a call of its own, all at the same time."""
+def _together(encoder: Encoder, items: Sequence[Item]) -> list[list[Encoding] | PhsError]:
+    """Encodes each item by a call of its own, all at the same time."""
 
-    def encode(view: View) -> Encoding | PhsError:
+    def encode(item: Item) -> list[Encoding] | PhsError:
+        image, aims = item
+        prompts, focuses = [aim.prompt for aim in aims], [aim.focus for aim in aims]
         try:
-            return encoder.encode(view.image, view.prompt, focus=view.focus, outputs=_OUTPUTS)
+            return encoder.encode_prompts(image, prompts, focus=focuses, outputs=_OUTPUTS)
         except PhsError as error:
             return error
 
-    if len(views) <= 1:
-        return [encode(view) for view in views]
-    with ThreadPoolExecutor(len(views), "phs-encode") as pool:
-        return list(pool.map(encode, views))
+    if len(items) <= 1:
+        return [encode(item) for item in items]
+    with ThreadPoolExecutor(len(items), "phs-encode") as pool:
+        return list(pool.map(encode, items))
 
 
-def _streamed(encoder: Encoder, views: Sequence[View]) -> list[Encoding | PhsError]:
-    """One bulk encode for each zoom."""
-    results: dict[int, Encoding | PhsError] = {}
-    for focus in {view.focus for view in views}:
-        chosen = [index for index, view in enumerate(views) if view.focus == focus]
-        images, prompts = [views[index].image for index in chosen], [views[index].prompt for index in chosen]
-        results |= zip(chosen, encoder.encode_many(images, prompts, focus=focus, outputs=_OUTPUTS), strict=True)
-    return [results[index] for index in range(len(views))]
-
-
-def _whole(zooms: Sequence[Sequence[Encoding | PhsError]]) -> Encoding | PhsError:
-    """One query's encodings, of each stage at each zoom, combined; or the first error among them."""
-    encodings = []
-    for stages in zooms:
-        good = []
-        for stage in stages:
-            if isinstance(stage, PhsError):
-                return stage
-            good.append(stage)
-        encodings.append(for_both_stages(*good))
-    return combined(encodings)
+def _whole(encodings: Sequence[Encoding], zooms: Sequence[tuple[Focus, ...]]) -> Encoding:
+    """One query's encodings, of each stage at each zoom, as one."""
+    every = iter(encodings)
+    return combined([for_both_stages(*islice(every, len(stages))) for stages in zooms])
 
 
 def for_both_stages(query_db: Encoding, ann: Encoding | None = None) -> Encoding:

@@ -98,6 +98,12 @@ class Settings:
         "bytes of requests and answers that one caller, an address or a token, may hold of --max-in-flight-bytes",
         minimum=1,
     )
+    max_held_bytes: int = _setting(
+        2**28,
+        "bytes of pictures that are remembered, so that another prompt for one of them takes a fraction of the time; "
+        "on a GPU in its memory; 0: none",
+        minimum=0,
+    )
     receive_seconds: float = _setting(30.0, "seconds that a unary call may take to send its message", minimum=0.1)
     answer_seconds: float = _setting(
         60.0, "seconds that a unary call may take to read its answer; then its connection is closed", minimum=0.1

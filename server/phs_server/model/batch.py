@@ -54,6 +54,11 @@ def to_tensors(prompts: PromptBatch[np.ndarray], device: torch.device) -> Prompt
     return PromptBatch(masks, counts, shift, fovea)
 
 
+def on_device(device: torch.device, array: np.ndarray) -> Tensor:
+    """A copy on a device: arrays read from messages are read-only, which torch only warns about."""
+    return torch.tensor(array, device=device)
+
+
 class Encoded(NamedTuple):
     """Results for B images; those of one image are an `Encoded` without the first axis.
 

@@ -54,7 +54,7 @@ def test_fields_written_one_by_one_or_again_and_again_are_counted_together() -> 
     assert caught.value.field == "mask"
     for one in (b"\x20\x01", b"\x78\x01", b"\x0a\x00"):  # outputs, an unknown field, image
         with pytest.raises(InvalidInput):
-            parse(pb.EncodeRequest, one * 1000)
+            parse(pb.EncodeRequest, one * 4000)
 
 
 @given(st.binary(max_size=300))

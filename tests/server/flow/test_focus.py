@@ -17,13 +17,14 @@ from phs_milvus.pointing.prompts import Box, to_array, to_runs
 from phs_milvus.search import zooms
 from phs_milvus.search.parts import parts_of
 from phs_milvus.search.zooms import combined, encode_zooms, encode_zooms_many, used_zooms
-from phs_server.flow.focus import bounding_box, foveal_grid, prepare_focused, zoom_region
+from phs_server.flow.focus import bounding_box, foveal_grid, zoom_region
 from phs_server.flow.preprocess import Decode
 from phs_server.model import checkpoint
 from phs_server.model.batch import PromptBatch
 from phs_server.model.head_selection import shifted_attention
 from tests.checkpoints import save_checkpoint
 from tests.naive_phs import load_original, plain_vit
+from tests.server.flow.support import view
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
@@ -54,7 +55,7 @@ def test_zoom_is_the_crop_pixel_by_pixel(box: tuple, zoom: float) -> None:
     runs = to_runs(Box(*box), 101, 77)
     assert runs is not None
     decode = Decode(32, Image.Resampling.BICUBIC, Limits())
-    seen = prepare_focused(data, runs, Focus(zoom=zoom), 1, grid=4, decode=decode)
+    seen = view(data, runs, Focus(zoom=zoom), grid=4, decode=decode)
     x0, y0, x1, y1 = zoom_region(box, zoom, 101, 77)
     crop = Image.fromarray(picture[y0:y1, x0:x1]).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.array_equal(seen.pixels, np.asarray(crop).transpose(2, 0, 1))
@@ -62,7 +63,7 @@ def test_zoom_is_the_crop_pixel_by_pixel(box: tuple, zoom: float) -> None:
     # Area shares the slow way: every pixel repeated until patches have whole numbers of them.
     fine = np.repeat(np.repeat(inside, 4, axis=0), 4, axis=1).astype(float)
     shares = fine.reshape(4, y1 - y0, 4, x1 - x0).mean(axis=(1, 3))
-    assert np.allclose(seen.mask.reshape(4, 4), shares, atol=1e-6)
+    assert np.allclose(seen.prompts[0].mask.reshape(4, 4), shares, atol=1e-6)
     assert seen.region == (x0, y0, x1, y1)
     assert bounding_box(to_array(Box(*box), 101, 77)) == box
 
