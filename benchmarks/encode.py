@@ -60,7 +60,9 @@ class NaivePhs:
     def __init__(self, model: transformers.PreTrainedModel, masks: Tensor, counts: Tensor) -> None:
         self._model, self._masks, self._counts = model, masks, counts
         self._factors: Tensor | None = None
-        model.encoder.layer[-1].attention.o_proj.register_forward_pre_hook(self._scale)
+        attention = model.encoder.layer[-1].attention
+        projection = attention.o_proj if hasattr(attention, "o_proj") else attention.output.dense  # before 5.20
+        projection.register_forward_pre_hook(self._scale)
 
     def __call__(self, pixels: Tensor) -> None:
         attention = _synced(self._model, pixels, output_attentions=True).attentions[-1][:, :, 0, 1:]
