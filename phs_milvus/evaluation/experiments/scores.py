@@ -30,24 +30,29 @@ def methods(heads: int, default: int) -> list[Method]:
 
 def run(study: Study) -> list[Section]:
     """One table for each way of pointing."""
+    default = study.bench.info.default_heads
+    compared = methods(study.heads, default)
+    names = [method.name for method in compared]
     sections = []
-    for name, level in _CONDITIONS.items():
+    for condition, level in _CONDITIONS.items():
         queries = study.bench.queries(study.queries, jittered(study, shifted, level))
-        rows = [
-            _row(study, outcome)
-            for outcome in study.measure(methods(study.heads, study.bench.info.default_heads), queries)
-        ]
+        outcomes = study.measure(compared, queries)
+        best = outcomes[names.index(Focused(Focus(default), "blend").name)]
         note = (
-            f"{len(study.bench.states)} images, {len(queries)} queries. Differences are paired, to whole-image search, "
-            "with their standard error over queries. Without a line of ANN heads, both stages keep the same heads."
+            f"{len(study.bench.states)} images, {len(queries)} queries. Differences are paired, with their standard "
+            "error over queries: to whole-image search, and to the default of search with the model's default heads. "
+            "Without ANN h=all, both stages keep the same heads."
         )
-        sections.append(Section(f"{study.model}, {name}", note, rows))
+        rows = [_row(study, outcome, best) for outcome in outcomes]
+        sections.append(Section(f"{study.model}, {condition}", note, rows))
     return sections
 
 
-def _row(study: Study, outcome: Outcome) -> dict[str, Any]:
+def _row(study: Study, outcome: Outcome, default: Outcome) -> dict[str, Any]:
     row: dict[str, Any] = {"method": outcome.method}
     for metric in dict.fromkeys(("MP@10", study.metric)):
-        difference = paired(outcome, study.base, metric, seed=study.seed)
-        row |= {metric: outcome.mean(metric), f"{metric} difference": difference.mean, f"{metric} SE": difference.error}
+        row[metric] = outcome.mean(metric)
+        for name, base in (("whole image", study.base), ("the default", default)):
+            difference = paired(outcome, base, metric, seed=study.seed)
+            row[f"{metric} to {name}"] = f"{difference.mean:+.3f} ± {difference.error:.3f}"
     return row
