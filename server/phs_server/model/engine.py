@@ -9,12 +9,13 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from phs_milvus.contract.errors import ModelError
+from phs_milvus.contract.errors import ModelError, shown
 from phs_milvus.contract.location import LocateTarget
 from phs_milvus.contract.types import Float16Array, Float32Array, RerankInputs
 from phs_server.model.batch import Encoded, PromptBatch, on_device, to_tensors
@@ -84,7 +85,10 @@ class FocusEngine:
             pixels, prompts = self.sample_batch(size)
             if self._cuda is not None and self._gpu_mode != "eager":
                 try:
-                    self._cuda.capture(pixels, prompts.masks, prompts.head_counts)
+                    # On a thread of its own: a failed compilation leaves torch's state of its thread broken.
+                    with ThreadPoolExecutor(1) as thread:
+                        arguments = pixels, prompts.masks, prompts.head_counts, _shifts(prompts)
+                        thread.submit(self._cuda.capture, *arguments).result()
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise ModelError(f"not one image fits into the memory of {self.device}") from None
@@ -92,7 +96,7 @@ class FocusEngine:
                     log.warning("a batch of %d does not fit into the memory of %s", size, self.device)
                     return
                 except RuntimeError as error:
-                    log.warning("CUDA graphs are off, this model cannot be captured: %s", str(error).splitlines()[0])
+                    log.warning("CUDA graphs are off, this model cannot be captured: %s", shown(error))
                     self._cuda = CudaRunner(self._forward, self.device, self._lock)  # not compiled either
                     self._gpu_mode = "eager"
             self._check(self.encode(pixels, prompts).embedding)
@@ -180,16 +184,16 @@ class FocusEngine:
     def _run(
         self, pixels: np.ndarray, prompts: PromptBatch[np.ndarray], keep: bool
     ) -> tuple[list[np.ndarray], Tensor | None]:
-        # Changes to the attention are rare, and no graph is recorded for them.
-        if self._cuda is not None and not prompts.changes_attention:
-            return self._cuda.run(pixels, prompts.masks, prompts.head_counts, keep=keep)
+        # Changes to the trunk are rare, and no graph is recorded for them.
+        if self._cuda is not None and prompts.fovea is None:
+            return self._cuda.run(pixels, prompts.masks, prompts.head_counts, _shifts(prompts), keep=keep)
         with self._lock:
             *outputs, tokens = self._encode(torch.from_numpy(pixels).to(self.device), to_tensors(prompts, self.device))
         return [output.cpu().numpy() for output in outputs], tokens if keep else None
 
-    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor) -> tuple[Tensor, ...]:
-        """What a graph records: a batch that leaves the attention alone."""
-        return self._encode(pixels, PromptBatch(masks, head_counts))
+    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor, shifts: Tensor) -> tuple[Tensor, ...]:
+        """What a graph records: a batch that leaves the trunk alone."""
+        return self._encode(pixels, PromptBatch(masks, head_counts, shifts))
 
     @torch.inference_mode()
     def _encode(self, pixels: Tensor, prompts: PromptBatch[Tensor]) -> tuple[Tensor, ...]:
@@ -231,6 +235,12 @@ def batch_buckets(max_batch_size: int) -> list[int]:
     """Batch sizes worth a graph of their own: 1, 2, 3, 4, 6, 8, 12, 16, ..., so that padding adds half at most."""
     sizes = {base * factor // 2 for base in (2**power for power in range(1, 16)) for factor in (1, 2, 3)}
     return sorted({size for size in sizes if size < max_batch_size} | {max_batch_size})
+
+
+def _shifts(prompts: PromptBatch[np.ndarray]) -> np.ndarray:
+    """float32 [B]: zeros where no item has an attention shift."""
+    shift = prompts.attention_shift
+    return np.zeros(len(prompts.masks), np.float32) if shift is None else shift
 
 
 def compact(tokens: Tensor) -> Tensor:
