@@ -9,7 +9,6 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ class FocusEngine:
         checkpoint: its backbone is cast, moved and rewritten in place.
         device: a torch device.
         precision: "float32", "bfloat16", "float16" or "auto".
-        gpu_mode: "graphs" records a CUDA graph per batch size, "compile" compiles the model as well, "eager" neither.
+        gpu_mode: "graphs" records a CUDA graph per batch size, "eager" does not.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, gpu_mode: str = "graphs") -> None:
@@ -66,8 +65,7 @@ class FocusEngine:
         # Around forwards: foveal attention hooks the modules, which two threads of a GPU share.
         self._lock = threading.Lock()
         if self.device.type == "cuda":
-            forward = torch.compile(self._forward) if gpu_mode == "compile" else self._forward
-            self._cuda = CudaRunner(forward, self.device, self._lock)
+            self._cuda = CudaRunner(self._forward, self.device, self._lock)
         elif self.device.type == "cpu":
             speed_up(self.backbone.model)
             speed_up(self.backbone.readout)
@@ -85,10 +83,7 @@ class FocusEngine:
             pixels, prompts = self.sample_batch(size)
             if self._cuda is not None and self._gpu_mode != "eager":
                 try:
-                    # On a thread of its own: a failed compilation leaves torch's state of its thread broken.
-                    with ThreadPoolExecutor(1) as thread:
-                        arguments = pixels, prompts.masks, prompts.head_counts, _shifts(prompts)
-                        thread.submit(self._cuda.capture, *arguments).result()
+                    self._cuda.capture(pixels, prompts.masks, prompts.head_counts, _shifts(prompts))
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise ModelError(f"not one image fits into the memory of {self.device}") from None
@@ -97,7 +92,6 @@ class FocusEngine:
                     return
                 except RuntimeError as error:
                     log.warning("CUDA graphs are off, this model cannot be captured: %s", shown(error))
-                    self._cuda = CudaRunner(self._forward, self.device, self._lock)  # not compiled either
                     self._gpu_mode = "eager"
             self._check(self.encode(pixels, prompts).embedding)
 
