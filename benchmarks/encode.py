@@ -91,7 +91,7 @@ def _synced(model: transformers.PreTrainedModel, pixels: Tensor, **kwargs: bool)
 
 def utilisation(size: str, directory: Path, device: str, batch: int, ceiling: float) -> list[object]:
     """One row: images per second and the share of the matrix-product ceiling, FLOP/s, that the model itself uses."""
-    engine = FocusEngine(checkpoint.load(str(directory)), device, "bfloat16", "compile")
+    engine = FocusEngine(checkpoint.load(str(directory)), device, "bfloat16")
     engine.warm_up(batch)
     arguments = engine.sample_batch(batch)
     seconds, _ = interleaved({"ours": lambda: engine.encode(*arguments)}, seconds=3)["ours"]
