@@ -101,7 +101,8 @@ class FocusedSearch:
                 stage one.
             min_score: hits that score less are left out, from -1 to 1; None: none is. `phs-milvus eval --preset
                 thresholds` shows what a threshold keeps.
-            exclude_query: leave rows out whose file is, by its digest, the query's own picture.
+            exclude_query: leave rows out whose file is, by its digest, the query's own picture; rows without a digest
+                stay.
             rerank: False stops after stage one, whatever `score` says.
             focus: how to focus on the prompt; PHS as published is Focus.paper() with score="query_db".
 

@@ -42,7 +42,7 @@ class Examples:
         unlike: their mean score is taken off, with the weight `phs_milvus.search.parts.UNLIKE_WEIGHT`.
 
     Raises:
-        InvalidInput: there is nothing in `like`.
+        InvalidInput: there is nothing in `like`, or an example is something else.
     """
 
     like: Sequence[Query | Encoding]
@@ -51,14 +51,25 @@ class Examples:
     def __post_init__(self) -> None:
         if not self.like:
             raise InvalidInput("there must be at least one example of what to look for", "like")
+        for example in (*self.like, *self.unlike):
+            if not isinstance(example, Query | Encoding):
+                raise InvalidInput(f"an example is a Query or an Encoding, got {type(example).__name__}", "like")
 
 
 Question: TypeAlias = Query | Encoding | Examples
 
 
 def examples_of(question: Question) -> list[Query | Encoding]:
-    """Everything that must be encoded to answer a question, in the order like, unlike."""
-    return [*question.like, *question.unlike] if isinstance(question, Examples) else [question]
+    """Everything that must be encoded to answer a question, in the order like, unlike.
+
+    Raises:
+        InvalidInput: it is no question.
+    """
+    if isinstance(question, Examples):
+        return [*question.like, *question.unlike]
+    if not isinstance(question, Query | Encoding):
+        raise InvalidInput(f"a query is a Query, Examples or an Encoding, got {type(question).__name__}", "queries")
+    return [question]
 
 
 def place_of(number: int, questions: Sequence[Question]) -> str:

@@ -72,6 +72,8 @@ def test_wrong_examples_are_named(photo_search: FocusedSearch, photos: list[Path
         (lambda: photo_search.search_many([good, Examples([good], [good, bad])]), "query 1, unlike 1: .*not found"),
         (lambda: photo_search.search([]), "at least one example"),
         (lambda: photo_search.search([good], PROMPT), "each example has its own"),
+        (lambda: photo_search.search([str(photos[1])]), "a Query or an Encoding, got str"),
+        (lambda: photo_search.search_many([photos[1]]), "a Query, Examples or an Encoding, got PosixPath"),
     ):
         with pytest.raises(InvalidInput, match=message):
             call()
