@@ -83,7 +83,7 @@ def add_commands(commands: Any) -> None:
         "query latency, and writes\n"
         f"the settings for `phs-milvus search --settings FILE`.\n\n{_FORMATS}",
         "Quality is cross-validated over images: each fold is answered with what is best on the others. Recommended\n"
-        "is the cheapest setting within one standard error of the best.\n\n"
+        "is the setting with the fewest crops within one standard error of the best.\n\n"
         "Example: phs-milvus tune my-labels.csv --out focus.json",
     )
     tune.add_argument(

@@ -12,7 +12,7 @@ from phs_milvus.evaluation.experiments.examples import companions, rivals
 from phs_milvus.evaluation.experiments.thresholds import ratio, table
 from phs_milvus.evaluation.memo import Memo
 from phs_milvus.evaluation.queries import evenly
-from phs_milvus.evaluation.tune import grid
+from phs_milvus.evaluation.tune import cost, grid
 from phs_milvus.pointing.prompts import Mask
 from phs_milvus.search.focused import FocusedSearch
 from phs_milvus.search.queries import Examples, Query
@@ -110,6 +110,15 @@ def test_tuning_tries_every_kind_of_setting() -> None:
     assert Focused(Focus(4), "blend") in settings and Focused(Focus("all", zoom=1.25), "ann") in settings
     assert {0.0, 1.0, 1.25, 2.0, (0.0, 2.0)} <= {setting.focus.zoom for setting in settings}
     assert all(setting.focus.heads_on in (1, "all") for setting in grid(2))
+
+
+def test_fewer_crops_are_cheaper_and_so_is_one_stage() -> None:
+    one, two, crops = (
+        Focused(Focus("all"), "ann"),
+        Focused(Focus(1), "blend"),
+        Focused(Focus("all", zoom=(0, 2)), "ann"),
+    )
+    assert cost(one) < cost(two) < cost(crops) and cost(two) == cost(Focused(Focus.paper(2), "query_db"))
 
 
 def test_even_steps() -> None:
