@@ -58,6 +58,21 @@ def add_commands(commands: Any) -> None:
     search.add_argument("--filter", default="", metavar="EXPR", help='Milvus expression, for example "width > 640"')
     search.add_argument("--fields", default="", metavar="A,B", help="fields to return with each hit")
     search.add_argument("--no-rerank", action="store_true", help="the same as --score ann")
+    search.add_argument("--locate", action="store_true", help="say where in each hit the thing is, as boxes")
+    search.add_argument(
+        "--localize",
+        type=int,
+        metavar="N",
+        help="look into the N best rows, and rank them by what is found there too; twice --limit is a good number",
+    )
+    search.add_argument(
+        "--images",
+        metavar="WHERE",
+        help="where the pictures of rows are, for --locate and --localize: a folder, or a URL with {id} in it "
+        "(default: --root, or where ingest found them)",
+    )
+    search.add_argument("--boxes", type=int, default=5, metavar="N", help="boxes in a hit at most (default: 5)")
+    search.add_argument("--save-boxes", metavar="OUT.json", help="write the boxes as a COCO file")
     search.add_argument("--settings", metavar="FILE", help="focus, score and candidates as phs-milvus tune chose them")
     search.add_argument("--json", action="store_true", help="print rows as JSON")
     search.add_argument("--save", metavar="OUT.png", help="draw the query and the hits on a contact sheet")
@@ -91,6 +106,7 @@ def _search(options: argparse.Namespace) -> int:
     prompt = prompt_of(options)
     like, unlike = ([example_of(text) for text in texts] for texts in (options.like, options.unlike))
     not_the_same(options.save, options.image, "save")
+    not_the_same(options.save_boxes, options.image, "save_boxes")
     with open_encoder(options) as encoder, open_milvus(options) as client:
         collection = FocusedCollection.open(client, options.collection)
         search = FocusedSearch(collection, encoder, image_root=options.root)
@@ -105,15 +121,26 @@ def _search(options: argparse.Namespace) -> int:
             score=score_of(options, settings),
             min_score=_min_score(options, settings),
             exclude_query=options.exclude_query,
+            localize=options.localize,
+            images=options.images,
+            boxes=options.boxes,
             focus=focus_of(options, settings, Focus()),
         )
+        if (options.locate or options.save_boxes) and not options.localize:
+            result = result.locate(options.images, boxes=options.boxes)
         image = search.locate(StoredImage(options.image)) if options.stored else options.image
     if options.json:
         print(json.dumps(result.rows(), indent=2, default=str))
     else:
         print(result)
         times = f"encode {result.encode_ms:.0f} ms, Milvus {result.ann_ms:.0f} ms, rerank {result.rerank_ms:.0f} ms"
+        times += f", locate {result.locate_ms:.0f} ms" if result.locate_ms else ""
         print(f"\n{times}", file=sys.stderr)
+    if options.save_boxes:
+        from phs_milvus.search.coco import save_boxes
+
+        save_boxes(result.hits, options.save_boxes)
+        print(f"saved {options.save_boxes}", file=sys.stderr)
     if options.save:
         from phs_milvus.search.contact_sheet import save, search_sheet
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from phs_milvus.contract.errors import InvalidInput, PhsError, reason_of, shown
 from phs_milvus.contract.images import ImageSource, decode_upright, load_image
+from phs_milvus.contract.location import LocatedBox
 from phs_milvus.contract.types import Explanation
 from phs_milvus.pointing.prompts import Prompt, to_array
 from phs_milvus.search.hits import Hit
@@ -74,10 +75,10 @@ def search_sheet(
 
 
 def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -> Tile:
-    """A hit's picture with rank, id and scores."""
+    """A hit's picture with rank, id and scores, and the boxes of what was located in it."""
     source = locate(hit)
     try:
-        picture = blank("no file") if source is None else load_picture(source)
+        picture = blank("no file") if source is None else draw_boxes(load_picture(source), hit.boxes)
     except PhsError:
         picture = blank("cannot be read")
     if hit.query_db_score is None:
@@ -162,6 +163,20 @@ def draw_prompt(picture: Image.Image, prompt: Prompt | None) -> Image.Image:
     )
     result.paste(ACCENT, mask=outline)
     return result
+
+
+def draw_boxes(picture: Image.Image, boxes: Sequence[LocatedBox]) -> Image.Image:
+    """A copy of the picture with located boxes, the best one thicker; `boxes` are in its pixels."""
+    if not boxes:
+        return picture
+    shown = picture.copy()
+    shown.thumbnail((2 * _TILE, 2 * _TILE))  # as for prompts: lines are as thick on a large photo as on a small one
+    draw = ImageDraw.Draw(shown)
+    across, down = shown.width / picture.width, shown.height / picture.height
+    for place, ((x0, y0, x1, y1), _) in reversed(list(enumerate(boxes))):
+        corners = (x0 * across, y0 * down, max(x1 * across - 1, x0 * across), max(y1 * down - 1, y0 * down))
+        draw.rectangle(corners, outline=ACCENT, width=2 if place else 5)
+    return shown
 
 
 def heat(picture: Image.Image, attention: npt.NDArray[np.float32]) -> Image.Image:

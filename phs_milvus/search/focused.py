@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError, 
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Focus
 from phs_milvus.milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
+from phs_milvus.milvus.rows import Id
 from phs_milvus.pointing.prompts import Prompt
-from phs_milvus.search.hits import Hit, SearchResult, ranked_hits, without
+from phs_milvus.search.hits import DEFAULT_BOXES, Hit, SearchResult, ranked_hits, without
+from phs_milvus.search.locating import QueryLocator, localized
 from phs_milvus.search.parts import Parts, parts_of
 from phs_milvus.search.queries import (
     Examples,
@@ -35,6 +38,7 @@ from phs_milvus.search.queries import (
     with_files,
 )
 from phs_milvus.search.scores import Score, check_score
+from phs_milvus.search.sources import PictureSource
 from phs_milvus.search.zooms import encode_zooms_many
 
 DEFAULT_LIMIT = 10
@@ -82,6 +86,9 @@ class FocusedSearch:
         min_score: float | None = None,
         exclude_query: bool = False,
         rerank: bool = True,
+        localize: int | None = None,
+        images: PictureSource | None = None,
+        boxes: int = DEFAULT_BOXES,
         focus: Focus = Focus(),
     ) -> SearchResult:
         """Finds the pictures that contain what the prompt points at.
@@ -104,6 +111,11 @@ class FocusedSearch:
             exclude_query: leave rows out whose file is, by its digest, the query's own picture; rows without a digest
                 stay.
             rerank: False stops after stage one, whatever `score` says.
+            localize: the third stage: so many of the best rows are looked into and ranked by what is found there, with
+                boxes around it (phs_milvus.search.locating); twice `limit` is a good number. The rows after them follow
+                in their order, with the score they had. None: there is no third stage.
+            images, boxes: where the rows' pictures are, and how many boxes to find in each; see `SearchResult.locate`.
+                A row whose picture cannot be used keeps its score, and `location_error` says why.
             focus: how to focus on the prompt; PHS as published is Focus.paper() with score="query_db".
 
         Raises:
@@ -129,6 +141,9 @@ class FocusedSearch:
             min_score=min_score,
             exclude_query=exclude_query,
             rerank=rerank,
+            localize=localize,
+            images=images,
+            boxes=boxes,
             focus=focus,
         )
         return results[0]
@@ -145,6 +160,9 @@ class FocusedSearch:
         min_score: float | None = None,
         exclude_query: bool = False,
         rerank: bool = True,
+        localize: int | None = None,
+        images: PictureSource | None = None,
+        boxes: int = DEFAULT_BOXES,
         focus: Focus = Focus(),
     ) -> list[SearchResult]:
         """`search` for several queries with one Milvus call; returns one result per query, in their order.
@@ -159,23 +177,32 @@ class FocusedSearch:
         if not queries:
             return []
         check_score(score, min_score)
+        if localize is not None and not 1 <= localize <= MAX_LIMIT:
+            raise InvalidInput(f"must be 1 to {MAX_LIMIT} or None, got {localize}", "localize")
+        first, asked_focus = max(limit, localize or 0), focus
         if score == "ann" or not rerank:  # what only stage two would need is not encoded
             score, focus = "ann", focus.stage_one
-        depth = _stage_one_depth(limit, candidates, score)
+        depth = _stage_one_depth(first, candidates, score)
         started = time.perf_counter()
-        parts, own = self._encode(queries, focus, exclude_query)
+        parts, own, pointed = self._encode(queries, focus, exclude_query)
         encoded = time.perf_counter()
         found = self._candidates(parts, depth, filter, output_fields, own, with_states=score != "ann")
         searched = time.perf_counter()
         if not any(len(candidates.ids) for candidates in found):
             self._collection.check_not_empty()
         hits = [
-            self._ranked(query, candidates, score, limit, min_score)
+            self._ranked(query, candidates, score, first, None if localize else min_score)
             for query, candidates in zip(parts, found, strict=True)
         ]
         done = time.perf_counter()
         times = [1000 * span / len(queries) for span in (encoded - started, searched - encoded, done - searched)]
-        return [SearchResult(best, query.first, *times) for query, best in zip(parts, hits, strict=True)]
+        results = [
+            SearchResult(best, query.first, times[0], times[1], times[2], _locator=self._locator(example, asked_focus))
+            for query, best, example in zip(parts, hits, pointed, strict=True)
+        ]
+        if not localize:
+            return results
+        return [_third_stage(result, localize, images, boxes, limit, min_score) for result in results]
 
     def locate(self, image: ImageSource | StoredImage) -> ImageSource:
         """The file of a StoredImage; any other image is returned unchanged.
@@ -188,10 +215,21 @@ class FocusedSearch:
         assert isinstance(found, Pointed)
         return found.image
 
+    def _locator(self, example: Pointed | Encoding, focus: Focus) -> QueryLocator | None:
+        """Looks for what an example points at; None for an Encoding, which does not hold its picture."""
+        if isinstance(example, Encoding):
+            return None
+
+        def own_file(row_id: Id) -> ImageSource:
+            return self.locate(StoredImage(row_id))
+
+        return QueryLocator(self._encoder, example.image, example.prompt, focus, own_file)
+
     def _encode(
         self, questions: Sequence[Question], focus: Focus, with_digests: bool
-    ) -> tuple[list[Parts], list[frozenset[str]]]:
-        """Each question's parts, and the digests of its own pictures where they are wanted, else none."""
+    ) -> tuple[list[Parts], list[frozenset[str]], list[Pointed | Encoding]]:
+        """Each question's parts, the digests of its own pictures where they are wanted, else none, and its first
+        example."""
         if with_digests and self._collection.layout.digest is None:
             raise CollectionError(
                 f"collection {self._collection.name!r} has no digests, by which exclude_query knows the query's own "
@@ -201,13 +239,15 @@ class FocusedSearch:
         examples = with_files(self._collection, asked, self._image_root)
         encodings = iter(self._encoded(examples, questions, focus))
         digests = iter([digest_of(example) for example in examples] if with_digests else [])
-        parts, own = [], []
+        parts, own, pointed, start = [], [], [], 0
         for question in questions:
+            pointed.append(examples[start])
+            start += len(examples_of(question))
             some = list(islice(encodings, len(examples_of(question))))
             likes = len(question.like) if isinstance(question, Examples) else 1
             parts.append(parts_of(some[:likes], some[likes:]))
             own.append(frozenset(islice(digests, len(some))))
-        return parts, own
+        return parts, own, pointed
 
     def _encoded(
         self, examples: Sequence[Pointed | Encoding], questions: Sequence[Question], focus: Focus
@@ -267,6 +307,20 @@ class FocusedSearch:
                 raise StateError(f"collection '{self._collection.name}', {error}") from None
             query_db = query.query_db_scores(self._encoder, states)
         return ranked_hits(candidates, ann, query_db, score=score, limit=limit, min_score=min_score)
+
+
+def _third_stage(
+    result: SearchResult,
+    localize: int,
+    images: PictureSource | None,
+    boxes: int,
+    limit: int,
+    min_score: float | None,
+) -> SearchResult:
+    """The best `localize` hits looked into and ranked by it, then the others as they were."""
+    located = replace(result, hits=result.hits[:localize]).locate(images, boxes=boxes)
+    hits = [*localized(located.hits), *result.hits[localize:]][:limit]
+    return replace(located, hits=[hit for hit in hits if min_score is None or hit.score >= min_score])
 
 
 def _stage_one_depth(limit: int, candidates: int | None, score: Score) -> int:

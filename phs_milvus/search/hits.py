@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tabulate import tabulate
 
+from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.location import LocatedBox, Location
 from phs_milvus.contract.types import Encoding, Float32Array
 from phs_milvus.milvus.rows import Candidates
 from phs_milvus.search.scores import Score, blended
+from phs_milvus.search.sources import PictureSource
+
+DEFAULT_BOXES = 5
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,10 @@ class Hit:
         ann_score, ann_rank: of stage one, nearest neighbours in Milvus.
         query_db_score, query_db_rank: of stage two, among all candidates; None where the search stopped before it.
         blend_score: the mean of ann_score and query_db_score; None without stage two.
+        localized_score: of stage three: the mean of what the hit was ranked by before and of what was found in its
+            picture (`Location.score` and `match`); None where its picture was not looked into.
+        location: where in its picture the thing is; None where nobody looked, or could.
+        location_error: why nobody could.
         fields: the values of the output fields that were asked for.
     """
 
@@ -34,12 +44,30 @@ class Hit:
     query_db_score: float | None = None
     query_db_rank: int | None = None
     blend_score: float | None = None
+    localized_score: float | None = None
+    location: Location | None = None
+    location_error: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def boxes(self) -> tuple[LocatedBox, ...]:
+        """Where the thing may be, best first, in pixels of the hit's upright image; none where nobody looked."""
+        return () if self.location is None else self.location.boxes
 
     @property
     def rerank_score(self) -> float | None:
         """`query_db_score` under its name in 0.1."""
         return self.query_db_score
+
+
+class HitLocator(Protocol):
+    """Looks into hits' pictures; see `phs_milvus.search.locating`."""
+
+    def located(
+        self, hits: Sequence[Hit], images: PictureSource | None, *, boxes: int, threshold: float | None
+    ) -> list[Hit]:
+        """The hits, in their order, with what was found in their pictures."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +77,8 @@ class SearchResult(Sequence[Hit]):
     Attributes:
         query: the query's Encoding, with head scores and head weights, and `per_zoom` where the focus has several
             zooms; the first example's where there are several.
-        encode_ms, ann_ms, rerank_ms: milliseconds of wall time for each part, divided equally among the queries of
-            one call.
+        encode_ms, ann_ms, rerank_ms, locate_ms: milliseconds of wall time for each part, divided equally among the
+            queries of one call.
     """
 
     hits: list[Hit]
@@ -58,6 +86,33 @@ class SearchResult(Sequence[Hit]):
     encode_ms: float
     ann_ms: float
     rerank_ms: float
+    locate_ms: float = 0.0
+    _locator: HitLocator | None = field(default=None, repr=False)
+
+    def locate(
+        self, images: PictureSource | None = None, *, boxes: int = DEFAULT_BOXES, threshold: float | None = None
+    ) -> SearchResult:
+        """Looks into the hits' pictures for what the query points at; their order stays.
+
+        Args:
+            images: where the pictures are: a folder, a URL with {id} in it, or a function of a row's id (see
+                `phs_milvus.search.sources.finder`); None: where the collection's rows say, or below the search's
+                image_root.
+            boxes: at most, in each hit.
+            threshold: in (0, 1): higher makes boxes smaller; None: the server's default.
+
+        Returns:
+            the same hits with `location` and `boxes`, or with `location_error` where a picture cannot be used.
+
+        Raises:
+            InvalidInput: the query came as an Encoding, without its picture; or `images` cannot be used.
+            EncoderError: the server could not answer, or its answer was wrong.
+        """
+        if self._locator is None:
+            raise InvalidInput("came as an Encoding, without the picture that locating compares hits with", "query")
+        started = time.perf_counter()
+        hits = self._locator.located(self.hits, images, boxes=boxes, threshold=threshold)
+        return replace(self, hits=hits, locate_ms=1000 * (time.perf_counter() - started))
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -84,6 +139,7 @@ class SearchResult(Sequence[Hit]):
                 "query_db_score": hit.query_db_score,
                 "query_db_rank": hit.query_db_rank,
                 "blend_score": hit.blend_score,
+                **_where(hit),
             }
             for rank, hit in enumerate(self.hits, start=1)
         ]
@@ -100,7 +156,29 @@ class SearchResult(Sequence[Hit]):
             columns |= {"Query-DB": "right", "Query-DB rank": "right"}
             for row, hit in zip(rows, self.hits, strict=True):
                 row += [f"{hit.query_db_score:.4f}", hit.query_db_rank]
+        if any(hit.location or hit.location_error for hit in self.hits):
+            columns |= {"where": "left"}
+            for row, hit in zip(rows, self.hits, strict=True):
+                row.append(_best_box(hit))
         return tabulate(rows, list(columns), "plain", disable_numparse=True, colalign=list(columns.values()))
+
+
+def _best_box(hit: Hit) -> str:
+    """For the table: the best box, and how many others there are."""
+    if not hit.boxes:
+        return "no picture" if hit.location_error else ""
+    box = ",".join(map(str, hit.boxes[0].region))
+    return f"{box} (+{len(hit.boxes) - 1})" if len(hit.boxes) > 1 else box
+
+
+def _where(hit: Hit) -> dict[str, Any]:
+    """What a row says of a hit whose picture was looked into, or should have been."""
+    if hit.location_error is not None:
+        return {"location_error": hit.location_error}
+    if hit.location is None:
+        return {}
+    boxes = [{"box": list(box.region), "score": round(box.score, 4)} for box in hit.boxes]
+    return {"localized_score": hit.localized_score, "boxes": boxes, "peak": list(hit.location.peak)}
 
 
 def ranked_hits(

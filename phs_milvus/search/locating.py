@@ -1,25 +1,27 @@
-"""Where in each hit the thing is that the query looks at, and the third stage of a search that ranks by it.
+"""Where in each hit the thing is that the query looks at, and the third stage of a search, which ranks by it.
 
 result = search.search("street.jpg", Box(40, 60, 180, 220)).locate("photos/")
 result[0].boxes                                     # in pixels of the hit's upright image, best first
+
+search.search("street.jpg", Box(40, 60, 180, 220), localize=20, images="photos/")       # ranked by it
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import Outputs
-from phs_milvus.contract.errors import PhsError
+from phs_milvus.contract.errors import PhsError, shown
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.location import LocateTarget, Location
 from phs_milvus.contract.types import Focus
 from phs_milvus.milvus.rows import Id
 from phs_milvus.pointing.prompts import Prompt
-
-DEFAULT_BOXES = 5
+from phs_milvus.search.hits import DEFAULT_BOXES, Hit
+from phs_milvus.search.sources import PictureSource, finder
 
 
 def target_of(
@@ -28,7 +30,7 @@ def target_of(
     prompt: Prompt | None,
     focus: Focus,
     *,
-    limit: int = DEFAULT_BOXES,
+    boxes: int = DEFAULT_BOXES,
     threshold: float | None = None,
 ) -> LocateTarget:
     """What to look for in hits: one Encode of the query, which costs milliseconds where the server holds the picture.
@@ -37,7 +39,7 @@ def target_of(
 
     Args:
         image, prompt, focus: as for `FocusedSearch.search`.
-        limit, threshold: see `LocateTarget`.
+        boxes, threshold: `LocateTarget.limit` and `threshold`.
 
     Raises:
         As `Encoder.encode`.
@@ -51,17 +53,56 @@ def target_of(
         head_weights=kept.required("head_weights"),
         region_feature=kept.region_feature,
         all_heads_embedding=every.required("embedding"),
-        limit=limit,
+        limit=boxes,
         threshold=threshold,
     )
 
 
-def locations(
-    encoder: Encoder, target: LocateTarget, ids: Sequence[Id], find: Callable[[Id], ImageSource]
-) -> Iterator[Location | PhsError]:
-    """Where the thing is in the picture of each row, or why that cannot be said, in the order of `ids`.
+@dataclass(frozen=True, eq=False)
+class QueryLocator:
+    """Looks for one query's thing in the pictures of hits.
 
-    Args:
-        find: see `phs_milvus.search.sources.finder`; called for one row after the other, as the server is ready.
+    Attributes:
+        image, prompt, focus: the query.
+        own_file: where a row's picture is if nothing else is said; raises a PhsError where it is not known.
     """
-    return encoder.locate(target, [partial(find, row_id) for row_id in ids])
+
+    encoder: Encoder
+    image: ImageSource
+    prompt: Prompt | None
+    focus: Focus
+    own_file: Callable[[Id], ImageSource]
+
+    def located(
+        self,
+        hits: Sequence[Hit],
+        images: PictureSource | None,
+        *,
+        boxes: int = DEFAULT_BOXES,
+        threshold: float | None = None,
+    ) -> list[Hit]:
+        """The hits, in their order, with what was found in their pictures; raises as `SearchResult.locate`."""
+        find = self.own_file if images is None else finder(images)
+        target = target_of(self.encoder, self.image, self.prompt, self.focus, boxes=boxes, threshold=threshold)
+        found = self.encoder.locate(target, [partial(find, hit.id) for hit in hits])
+        has_feature = target.region_feature is not None
+        return [_with(hit, location, has_feature) for hit, location in zip(hits, found, strict=True)]
+
+
+def localized(hits: Sequence[Hit]) -> list[Hit]:
+    """Stage three: located hits ranked by their localized score; those that could not be keep the score they had."""
+    scored = [hit if hit.localized_score is None else replace(hit, score=hit.localized_score) for hit in hits]
+    return sorted(scored, key=lambda hit: -hit.score)
+
+
+def _localized_score(score: float, location: Location, has_feature: bool) -> float:
+    """The mean of a hit's score so far and of what was found in its picture."""
+    parts = [score, location.score, *([location.match] if has_feature else [])]
+    return sum(parts) / len(parts)
+
+
+def _with(hit: Hit, found: Location | PhsError, has_feature: bool) -> Hit:
+    if isinstance(found, PhsError):
+        return replace(hit, location=None, localized_score=None, location_error=shown(found))
+    score = _localized_score(hit.score, found, has_feature)
+    return replace(hit, location=found, localized_score=score, location_error=None)

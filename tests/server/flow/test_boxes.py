@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phs_server.flow.boxes import boxes
+from phs_server.flow.boxes import boxes, finer
 
 
 def grid(*rows: str) -> np.ndarray:
@@ -13,10 +13,19 @@ def grid(*rows: str) -> np.ndarray:
     return np.array([[int(digit) for digit in row] for row in rows], np.float32) / 10
 
 
+def test_the_finer_grid_is_linear_between_centres() -> None:
+    fine = finer(grid("05"))
+    assert fine.shape == (4, 8)
+    expected = [0, 0, 0.0625, 0.1875, 0.3125, 0.4375, 0.5, 0.5]
+    assert np.allclose(fine, np.tile(expected, (4, 1)), atol=1e-6)
+    assert np.allclose(finer(grid("37", "19")).mean(), 0.5) and np.allclose(finer(grid("4")), 0.4)
+
+
 def test_every_blob_has_its_box_best_first() -> None:
-    extent = grid("9800", "7000", "0006", "0000")
-    found = boxes(extent, 80, 40, limit=5, threshold=0.5)
-    assert [box.region for box in found] == [(0, 0, 40, 20), (60, 20, 80, 30)]
+    extent = grid("9900", "9900", "0000", "0006", "0006")
+    found = boxes(extent, 80, 100, limit=5, threshold=0.5)
+    # The level is 0.45: half way between the cells of 0.9 and of 0, and a quarter of the way from 0.6.
+    assert [box.region for box in found] == [(0, 0, 40, 40), (65, 65, 80, 100)]
     assert [round(box.score, 2) for box in found] == [0.9, 0.6]
     assert len(boxes(extent, 80, 40, limit=1, threshold=0.5)) == 1
 
@@ -27,8 +36,8 @@ def test_corners_do_not_join_blobs() -> None:
 
 def test_the_threshold_is_a_share_of_the_range() -> None:
     extent = grid("5678")  # from 0.5 to 0.8
-    assert boxes(extent, 40, 10, limit=5, threshold=0.6)[0].region == (20, 0, 40, 10)
-    assert boxes(extent, 40, 10, limit=5, threshold=0.9)[0].region == (30, 0, 40, 10)
+    assert boxes(extent, 160, 10, limit=5, threshold=0.6)[0].region == (90, 0, 160, 10)
+    assert boxes(extent, 160, 10, limit=5, threshold=0.9)[0].region == (130, 0, 160, 10)
 
 
 def test_a_flat_map_is_one_box() -> None:
