@@ -23,6 +23,7 @@ _PRESETS = {
     "scores": "ann, query_db and blend, with and without roi and crops, for clean and shifted boxes",
     "thresholds": "precision, and the share of relevant images kept, at score thresholds: for --min-score",
     "examples": "several examples of a thing, and counter-examples",
+    "locate": "where the thing is in each hit: peaks, boxes, and ranking by them",
     "heads": "how many heads to keep, scaled or not, against random and bottom heads",
     "robustness": "jittered boxes, displaced points, sloppy outlines",
     "small-models": "how much the heads of a small model differ, and what selecting among them can gain",

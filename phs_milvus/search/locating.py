@@ -95,7 +95,7 @@ def localized(hits: Sequence[Hit]) -> list[Hit]:
     return sorted(scored, key=lambda hit: -hit.score)
 
 
-def _localized_score(score: float, location: Location, has_feature: bool) -> float:
+def localized_score(score: float, location: Location, has_feature: bool) -> float:
     """The mean of a hit's score so far and of what was found in its picture."""
     parts = [score, location.score, *([location.match] if has_feature else [])]
     return sum(parts) / len(parts)
@@ -104,5 +104,5 @@ def _localized_score(score: float, location: Location, has_feature: bool) -> flo
 def _with(hit: Hit, found: Location | PhsError, has_feature: bool) -> Hit:
     if isinstance(found, PhsError):
         return replace(hit, location=None, localized_score=None, location_error=shown(found))
-    score = _localized_score(hit.score, found, has_feature)
+    score = localized_score(hit.score, found, has_feature)
     return replace(hit, location=found, localized_score=score, location_error=None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from phs_milvus.evaluation.experiments import (
     examples,
     heads,
+    locate,
     overhead,
     recall,
     robustness,
@@ -40,6 +41,7 @@ PRESETS = {
     "scores": Preset("The scores of a search", scores.run),
     "thresholds": Preset("What a score threshold keeps", thresholds.run),
     "examples": Preset("Several examples and counter-examples", examples.run),
+    "locate": Preset("Where the thing is in each hit", locate.run),
     "heads": Preset("How many heads to keep", heads.run),
     "robustness": Preset("When people point badly", robustness.run),
     "small-models": Preset(

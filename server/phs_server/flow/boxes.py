@@ -49,7 +49,8 @@ def boxes(extent: Float32Array, width: int, height: int, limit: int, threshold: 
 def finer(grid: Float32Array) -> Float32Array:
     """A grid of values at its cells' centres, linearly in between: float32 [4 * height, 4 * width]."""
     height, width = (_between(size) for size in grid.shape)
-    return height @ grid @ width.T
+    fine: Float32Array = (height @ grid @ width.T).astype(np.float32, copy=False)
+    return fine
 
 
 def _between(size: int) -> Float32Array:
