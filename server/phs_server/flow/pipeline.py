@@ -77,7 +77,13 @@ class Pipeline:
         self._limits = settings.limits
         backbones = [loaded.backbone, *(copy.deepcopy(loaded.backbone) for _ in devices[1:])]
         self._engines = [
-            FocusEngine(dataclasses.replace(loaded, backbone=backbone), device, settings.precision, settings.gpu_mode)
+            FocusEngine(
+                dataclasses.replace(loaded, backbone=backbone),
+                device,
+                settings.precision,
+                settings.gpu_mode,
+                settings.cpu_kernels,
+            )
             for backbone, device in zip(backbones, devices, strict=True)
         ]
         self.info = _describe(loaded, self._engines[0], settings)
@@ -120,13 +126,17 @@ class Pipeline:
             name="rerank",
         )
 
-    def warm_up(self) -> None:
+    def warm_up(self, single: bool = False) -> None:
         """Runs the batch sizes to come once on every device, and starts the processes that decode, so that the first
-        request pays for no lazy set-up."""
-        for decoder in self._decoders:
+        request pays for no lazy set-up.
+
+        Args:
+            single: only for one picture at a time; what else is needed is set up when it is.
+        """
+        for decoder in self._decoders[: 1 if single else None]:
             decoder.start()
         for engine in self._engines:
-            engine.warm_up(self._batch_limit)
+            engine.warm_up(1 if single else self._batch_limit)
 
     async def encode(
         self,
