@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from phs_server.model.backbone import Backbone
-from phs_server.model.trials import TOLERANCE, Inputs, Trials, Way, agree
+from phs_server.model.trials import TOLERANCE, Trials, Way, agree
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,8 @@ KERNELS = ("auto", "torch", "onednn")
 # Rows the weights are laid out for; other numbers of rows work as well.
 _TYPICAL_ROWS = 2048
 _ATTENTION = "phs_cpu"
-# Attention scores worked on at once: 4 MB in bfloat16, which stays in cache.
-_SCORES = 2 * 2**20
-# Images in the two inputs of a trial, and the most multiplications of one that tries a linear layer.
-_TRIED = (1, 2)
+# Images in a trial, and the most multiplications where it tries a linear layer.
+_TRIED = 2
 _MOST_WORK = 2 * 10**9
 
 
@@ -141,11 +139,8 @@ class _Fastest:
         kinds = _LINEAR_GELU if gelu else _LINEAR
         what = f"linear {width} > {out}{' + GELU' if gelu else ''}"
         ways = {name: _maker(kind, linear) for name, kind in kinds.items()}
-        most = max(1, _MOST_WORK // (width * out))
-        rows = [min(images * self._tokens, most) for images in _TRIED]
-        name = self._trials.fastest(
-            what, ways, lambda: [(torch.randn(count, width).to(linear.weight.dtype),) for count in rows]
-        )
+        rows = max(1, min(_TRIED * self._tokens, _MOST_WORK // (width * out)))
+        name = self._trials.fastest(what, ways, lambda: (torch.randn(rows, width).to(linear.weight.dtype),))
         return kinds[name](linear)
 
 
@@ -158,12 +153,9 @@ def _always_onednn(linear: nn.Linear, gelu: bool) -> nn.Module:
 
 
 def _fastest_attention(trials: Trials, heads: int, tokens: int, size: int, dtype: torch.dtype) -> str:
-    def inputs() -> Inputs:
+    def inputs() -> tuple[Tensor, ...]:
         # As projections give them: heads side by side in each token.
-        return [
-            tuple(torch.randn(images, tokens, heads, size).to(dtype).transpose(1, 2) for _ in range(3))
-            for images in _TRIED
-        ]
+        return tuple(torch.randn(_TRIED, tokens, heads, size).to(dtype).transpose(1, 2) for _ in range(3))
 
     return trials.fastest(
         f"attention {heads} x {tokens} x {size}",
@@ -204,13 +196,14 @@ def _plain_attention(
 def _products(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Attention as two products, [B, H, T, d] -> [B, T, H, d].
 
-    A few images at a time, so that their scores stay in cache: 2 images of 12 heads and 257 tokens.
+    An image at a time, with its softmax in place, so that the scores of a usual one stay in cache.
     """
-    query = query * scaling
     out = torch.empty_like(query.transpose(1, 2))
-    count = max(1, _SCORES // query[0, ..., 0].numel() // key.shape[2])
-    for q, k, v, o in zip(*(part.split(count) for part in (query, key, value, out)), strict=True):
-        o.copy_(((q @ k.transpose(2, 3)).softmax(dim=-1) @ v).transpose(1, 2))
+    none = query.new_empty(1, 1, 1)
+    for q, k, v, o in zip(query, key, value, out, strict=True):
+        scores = torch.baddbmm(none, q, k.transpose(1, 2), beta=0, alpha=scaling)
+        torch.softmax(scores, dim=-1, out=scores)
+        o.copy_((scores @ v).transpose(0, 1))
     return out
 
 

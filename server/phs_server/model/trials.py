@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -22,11 +22,11 @@ from torch import Tensor
 from phs_server.model.cache import Cache
 
 Way = Callable[..., Tensor]
-Inputs = Sequence[tuple[Tensor, ...]]
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-# For one trial; and the rounds below which it goes on, and its result is not worth remembering.
-_TRIAL_SECONDS, _FEWEST_ROUNDS = 0.2, 3
+# For one trial, and its rounds: with fewer a result is not worth remembering. Nor is it where other programs had the
+# processor, so that this thread had it for less than this share of the time.
+_TRIAL_SECONDS, _FEWEST_ROUNDS, _MOST_ROUNDS, _STEADY = 0.2, 3, 50, 0.9
 # What keeps libraries from using instructions that the processor has.
 _LIMITS = (
     "ONEDNN_MAX_CPU_ISA",
@@ -55,55 +55,60 @@ class Trials:
         self.found: dict[str, str] = {}
         self.seconds = 0.0
 
-    def fastest(self, what: str, ways: Mapping[str, Callable[[], Way]], inputs: Callable[[], Inputs]) -> str:
+    def fastest(
+        self, what: str, ways: Mapping[str, Callable[[], Way]], inputs: Callable[[], tuple[Tensor, ...]]
+    ) -> str:
         """The name of the fastest way.
 
         Args:
             what: the product and its shape, for the log and for later starts.
             ways: name -> makes it. The first is the reference: what differs from it, or raises, is out.
-            inputs: makes arguments of several sizes, which count alike; the first one's length is the size.
+            inputs: makes the arguments.
         """
         if what not in self.found:
             key = f"{what}, {str(self._dtype).removeprefix('torch.')}, {_threads()}, {_machine()}"
             name = self._cache.get(key)
-            if name not in ways:
+            if not isinstance(name, str) or name not in ways:
                 began = time.monotonic()
-                name, rounds = self._try(ways, inputs())
+                name, is_sure = self._try(ways, inputs())
                 self.seconds += time.monotonic() - began
-                if rounds >= _FEWEST_ROUNDS:
+                if is_sure:
                     self._cache.put(key, name)
             self.found[what] = name
         return self.found[what]
 
     @torch.inference_mode()
-    def _try(self, ways: Mapping[str, Callable[[], Way]], inputs: Inputs) -> tuple[str, int]:
-        """The fastest way's name, and in how many rounds all were timed, in turn."""
+    def _try(self, ways: Mapping[str, Callable[[], Way]], inputs: tuple[Tensor, ...]) -> tuple[str, bool]:
+        """The fastest way's name, and whether another trial would most likely say the same."""
         runs = self._agreeing(ways, inputs)
-        best = {name: [math.inf] * len(inputs) for name in runs}
+        if not runs:
+            return next(iter(ways)), False
+        best = dict.fromkeys(runs, (math.inf, 0.0))
         began, rounds = time.monotonic(), 0
-        while (spent := time.monotonic() - began) < _TRIAL_SECONDS or rounds < _FEWEST_ROUNDS:
+        while rounds < _MOST_ROUNDS:
+            spent = time.monotonic() - began
             if rounds and self.seconds + spent > self._most_seconds:
                 break
+            if rounds >= _FEWEST_ROUNDS and spent > _TRIAL_SECONDS:
+                break
             for name, way in runs.items():
-                for index, arguments in enumerate(inputs):
-                    start = time.perf_counter()
-                    way(*arguments)
-                    best[name][index] = min(best[name][index], time.perf_counter() - start)
+                start, cpu = time.perf_counter(), time.thread_time()
+                way(*inputs)
+                best[name] = min(best[name], (time.perf_counter() - start, time.thread_time() - cpu))
             rounds += 1
-        sizes = [len(arguments[0]) for arguments in inputs]
-        each = {name: sum(map(float.__truediv__, seconds, map(float, sizes))) for name, seconds in best.items()}
-        return min(each, key=each.__getitem__), rounds
+        steady = all(cpu >= _STEADY * seconds for seconds, cpu in best.values())
+        return min(best, key=best.__getitem__), steady and rounds >= _FEWEST_ROUNDS
 
-    def _agreeing(self, ways: Mapping[str, Callable[[], Way]], inputs: Inputs) -> dict[str, Way]:
+    def _agreeing(self, ways: Mapping[str, Callable[[], Way]], inputs: tuple[Tensor, ...]) -> dict[str, Way]:
         """The ways that give what the first gives; each has run once, so that what it makes on first use is made."""
         runs: dict[str, Way] = {}
-        expected: list[Tensor] = []
+        expected: Tensor | None = None
         for name, make in ways.items():
             with suppress(AttributeError, NotImplementedError, RuntimeError):
                 way = make()
-                results = [way(*arguments) for arguments in inputs]
-                expected = expected or results
-                if all(map(agree, results, expected)):
+                result = way(*inputs)
+                expected = result if expected is None else expected
+                if agree(result, expected):
                     runs[name] = way
         return runs
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from phs_server.config import Settings
-from phs_server.model import checkpoint, kernels
+from phs_server.model import checkpoint, kernels, trials
 from phs_server.model.checkpoint import Checkpoint
 from phs_server.model.engine import FocusEngine
 from tests.checkpoints import FAMILIES, save_checkpoint
@@ -17,7 +17,8 @@ from tests.checkpoints import FAMILIES, save_checkpoint
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No choice of earlier tests is known."""
+    """No choice of earlier tests is known., and other programs that run do not matter."""
+    monkeypatch.setattr(trials, "_STEADY", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
