@@ -26,7 +26,7 @@ from tests.hostile.make import make
 SOURCE = "127.0.0.2"
 PAUSE_SECONDS = 0.5
 PACKED = message(gzip.compress(bytes(60 << 20), 1), compressed=True)
-METHODS = [f"{SERVICE}{name}" for name in ("Encode", "EncodeStream", "Rerank", "Explain", "GetModelInfo")]
+METHODS = [f"{SERVICE}{name}" for name in ("Encode", "EncodeStream", "Rerank", "Readout", "Locate", "GetModelInfo")]
 PROBES = [f"{HEALTH}Check", f"{HEALTH}Watch"]
 
 

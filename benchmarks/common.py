@@ -22,7 +22,7 @@ import transformers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-from phs_server.model.engine import available_cores
+from phs_server.model.devices import available_cores
 
 Clock = Callable[[], float]
 

@@ -26,10 +26,11 @@ from phs_milvus.contract import pixels
 from phs_milvus.contract.cost import cost_of
 from phs_milvus.contract.decoding import Decoder
 from phs_milvus.contract.headers import read_header
-from phs_milvus.contract.types import Focus, Limits
+from phs_milvus.contract.types import Focus, Limits, Pointing
 from phs_server.config import Settings
 from phs_server.flow import pipeline as flow
 from phs_server.flow.preprocess import Decode
+from phs_server.flow.views import Asked
 
 SIDE = 224
 BICUBIC = Image.Resampling.BICUBIC
@@ -102,7 +103,7 @@ def _decode_here(pipeline: flow.Pipeline) -> None:
     shape = pipeline._preprocessing
     decode = Decode(shape.image_size, shape.resample, pipeline._limits)
     pipeline._decodes = flow.Batcher(
-        *[partial(pipeline._prepare, decode)] * threads,
+        *[partial(pipeline._views, decode)] * threads,
         max_batch_size=1,
         max_delay_ms=0,
         max_queue_size=1024,
@@ -116,7 +117,8 @@ async def _encode_all(pipeline: flow.Pipeline, files: list[bytes], count: int, i
 
     async def one(index: int) -> np.ndarray | None:
         async with room:
-            return (await pipeline.encode(files[index % len(files)], None, Focus(), bulk=True)).embedding
+            asked = Asked(files[index % len(files)], b"", [Pointing(None, Focus())])
+            return (await pipeline.encode(asked, bulk=True))[0].embedding
 
     await asyncio.gather(*(one(index) for index in range(count)))
 

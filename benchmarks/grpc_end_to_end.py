@@ -29,7 +29,8 @@ from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import Outputs
 from phs_milvus.contract.errors import PhsError
 from phs_server.model import checkpoint
-from phs_server.model.engine import FocusEngine, resolve_devices
+from phs_server.model.devices import resolve_devices
+from phs_server.model.engine import FocusEngine
 
 
 def main() -> None:

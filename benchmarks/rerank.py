@@ -19,7 +19,8 @@ import torch
 from benchmarks.common import Clock, add_clock_flags, clock_name, dinov2, interleaved, print_table, set_clock
 from phs_milvus.contract.types import RerankInputs
 from phs_server.model import checkpoint
-from phs_server.model.engine import FocusEngine, resolve_devices
+from phs_server.model.devices import resolve_devices
+from phs_server.model.engine import FocusEngine
 
 _BATCH = 4
 

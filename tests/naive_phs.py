@@ -66,6 +66,18 @@ def last_attention(model: nn.Module, pixels: Tensor, prefix: int, **kwargs: obje
     return attentions[-1][:, :, 0, prefix:]
 
 
+@torch.no_grad()
+def final_patches(model: nn.Module, pixels: Tensor, prefix: int) -> Tensor:
+    """The patches' tokens [B, N, D] at the model's end, after its final norm."""
+    vision = getattr(model, "vision_model", model)
+    if type(model).__name__ == "Siglip2VisionModel":
+        return model(**siglip2_inputs(pixels, model.config.patch_size)).last_hidden_state
+    tokens = vision(pixels).last_hidden_state
+    if type(model).__name__.startswith("CLIP"):  # which norms the pooled token only
+        tokens = vision.post_layernorm(tokens)
+    return tokens[:, prefix:]
+
+
 @contextmanager
 def head_weights(model: nn.Module, weights: Tensor) -> Iterator[None]:
     """Within it, head h of the last attention is multiplied by weights[h] before the output projection."""

@@ -3,61 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, TypeVar
 
 import grpc
+import numpy as np
+from google.protobuf.message import Message
 
 from phs_milvus.client import answers, requests
+from phs_milvus.client.base import EncoderBase
 from phs_milvus.client.bulk import RetryBudget, Window
-from phs_milvus.client.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
-from phs_milvus.client.requests import DEFAULT_ADDRESS, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Outputs
+from phs_milvus.client.feeds import EncodeFeed, Feed, LazyImage, LocateFeed
+from phs_milvus.client.pictures import AsyncPicture, Delivery
+from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
+from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
-from phs_milvus.contract.errors import EncoderUnavailable, PhsError
-from phs_milvus.contract.images import ImageSource
-from phs_milvus.contract.types import Encoding, Explanation, Float16Array, Float32Array, Focus, Limits, ModelInfo
+from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
+from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
+from phs_milvus.contract.location import LocateTarget, Location
+from phs_milvus.contract.types import Encoding, Explanation, Float16Array, Float32Array, Focus, ModelInfo
 from phs_milvus.pointing.prompts import Prompt
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-class AsyncEncoder:
+
+class AsyncEncoder(EncoderBase):
     """`Encoder` for asyncio: the same arguments, results and errors. Create and use it on one event loop."""
 
-    def __init__(
-        self,
-        address: Address = DEFAULT_ADDRESS,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        expected_fingerprint: str = "",
-        tls: Tls | bool | None = None,
-        token: str | None = None,
-    ) -> None:
-        self.address, target = target_of(address)
-        self._timeout = timeout
-        self._expected = expected_fingerprint
-        # Not known until `fetch_info` is called, by the user or to check the first answer; until then, the defaults.
-        self._info: ModelInfo | None = None
-        self._limits = Limits()
-        self._metadata = token_metadata(token)
-        credentials, options = channel_credentials(tls), channel_options(address, tls)
-        self._channel = (
-            grpc.aio.insecure_channel(target, options)
-            if credentials is None
-            else grpc.aio.secure_channel(target, credentials, options)
-        )
-        self._stub = pb_grpc.FocusEncoderStub(self._channel)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._channels: dict[str | None, grpc.aio.Channel] = {}
+        self._stub = self._stub_of(None)
 
     async def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
         """See `Encoder.fetch_info`."""
-        answer = await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout)
-        info = answers.model_info(answer, self.address)
-        self._expected = requests.bound_to(self._expected, info)
-        self._info, self._limits = info, info.limits
-        return info
+        return self._learn(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout))
 
     async def _known_info(self) -> ModelInfo:
         """The server's model, fetched on first use."""
         return self._info or await self.fetch_info()
+
+    async def open(self, image: ImageSource) -> AsyncPicture:
+        """See `Encoder.open`. Paths are read on a thread."""
+        source = await asyncio.to_thread(load_image, image)
+        return AsyncPicture(source.data, source.width, source.height, source.path, encoder=self)
 
     async def encode(
         self,
@@ -69,11 +60,25 @@ class AsyncEncoder:
         timeout: float | None = None,
     ) -> Encoding:
         """See `Encoder.encode`. Paths are read on a thread."""
-        request = await asyncio.to_thread(
-            requests.encode_request, image, prompt, focus, outputs, self._expected, self._limits
-        )
-        answer = await self._call(self._stub.Encode, request, timeout)
-        return answers.encoding(answer, request, await self._known_info(), self.address)
+        source = await asyncio.to_thread(load_image, image)
+        return (await self._encode(source, [Aim(prompt, focus)], outputs, timeout))[0]
+
+    async def encode_prompts(
+        self,
+        image: ImageSource,
+        prompts: Sequence[Prompt | None],
+        *,
+        focus: Focus | Sequence[Focus] = Focus(),
+        outputs: Outputs = Outputs(),
+        timeout: float | None = None,
+    ) -> list[Encoding]:
+        """See `Encoder.encode_prompts`."""
+        aims = requests.aims_of(prompts, focus)
+        source = image if isinstance(image, AsyncPicture) else await self.open(image)
+        encodings: list[Encoding] = []
+        for start in range(0, len(aims), wire.MOST_PROMPTS):
+            encodings += await self._encode(source, aims[start : start + wire.MOST_PROMPTS], outputs, timeout)
+        return encodings
 
     async def encode_many(
         self,
@@ -85,42 +90,31 @@ class AsyncEncoder:
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout: float | None = None,
     ) -> AsyncIterator[Encoding | PhsError]:
-        """See `Encoder.encode_many`. `images` is read on the event loop, each image on a thread."""
-        pairs = requests.pairs(images, prompts)
-        window, budget = Window(in_flight), RetryBudget(timeout or self._timeout)
-        stream = _AsyncStream(self._stub, self._metadata, self.address)
-        exhausted = False
-        try:
-            while True:
-                while not (window.full or exhausted):
-                    pair = next(pairs, None)
-                    if pair is None:
-                        exhausted = True
-                    elif message := await asyncio.to_thread(
-                        requests.admit, window, *pair, focus, outputs, self._expected, self._limits
-                    ):
-                        stream.send(message)
-                for result in window.ready():
-                    yield result
-                if window.empty:
-                    if exhausted:
-                        return
-                    budget.progress()
-                    continue
-                try:
-                    answer = await stream.receive(budget)
-                    info = await self._known_info() if answer.HasField("response") else None
-                    if answers.record(window, answer, info, self.address):
-                        budget.progress()
-                except answers.TRANSIENT as error:
-                    with budget.waiting():
-                        await asyncio.sleep(budget.pause(error))
-                    stream.close()
-                    stream = _AsyncStream(self._stub, self._metadata, self.address)
-                    for message in window.unanswered():
-                        stream.send(message)
-        finally:
-            stream.close()
+        """See `Encoder.encode_many`. `images` is read on a thread, image by image."""
+        items = ((image, [Aim(prompt, focus)]) for image, prompt in requests.pairs(images, prompts))
+        async for result in self._streamed(EncodeFeed(items, outputs), in_flight, timeout):
+            yield result if isinstance(result, PhsError) else result[0]
+
+    def locate(
+        self,
+        target: LocateTarget,
+        images: Iterable[LazyImage],
+        *,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Location | PhsError]:
+        """See `Encoder.locate`."""
+        return self._streamed(LocateFeed(images, target, self._expected), in_flight, timeout)
+
+    async def readout(
+        self, states: Float16Array, head_weights: Float32Array, *, timeout: float | None = None
+    ) -> Float32Array:
+        """See `Encoder.readout`."""
+        info, parts = await self._known_info(), []
+        for request in requests.readout_requests(states, head_weights, self._expected, info):
+            answer = await self._call(self._stub.Readout, request, timeout)
+            parts.append(answers.embeddings(answer, request, info, self.address))
+        return np.concatenate(parts)
 
     async def rerank(
         self,
@@ -142,23 +136,88 @@ class AsyncEncoder:
         image: ImageSource,
         prompt: Prompt | None = None,
         *,
-        focus: Focus = Focus(),
+        focus: Focus = Focus.paper(),
         timeout: float | None = None,
     ) -> Explanation:
         """See `Encoder.explain`."""
-        request = await asyncio.to_thread(requests.explain_request, image, prompt, focus, self._expected, self._limits)
-        answer = await self._call(self._stub.Explain, request, timeout)
-        return answers.explanation(answer, request, await self._known_info(), self.address)
+        encoding = await self.encode(image, prompt, focus=focus, outputs=EXPLAINED, timeout=timeout)
+        return answers.explanation(encoding, self.address)
 
     async def close(self) -> None:
         """Closes the connection; calls in progress fail."""
-        await self._channel.close()
+        for channel in self._channels.values():
+            await channel.close()
 
     async def __aenter__(self) -> AsyncEncoder:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _encode(
+        self, source: EncodedImage, aims: Sequence[Aim], outputs: Outputs, timeout: float | None
+    ) -> list[Encoding]:
+        delivery = Delivery(source, self._servers)
+        while True:
+            request = await asyncio.to_thread(
+                requests.encode_request, source, aims, outputs, self._expected, self._limits, delivery.by_digest
+            )
+            try:
+                answer = await self._call(self._stub_of(delivery.server).Encode, request, timeout)
+            except (PictureNotHeld, EncoderBusy, EncoderUnavailable) as error:
+                delivery.failed(error)
+                continue
+            delivery.delivered()
+            return answers.encodings(answer, request, await self._known_info(), self.address)
+
+    async def _streamed(
+        self, feed: Feed[Item, Result], in_flight: int, timeout: float | None
+    ) -> AsyncIterator[Result | PhsError]:
+        window: Window[Result] = Window(in_flight)
+        budget = RetryBudget(timeout or self._timeout)
+        stream = self._open_stream(feed)
+        try:
+            while True:
+                while not (window.full or feed.exhausted):
+                    if message := await asyncio.to_thread(feed.fill, window, self._expected, self._limits):
+                        stream.send(message)
+                for result in window.ready():
+                    yield result
+                if window.empty:
+                    if feed.exhausted:
+                        return
+                    budget.progress()
+                    continue
+                try:
+                    answer = await stream.receive(budget)
+                    info = await self._known_info() if answer.HasField(feed.answered) else None
+                    if feed.record(window, answer, info, self.address):
+                        budget.progress()
+                except answers.TRANSIENT as error:
+                    with budget.waiting():
+                        await asyncio.sleep(budget.pause(error))
+                    stream.close()
+                    stream = self._open_stream(feed)
+                    for message in window.unanswered():
+                        stream.send(message)
+        finally:
+            stream.close()
+
+    def _open_stream(self, feed: Feed[Item, Result]) -> _AsyncStream:
+        stream = _AsyncStream(getattr(self._stub, feed.method), self._metadata, self.address)
+        for message in feed.opening:
+            stream.send(message)
+        return stream
+
+    def _stub_of(self, server: str | None) -> pb_grpc.FocusEncoderStub:
+        if server not in self._channels:
+            target, options = (self._target, self._options) if server is None else (server, self._direct_options())
+            self._channels[server] = (
+                grpc.aio.insecure_channel(target, options)
+                if self._credentials is None
+                else grpc.aio.secure_channel(target, self._credentials, options)
+            )
+        return pb_grpc.FocusEncoderStub(self._channels[server])
 
     async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
@@ -169,24 +228,24 @@ class AsyncEncoder:
 
 
 class _AsyncStream:
-    """`_Stream` for asyncio."""
+    """`Stream` for asyncio."""
 
-    def __init__(self, stub: pb_grpc.FocusEncoderStub, metadata: requests.Metadata, address: str) -> None:
+    def __init__(self, method: Any, metadata: requests.Metadata, address: str) -> None:
         self._address = address
-        self._requests: asyncio.Queue[pb.EncodeStreamRequest | None] = asyncio.Queue()
-        self._call = stub.EncodeStream(self._outgoing(), metadata=metadata)
+        self._requests: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._call = method(self._outgoing(), metadata=metadata)
 
-    async def _outgoing(self) -> AsyncIterator[pb.EncodeStreamRequest]:
+    async def _outgoing(self) -> AsyncIterator[Message]:
         while (message := await self._requests.get()) is not None:
             yield message
 
-    def send(self, message: pb.EncodeStreamRequest) -> None:
+    def send(self, message: Message) -> None:
         self._requests.put_nowait(message)
 
-    async def receive(self, budget: RetryBudget) -> pb.EncodeStreamResponse:
+    async def receive(self, budget: RetryBudget) -> Any:
         try:
             with budget.waiting() as left:
-                answer: pb.EncodeStreamResponse = await asyncio.wait_for(self._call.read(), left)
+                answer = await asyncio.wait_for(self._call.read(), left)
         except asyncio.TimeoutError:
             raise budget.timed_out(self._address) from None
         except grpc.RpcError as error:

@@ -6,9 +6,9 @@ A wrong value is an EncoderError that names the server and the field. Fields tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import numpy as np
@@ -26,6 +26,7 @@ from phs_milvus.contract.errors import (
     PhsError,
     error_from_status,
 )
+from phs_milvus.contract.location import LocatedBox, LocateTarget, Location
 from phs_milvus.contract.types import Encoding, Explanation, Float32Array, ModelInfo, Timings
 
 TRANSIENT = (EncoderUnavailable, EncoderBusy)
@@ -37,52 +38,111 @@ _LARGEST_SIZE = 2**16
 _LONGEST_TEXT = 4096
 _LARGEST_SIDE = 2**31 - 1
 _PRECISIONS = ("float32", "bfloat16", "float16")
-Answer: TypeAlias = "pb.EncodeResponse | pb.ExplainResponse | pb.RerankResponse"
+Answer: TypeAlias = "pb.EncodeResponse | pb.ReadoutResponse | pb.RerankResponse | pb.Location"
+Result = TypeVar("Result")
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-def encoding(response: pb.EncodeResponse, request: pb.EncodeRequest, info: ModelInfo, address: str) -> Encoding:
-    """The Encoding in the answer to `request` from a server of model `info`; its arrays are read-only.
+def encodings(response: pb.EncodeResponse, request: pb.EncodeRequest, info: ModelInfo, address: str) -> list[Encoding]:
+    """One Encoding for each prompt of `request`, from a server of model `info`; their arrays are read-only.
 
     Raises:
         EncoderError: a field that was asked for is missing, or its value cannot be right.
     """
+    masks = wire.has_mask(request)
+    with _blaming(address):
+        if not request.prompts:
+            return [_encoding(response, request, request, info, masks[0])]
+        if len(response.encodings) != len(masks):
+            raise InvalidInput(f"has {len(response.encodings)} entries for {len(masks)} prompts", "encodings")
+        return [
+            _encoding(part, prompt, request, info, has_mask)
+            for part, prompt, has_mask in zip(response.encodings, request.prompts, masks, strict=True)
+        ]
+
+
+def _encoding(
+    response: pb.EncodeResponse,
+    prompt: pb.EncodeRequest | pb.Prompt,
+    request: pb.EncodeRequest,
+    info: ModelInfo,
+    has_mask: bool,
+) -> Encoding:
     asked = set(request.outputs) or {pb.OUTPUT_EMBEDDING}
-    with _blaming(address):
-        _check_size(response, request)
-        embedding = state = scores = weights = attention = timings = None
-        if pb.OUTPUT_EMBEDDING in asked:
-            embedding = _tensor(response, "embedding", np.float32, [info.embedding_size])
-            if abs(float(np.linalg.norm(embedding)) - 1) > _ROUNDING:
-                raise InvalidInput(f"has length {np.linalg.norm(embedding):.3g} instead of 1", "embedding")
-        if pb.OUTPUT_STATE in asked:
-            state = _tensor(response, "state", np.float16, [2, info.hidden_size])
-        if pb.OUTPUT_HEADS in asked:
-            scores, weights = _heads(response, request, info)
-        if pb.OUTPUT_ATTENTION in asked:
-            attention = _shares(response, "attention", _grids(info))
-        if pb.OUTPUT_TIMINGS in asked:
-            timings = _timings(response)
-        return Encoding(embedding, state, scores, weights, timings, response.width, response.height, attention)
+    _check_size(response, prompt.mask if has_mask else None)
+    region = None
+    if response.HasField("region"):
+        region = wire.region_from_pb(response.region, response.width, response.height)
+    parts: dict[str, Any] = dict.fromkeys(("embedding", "state", "head_scores", "head_weights", "timings"))
+    if pb.OUTPUT_EMBEDDING in asked:
+        parts["embedding"] = _unit(response, "embedding", info.embedding_size)
+    if pb.OUTPUT_STATE in asked:
+        parts["state"] = _tensor(response, "state", np.float16, [2, info.hidden_size])
+    if pb.OUTPUT_HEADS in asked:
+        parts["head_weights"] = _within(
+            _tensor(response, "head_weights", np.float32, [info.heads]), "head_weights", 0, info.heads
+        )
+        if has_mask:
+            parts["head_scores"] = _shares(response, "head_scores", [info.heads])
+    if pb.OUTPUT_ATTENTION in asked:
+        parts["attention"] = _shares(response, "attention", [info.heads, *_grid(info)])
+    if pb.OUTPUT_MASK in asked and has_mask:
+        parts["mask"] = _shares(response, "mask", _grid(info))
+    if pb.OUTPUT_REGION_FEATURE in asked and has_mask:
+        parts["region_feature"] = _unit(response, "region_feature", info.hidden_size)
+    if pb.OUTPUT_TIMINGS in asked:
+        parts["timings"] = _timings(response)
+    return Encoding(**parts, width=response.width, height=response.height, region=region)
 
 
-def explanation(response: pb.ExplainResponse, request: pb.ExplainRequest, info: ModelInfo, address: str) -> Explanation:
-    """The Explanation in the answer to `request`; raises as `encoding`."""
+def explanation(encoding: Encoding, address: str) -> Explanation:
+    """The Explanation in an Encoding that holds all it needs.
+
+    Raises:
+        EncoderError: the server did not say what part of the image the grids span.
+    """
+    if encoding.region is None:
+        raise wrong_answer(address, "region: is missing")
+    assert encoding.attention is not None and encoding.head_weights is not None
+    return Explanation(
+        attention=encoding.attention,
+        mask=encoding.mask,
+        head_scores=encoding.head_scores,
+        head_weights=encoding.head_weights,
+        width=encoding.width,
+        height=encoding.height,
+        region=encoding.region,
+    )
+
+
+def location(response: pb.LocateResponse, target: LocateTarget, info: ModelInfo, address: str) -> Location:
+    """Where a server of model `info` found `target` in an image; raises as `encodings`."""
+    found = response.location
     with _blaming(address):
-        _check_size(response, request)
-        region = (response.region.x0, response.region.y0, response.region.x1, response.region.y1)
-        x0, y0, x1, y1 = region
-        if not (x0 < x1 <= response.width and y0 < y1 <= response.height):
-            raise InvalidInput(f"{region} is not inside the {response.width}x{response.height} image", "region")
-        scores, weights = _heads(response, request, info)
-        return Explanation(
-            attention=_shares(response, "attention", _grids(info)),
-            mask=_shares(response, "mask", _grids(info)[1:]) if request.HasField("mask") else None,
-            head_scores=scores,
-            head_weights=weights,
-            width=response.width,
-            height=response.height,
-            region=region,
+        _check_size(found, None)
+        evidence = _tensor(found, "evidence", np.float32, _grid(info))
+        for field, high in (("peak_x", found.width), ("peak_y", found.height)):
+            if not 0 <= getattr(found, field) <= high:
+                raise InvalidInput(f"is {getattr(found, field)} in an image of {high} pixels", field)
+        if not 1 <= len(found.boxes) <= target.limit:
+            raise InvalidInput(f"has {len(found.boxes)} entries, not 1 to {target.limit}", "boxes")
+        for field, value in (
+            ("score", found.score),
+            ("match", found.match),
+            *(("boxes", b.score) for b in found.boxes),
+        ):
+            if not abs(value) <= 1 + _ROUNDING:
+                raise InvalidInput(f"holds {value}, not -1 to 1", field)
+        return Location(
+            evidence=evidence,
+            peak=(found.peak_x, found.peak_y),
+            boxes=tuple(
+                LocatedBox(wire.region_from_pb(box.region, found.width, found.height), box.score) for box in found.boxes
+            ),
+            score=found.score,
+            match=found.match,
+            width=found.width,
+            height=found.height,
         )
 
 
@@ -95,6 +155,21 @@ def scores(response: pb.RerankResponse, request: pb.RerankRequest, address: str)
     shape = [request.embeddings.shape[0], request.states.shape[0]]
     with _blaming(address):
         return _within(_tensor(response, "scores", np.float32, shape), "scores", -1, 1)
+
+
+def embeddings(response: pb.ReadoutResponse, request: pb.ReadoutRequest, info: ModelInfo, address: str) -> Float32Array:
+    """float32 [K, E]: the embedding of each state of `request`.
+
+    Raises:
+        EncoderError: another shape or dtype, or an embedding that is not of length 1.
+    """
+    shape = [request.states.shape[0], info.embedding_size]
+    with _blaming(address):
+        found = _tensor(response, "embeddings", np.float32, shape)
+        lengths = np.linalg.norm(found, axis=1)
+        if not (np.abs(lengths - 1) <= _ROUNDING).all():
+            raise InvalidInput(f"holds one of length {lengths[np.abs(lengths - 1).argmax()]:.3g}", "embeddings")
+        return found
 
 
 def model_info(message: pb.ModelInfo, address: str) -> ModelInfo:
@@ -128,32 +203,37 @@ def model_info(message: pb.ModelInfo, address: str) -> ModelInfo:
         return wire.info_from_pb(message)
 
 
-def record(window: Window, response: pb.EncodeStreamResponse, info: ModelInfo | None, address: str) -> bool:
-    """Records an answer of a bulk encode in the window, and returns False where its item was answered before.
+def record(
+    window: Window[Result],
+    response: pb.EncodeStreamResponse | pb.LocateResponse,
+    read: Callable[[Any], Result] | None,
+    address: str,
+) -> bool:
+    """Records the answer to an item of a stream in the window, and returns False where it was answered before.
 
     A wrong answer becomes the error of its item.
 
     Args:
-        info: the server's model where `response` holds an encoding, None where it holds an error.
+        read: the result in the answer to a message, which it is given; None where `response` holds an error.
 
     Raises:
         EncoderUnavailable, EncoderBusy: the server is closing or full; the unanswered items should be sent again.
-        EncoderError: the item was never sent, or the answer holds neither an encoding nor an error.
+        EncoderError: the item was never sent, or the answer holds neither a result nor an error.
     """
     with _blaming(address):
-        request = window.request(response.id)
+        message = window.message(response.id)
         if response.WhichOneof("result") is None:
             raise InvalidInput("is missing", "result")
-    if request is None:
+    if message is None:
         return False
-    result: Encoding | PhsError
-    if info is None:
+    result: Result | PhsError
+    if read is None:
         result = error_from_status(_CODE_NAMES.get(response.error.code, "UNKNOWN"), response.error.message)
         if isinstance(result, TRANSIENT):
             raise result
     else:
         try:
-            result = encoding(response.response, request, info, address)
+            result = read(message)
         except EncoderError as wrong:
             result = wrong
     window.answer(response.id, result)
@@ -169,31 +249,26 @@ def _blaming(address: str) -> Iterator[None]:
         raise wrong_answer(address, f"{error.field}: {error}") from None
 
 
-def _check_size(
-    response: pb.EncodeResponse | pb.ExplainResponse, request: pb.EncodeRequest | pb.ExplainRequest
-) -> None:
+def _check_size(response: pb.EncodeResponse | pb.Location, mask: pb.Mask | None) -> None:
     """Checks that the image's size is positive and, where there is a mask, the mask's."""
     for field in ("width", "height"):
         size = getattr(response, field)
         if not 1 <= size <= _LARGEST_SIDE:
             raise InvalidInput(f"is {size} pixels", field)
-        if request.HasField("mask") and size != getattr(request.mask, field):
-            raise InvalidInput(f"is {size}, but the image has {getattr(request.mask, field)} pixels", field)
+        if mask is not None and size != getattr(mask, field):
+            raise InvalidInput(f"is {size}, but the image has {getattr(mask, field)} pixels", field)
 
 
-def _heads(
-    response: pb.EncodeResponse | pb.ExplainResponse,
-    request: pb.EncodeRequest | pb.ExplainRequest,
-    info: ModelInfo,
-) -> tuple[Float32Array | None, Float32Array]:
-    """(head_scores [H], None without a mask; head_weights [H], from 0 to H)."""
-    weights = _tensor(response, "head_weights", np.float32, [info.heads])
-    _within(weights, "head_weights", 0, info.heads)
-    return _shares(response, "head_scores", [info.heads]) if request.HasField("mask") else None, weights
+def _grid(info: ModelInfo) -> list[int]:
+    return [info.grid_height, info.grid_width]
 
 
-def _grids(info: ModelInfo) -> list[int]:
-    return [info.heads, info.grid_height, info.grid_width]
+def _unit(response: Answer, field: str, size: int) -> Float32Array:
+    """A float32 vector of length 1."""
+    vector: Float32Array = _tensor(response, field, np.float32, [size])
+    if abs(float(np.linalg.norm(vector)) - 1) > _ROUNDING:
+        raise InvalidInput(f"has length {np.linalg.norm(vector):.3g} instead of 1", field)
+    return vector
 
 
 def _tensor(response: Answer, field: str, dtype: type, shape: list[int]) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The bookkeeping of a bulk encode: which items await an answer, what to resend, and which results come next.
+"""The bookkeeping of a stream of images: which items await an answer, what to resend, and which results come next.
 
 `Encoder` and `AsyncEncoder` share it; it does no I/O itself.
 """
@@ -8,20 +8,23 @@ from __future__ import annotations
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-from phs_milvus.contract import wire
-from phs_milvus.contract._pb import encoder_pb2 as pb
+from google.protobuf.message import Message
+
 from phs_milvus.contract.errors import DeadlineExceeded, InvalidInput, PhsError
-from phs_milvus.contract.types import Encoding
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
 
 
-class Window:
-    """The images in progress of a bulk encode: items that were added and not yet handed out, at most `size` of them.
+Result = TypeVar("Result")
+
+
+class Window(Generic[Result]):
+    """The images in progress of a stream: items that were added and not yet handed out, at most `size` of them.
 
     Items are handed out in the order in which they were added, whatever the order of the answers, each exactly once:
     a second answer to an item is ignored.
@@ -33,7 +36,7 @@ class Window:
         self._size = size
         self._next = 0
         self._repeats = 0
-        self._items: OrderedDict[int, pb.EncodeStreamRequest | Encoding | PhsError] = OrderedDict()
+        self._items: OrderedDict[int, Message | Result | PhsError] = OrderedDict()
 
     @property
     def full(self) -> bool:
@@ -45,9 +48,9 @@ class Window:
         """Whether every item was handed out."""
         return not self._items
 
-    def add(self, request: pb.EncodeRequest) -> pb.EncodeStreamRequest:
-        """Adds an item and returns the message to send."""
-        message = wire.stream_request(self._next, request)
+    def add(self, message_of: Callable[[int], Message]) -> Message:
+        """Adds an item and returns the message to send, which is made for the item's id."""
+        message = message_of(self._next)
         self._items[self._next] = message
         self._next += 1
         return message
@@ -57,8 +60,8 @@ class Window:
         self._items[self._next] = error
         self._next += 1
 
-    def request(self, item: int) -> pb.EncodeRequest | None:
-        """The request of an item that awaits its answer; None where the item was answered already.
+    def message(self, item: int) -> Message | None:
+        """The message of an item that awaits its answer; None where the item was answered already.
 
         Raises:
             InvalidInput: no such item was ever sent, or more answers in a row than the window's size were repeats.
@@ -66,31 +69,31 @@ class Window:
         if item >= self._next:
             raise InvalidInput(f"is {item}, but no such item was sent", "id")
         message = self._items.get(item)
-        if isinstance(message, pb.EncodeStreamRequest):
-            return message.request
+        if isinstance(message, Message):
+            return message
         self._repeats += 1
         if self._repeats > self._size:  # otherwise a server that repeats one answer forever keeps the caller forever
             raise InvalidInput(f"is {item}, which was answered before, like {self._size} answers before it", "id")
         return None
 
-    def answer(self, item: int, result: Encoding | PhsError) -> None:
+    def answer(self, item: int, result: Result | PhsError) -> None:
         """Records the answer to an item; does nothing where the item was answered already."""
-        if isinstance(self._items.get(item), pb.EncodeStreamRequest):
+        if isinstance(self._items.get(item), Message):
             self._items[item] = result
             self._repeats = 0
 
-    def ready(self) -> Iterator[Encoding | PhsError]:
+    def ready(self) -> Iterator[Result | PhsError]:
         """Hands out the results of the oldest items, up to the first one that awaits its answer."""
         while self._items:
             item, result = next(iter(self._items.items()))
-            if isinstance(result, pb.EncodeStreamRequest):
+            if isinstance(result, Message):
                 return
             del self._items[item]
             yield result
 
-    def unanswered(self) -> list[pb.EncodeStreamRequest]:
+    def unanswered(self) -> list[Message]:
         """The messages to send again after a stream broke."""
-        return [message for message in self._items.values() if isinstance(message, pb.EncodeStreamRequest)]
+        return [message for message in self._items.values() if isinstance(message, Message)]
 
 
 class RetryBudget:

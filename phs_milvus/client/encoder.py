@@ -8,6 +8,11 @@ With several addresses, the calls go to the servers in turn:
 
     Encoder(["10.0.0.5:50051", "10.0.0.6:50051"], tls=Tls(ca="ca.pem"), token="...")
 
+A picture that is pointed at again and again is sent once (phs_milvus.client.pictures):
+
+    picture = encoder.open("street.jpg")
+    picture.encode(Box(300, 60, 380, 200))              # milliseconds
+
 Every call has a deadline. Only UNAVAILABLE and RESOURCE_EXHAUSTED are retried, with jittered pauses: single calls by
 gRPC itself (https://grpc.io/docs/guides/retry), bulk encodes by resending the unanswered items. Every answer is checked
 against its request and the model before it is returned (phs_milvus.client.answers).
@@ -16,33 +21,42 @@ Create an Encoder after forking, not before: gRPC channels do not survive a fork
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 
 from phs_milvus.client import answers, requests
+from phs_milvus.client.base import EncoderBase
 from phs_milvus.client.bulk import RetryBudget, Window
-from phs_milvus.client.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
-from phs_milvus.client.requests import DEFAULT_ADDRESS, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Outputs
+from phs_milvus.client.feeds import EncodeFeed, Feed, LazyImage, LocateFeed
+from phs_milvus.client.pictures import Delivery, Picture
+from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
+from phs_milvus.client.stream import Stream
+from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
-from phs_milvus.contract.errors import EncoderUnavailable, PhsError
-from phs_milvus.contract.images import ImageSource
-from phs_milvus.contract.types import Encoding, Explanation, Float16Array, Float32Array, Focus, Limits, ModelInfo
+from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
+from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
+from phs_milvus.contract.location import LocateTarget, Location
+from phs_milvus.contract.types import Encoding, Explanation, Float16Array, Float32Array, Focus, ModelInfo
 from phs_milvus.pointing.prompts import Prompt
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-class Encoder:
+
+class Encoder(EncoderBase):
     """A connection to one embedding server. Thread-safe; close it, or use it as a context manager.
 
     Args:
         address: "host:port", or several of them, which are used in turn (round robin) and skipped while they do not
             answer or are not ready. A name that resolves to several hosts counts as several addresses too. A bulk
-            encode stays with one of them for as long as that one answers.
+            encode stays with one of them for as long as that one answers; a picture that was opened stays with the one
+            its digest chooses.
         timeout: seconds that a single call may take, retries included; for a bulk encode, seconds without any answer.
         expected_fingerprint: if given, every call fails with ModelMismatch unless the server runs this model.
         tls: True for TLS with the system's certificate authorities; a Tls to name files; None for plaintext.
@@ -53,34 +67,11 @@ class Encoder:
         EncoderUnavailable: several addresses were given and the name of one does not resolve.
     """
 
-    def __init__(
-        self,
-        address: Address = DEFAULT_ADDRESS,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        expected_fingerprint: str = "",
-        tls: Tls | bool | None = None,
-        token: str | None = None,
-    ) -> None:
-        self.address, target = target_of(address)
-        self._timeout = timeout
-        self._expected = expected_fingerprint
-        # Not known until `fetch_info` is called, by the user or to check the first answer; until then, the defaults.
-        self._info: ModelInfo | None = None
-        self._limits = Limits()
-        self._metadata = token_metadata(token)
-        credentials, options = channel_credentials(tls), channel_options(address, tls)
-        self._channel = (
-            grpc.insecure_channel(target, options)
-            if credentials is None
-            else grpc.secure_channel(target, credentials, options)
-        )
-        self._stub = pb_grpc.FocusEncoderStub(self._channel)
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that a call may take where it is given no timeout of its own."""
-        return self._timeout
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._channels: dict[str | None, grpc.Channel] = {}
+        self._opening = threading.Lock()
+        self._stub = self._stub_of(None)
 
     def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
         """Asks the server for its model and limits: one call over the network.
@@ -96,16 +87,21 @@ class Encoder:
             EncoderError: the server could not answer, or answered with numbers that no model has.
             ModelMismatch: the server does not run the expected model.
         """
-        answer = self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout)
-        info = answers.model_info(answer, self.address)
-        self._expected = requests.bound_to(self._expected, info)
-        self._info, self._limits = info, info.limits
-        return info
+        return self._learn(self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout))
 
     @property
     def info(self) -> ModelInfo:
         """The server's model. The first use calls `fetch_info`, over the network, and may raise as it does."""
         return self._info or self.fetch_info()
+
+    def open(self, image: ImageSource) -> Picture:
+        """Reads an image that will be pointed at several times; nothing is sent yet.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        source = load_image(image)
+        return Picture(source.data, source.width, source.height, source.path, encoder=self)
 
     def encode(
         self,
@@ -119,7 +115,8 @@ class Encoder:
         """Encodes one image.
 
         Args:
-            image: a path, the bytes of an image file, a PIL image, or a uint8 [height, width(, 3 or 4)] array.
+            image: a path, the bytes of an image file, a PIL image, a uint8 [height, width(, 3 or 4)] array, or a
+                Picture from `open`.
             prompt: the thing to focus on, in pixels of the upright image (EXIF orientation applied), origin top-left;
                 None for the model's own embedding of the whole image.
             focus: how to focus on the prompt; ignored without one.
@@ -134,9 +131,38 @@ class Encoder:
             ModelMismatch: the server does not run the expected model.
             EncoderError: the server could not answer, or its answer was wrong; see phs_milvus.contract.errors.
         """
-        request = requests.encode_request(image, prompt, focus, outputs, self._expected, self._limits)
-        answer = self._call(self._stub.Encode, request, timeout)
-        return answers.encoding(answer, request, self.info, self.address)
+        return self._encode(load_image(image), [Aim(prompt, focus)], outputs, timeout)[0]
+
+    def encode_prompts(
+        self,
+        image: ImageSource,
+        prompts: Sequence[Prompt | None],
+        *,
+        focus: Focus | Sequence[Focus] = Focus(),
+        outputs: Outputs = Outputs(),
+        timeout: float | None = None,
+    ) -> list[Encoding]:
+        """Encodes one image under several prompts, which together cost hardly more than one.
+
+        Args:
+            prompts: at least one, each as for `encode`.
+            focus: one for all prompts, or one for each. Every crop that a zoom asks for is an image of its own.
+
+        Returns:
+            one Encoding for each prompt, in their order.
+
+        Raises:
+            InvalidInput: no prompt, or another number of focuses; and what `encode` raises.
+        """
+        aims = requests.aims_of(prompts, focus)
+        source = load_image(image)
+        if len(aims) > wire.MOST_PROMPTS and not isinstance(source, Picture):
+            source = self.open(source)  # whose bytes need not go with every request
+        most = wire.MOST_PROMPTS
+        parts = (
+            self._encode(source, aims[start : start + most], outputs, timeout) for start in range(0, len(aims), most)
+        )
+        return [encoding for part in parts for encoding in part]
 
     def encode_many(
         self,
@@ -163,38 +189,69 @@ class Encoder:
             EncoderError: no answer for `timeout` seconds, or an answer to something that was never sent.
             InvalidInput: there are more images than prompts or the reverse, or `in_flight` is below 1.
         """
-        pairs = requests.pairs(images, prompts)
-        window, budget = Window(in_flight), RetryBudget(timeout or self._timeout)
-        stream = _Stream(self._stub, self._metadata, self.address, in_flight)
-        exhausted = False
-        try:
-            while True:
-                while not (window.full or exhausted):
-                    pair = next(pairs, None)
-                    if pair is None:
-                        exhausted = True
-                    elif message := requests.admit(window, *pair, focus, outputs, self._expected, self._limits):
-                        stream.send(message)
-                yield from window.ready()
-                if window.empty:
-                    if exhausted:
-                        return
-                    budget.progress()
-                    continue
-                try:
-                    answer = stream.receive(budget)
-                    info = self.info if answer.HasField("response") else None
-                    if answers.record(window, answer, info, self.address):
-                        budget.progress()
-                except answers.TRANSIENT as error:
-                    with budget.waiting():
-                        time.sleep(budget.pause(error))
-                    stream.close()
-                    stream = _Stream(self._stub, self._metadata, self.address, in_flight)
-                    for message in window.unanswered():
-                        stream.send(message)
-        finally:
-            stream.close()
+        items = ((image, [Aim(prompt, focus)]) for image, prompt in requests.pairs(images, prompts))
+        for result in self._streamed(EncodeFeed(items, outputs), in_flight, timeout):
+            yield result if isinstance(result, PhsError) else result[0]
+
+    def encode_aims(
+        self,
+        items: Iterable[tuple[ImageSource, Sequence[Aim]]],
+        *,
+        outputs: Outputs = Outputs(),
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout: float | None = None,
+    ) -> Iterator[list[Encoding] | PhsError]:
+        """`encode_many` for images under several prompts each: up to 64 of them, which share the work on the image.
+
+        Yields one list of Encodings for each image, in the order of its aims, or the image's error.
+        """
+        return self._streamed(EncodeFeed(items, outputs), in_flight, timeout)
+
+    def locate(
+        self,
+        target: LocateTarget,
+        images: Iterable[LazyImage],
+        *,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout: float | None = None,
+    ) -> Iterator[Location | PhsError]:
+        """Finds where in each image the thing is that a query looks at; yields in the order of `images`.
+
+        Args:
+            target: what to look for; see `phs_milvus.search.locating.target_of`.
+            images: as `encode` takes them, or functions that give such an image when it is its turn. What is raised for
+                one, as a PhsError, is its result.
+            in_flight, timeout: as for `encode_many`.
+
+        Raises:
+            InvalidInput: the target does not fit the model.
+            EncoderError: as `encode_many`.
+        """
+        return self._streamed(LocateFeed(images, target, self._expected), in_flight, timeout)
+
+    def readout(
+        self, states: Float16Array, head_weights: Float32Array, *, timeout: float | None = None
+    ) -> Float32Array:
+        """The embeddings of stored states under other head weights.
+
+        Args:
+            states: [K, 2, D]; converted to float16.
+            head_weights: [K, H], one set for each state, or [H], the same for all; converted to float32.
+            timeout: seconds that each request may take; large inputs are split into several.
+
+        Returns:
+            float32 [K, E], of norm 1.
+
+        Raises:
+            InvalidInput: the shapes fit neither each other nor the model.
+            ModelMismatch: the server does not run the expected model.
+            EncoderError: the server could not answer, or its answer was wrong.
+        """
+        parts = []
+        for request in requests.readout_requests(states, head_weights, self._expected, self.info):
+            answer = self._call(self._stub.Readout, request, timeout)
+            parts.append(answers.embeddings(answer, request, self.info, self.address))
+        return np.concatenate(parts)
 
     def rerank(
         self,
@@ -231,20 +288,20 @@ class Encoder:
         image: ImageSource,
         prompt: Prompt | None = None,
         *,
-        focus: Focus = Focus(),
+        focus: Focus = Focus.paper(),
         timeout: float | None = None,
     ) -> Explanation:
         """Shows which patches each attention head attends to, and which heads the prompt selects.
 
         Takes and raises what `encode` does.
         """
-        request = requests.explain_request(image, prompt, focus, self._expected, self._limits)
-        answer = self._call(self._stub.Explain, request, timeout)
-        return answers.explanation(answer, request, self.info, self.address)
+        encoding = self.encode(image, prompt, focus=focus, outputs=EXPLAINED, timeout=timeout)
+        return answers.explanation(encoding, self.address)
 
     def close(self) -> None:
         """Closes the connection; calls in progress fail."""
-        self._channel.close()
+        for channel in self._channels.values():
+            channel.close()
 
     def __enter__(self) -> Encoder:
         return self
@@ -252,53 +309,73 @@ class Encoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _encode(
+        self, source: EncodedImage, aims: Sequence[Aim], outputs: Outputs, timeout: float | None
+    ) -> list[Encoding]:
+        """One Encode call, as often as it takes."""
+        delivery = Delivery(source, self._servers)
+        while True:
+            by_digest = delivery.by_digest
+            request = requests.encode_request(source, aims, outputs, self._expected, self._limits, by_digest)
+            try:
+                answer = self._call(self._stub_of(delivery.server).Encode, request, timeout)
+            except (PictureNotHeld, EncoderBusy, EncoderUnavailable) as error:
+                delivery.failed(error)
+                continue
+            delivery.delivered()
+            return answers.encodings(answer, request, self.info, self.address)
+
+    def _streamed(self, feed: Feed[Item, Result], in_flight: int, timeout: float | None) -> Iterator[Result | PhsError]:
+        """The results of a feed's items, in their order."""
+        window: Window[Result] = Window(in_flight)
+        budget = RetryBudget(timeout or self._timeout)
+        stream = self._open_stream(feed, in_flight)
+        try:
+            while True:
+                while not (window.full or feed.exhausted):
+                    if message := feed.fill(window, self._expected, self._limits):
+                        stream.send(message)
+                yield from window.ready()
+                if window.empty:
+                    if feed.exhausted:
+                        return
+                    budget.progress()
+                    continue
+                try:
+                    answer = stream.receive(budget)
+                    info = self.info if answer.HasField(feed.answered) else None
+                    if feed.record(window, answer, info, self.address):
+                        budget.progress()
+                except answers.TRANSIENT as error:
+                    with budget.waiting():
+                        time.sleep(budget.pause(error))
+                    stream.close()
+                    stream = self._open_stream(feed, in_flight)
+                    for message in window.unanswered():
+                        stream.send(message)
+        finally:
+            stream.close()
+
+    def _open_stream(self, feed: Feed[Item, Result], in_flight: int) -> Stream:
+        stream = Stream(getattr(self._stub, feed.method), self._metadata, self.address, in_flight)
+        for message in feed.opening:
+            stream.send(message)
+        return stream
+
+    def _stub_of(self, server: str | None) -> pb_grpc.FocusEncoderStub:
+        """Calls of one of several servers, whose connection is opened on first use; None: of all of them in turn."""
+        with self._opening:
+            if server not in self._channels:
+                target, options = (self._target, self._options) if server is None else (server, self._direct_options())
+                self._channels[server] = (
+                    grpc.insecure_channel(target, options)
+                    if self._credentials is None
+                    else grpc.secure_channel(target, self._credentials, options)
+                )
+            return pb_grpc.FocusEncoderStub(self._channels[server])
+
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
             return method(request, timeout=timeout or self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise requests.translate(error, self.address) from None
-
-
-class _Stream:
-    """One EncodeStream call. A thread takes answers off it, so that waiting for one can time out.
-
-    It takes off no more than `in_flight` answers that nobody has received: a server may send any number.
-    """
-
-    def __init__(
-        self, stub: pb_grpc.FocusEncoderStub, metadata: requests.Metadata, address: str, in_flight: int
-    ) -> None:
-        self._address = address
-        self._room = threading.Semaphore(in_flight)
-        self._requests: queue.SimpleQueue[pb.EncodeStreamRequest | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[pb.EncodeStreamResponse | PhsError] = queue.SimpleQueue()
-        self._call = stub.EncodeStream(iter(self._requests.get, None), metadata=metadata)
-        threading.Thread(target=self._pump, name="phs-encode-stream", daemon=True).start()
-
-    def send(self, message: pb.EncodeStreamRequest) -> None:
-        self._requests.put(message)
-
-    def receive(self, budget: RetryBudget) -> pb.EncodeStreamResponse:
-        try:
-            with budget.waiting() as left:
-                answer = self._answers.get(timeout=left)
-        except queue.Empty:
-            raise budget.timed_out(self._address) from None
-        self._room.release()
-        if isinstance(answer, PhsError):
-            raise answer
-        return answer
-
-    def close(self) -> None:
-        self._requests.put(None)
-        self._call.cancel()
-        self._room.release(2)  # for an answer that gRPC holds already, and then the thread sees the end of the call
-
-    def _pump(self) -> None:
-        try:
-            for answer in self._call:
-                self._answers.put(answer)
-                self._room.acquire()
-            self._answers.put(EncoderUnavailable("the server ended the stream"))
-        except grpc.RpcError as error:
-            self._answers.put(requests.stream_error(error, self._address))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import grpc
 import numpy as np
 
-from phs_milvus.client.bulk import Window
 from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import (
@@ -23,9 +22,9 @@ from phs_milvus.contract.errors import (
     error_from_status,
     shown,
 )
-from phs_milvus.contract.images import ImageSource, load_image
+from phs_milvus.contract.images import EncodedImage, ImageSource
 from phs_milvus.contract.proxies import proxy_note
-from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array, Focus, Limits, ModelInfo
+from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array, Focus, Limits, ModelInfo, Pointing
 from phs_milvus.pointing.prompts import Prompt, to_runs
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -37,7 +36,7 @@ Metadata = tuple[tuple[str, str], ...]
 Block = tuple[slice, slice]
 
 Answer = TypeVar("Answer")
-Request = TypeVar("Request", pb.EncodeRequest, pb.ExplainRequest)
+Request = TypeVar("Request", pb.EncodeRequest, pb.LocateRequest)
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,26 @@ class Outputs:
         head_weights: head_scores and head_weights, float32 [H] each, which reranking needs of a query.
         timings: milliseconds in each stage of the server.
         attention: the attention of each head on the patch grid, float32 [H, grid_height, grid_width].
+        mask: the prompt on the patch grid, float32 [grid_height, grid_width].
+        region_feature: float32 [D], which locating compares; costs one layer of the model.
     """
 
     state: bool = False
     head_weights: bool = False
     timings: bool = False
     attention: bool = False
+    mask: bool = False
+    region_feature: bool = False
+
+
+EXPLAINED = Outputs(head_weights=True, attention=True, mask=True)
+
+
+class Aim(NamedTuple):
+    """A thing to look at in an image, None for the whole image, and how to look at it."""
+
+    prompt: Prompt | None
+    focus: Focus = Focus()
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -78,46 +91,33 @@ def pairs(
         yield image, prompt  # type: ignore[misc]
 
 
-def admit(
-    window: Window,
-    image: ImageSource,
-    prompt: Prompt | None,
-    focus: Focus,
-    outputs: Outputs,
-    expected: str,
-    limits: Limits,
-) -> pb.EncodeStreamRequest | None:
-    """Adds an item to the window and returns the message to send, or None where the item failed before that."""
-    try:
-        return window.add(encode_request(image, prompt, focus, outputs, expected, limits))
-    except PhsError as error:
-        window.add_failed(error)
-        return None
+def aims_of(prompts: Sequence[Prompt | None], focus: Focus | Sequence[Focus]) -> list[Aim]:
+    """Pairs prompts with one focus for all of them, or with one each.
+
+    Raises:
+        InvalidInput: there is no prompt, or the focuses are not as many.
+    """
+    focuses = [focus] * len(prompts) if isinstance(focus, Focus) else list(focus)
+    if not prompts:
+        raise InvalidInput("none given; [None] is the whole image", "prompts")
+    if len(focuses) != len(prompts):
+        raise InvalidInput(f"{len(focuses)} for {len(prompts)} prompts", "focus")
+    return [Aim(prompt, each) for prompt, each in zip(prompts, focuses, strict=True)]
 
 
 def encode_request(
-    image: ImageSource, prompt: Prompt | None, focus: Focus, outputs: Outputs, expected: str, limits: Limits
+    source: EncodedImage, aims: Sequence[Aim], outputs: Outputs, expected: str, limits: Limits, by_digest: bool = False
 ) -> pb.EncodeRequest:
-    source = load_image(image)
+    """The request for one image under up to `wire.MOST_PROMPTS` prompts; by_digest: without its bytes."""
+    pointings = [Pointing(to_runs(prompt, source.width, source.height), focus) for prompt, focus in aims]
     request = wire.encode_request(
-        source.data,
-        to_runs(prompt, source.width, source.height),
-        focus,
-        state=outputs.state,
-        head_weights=outputs.head_weights,
-        timings=outputs.timings,
-        attention=outputs.attention,
+        b"" if by_digest else source.data,
+        pointings,
+        digest=bytes.fromhex(source.digest) if by_digest else b"",
         expected_fingerprint=expected,
+        **vars(outputs),
     )
-    return _sized(request, limits)
-
-
-def explain_request(
-    image: ImageSource, prompt: Prompt | None, focus: Focus, expected: str, limits: Limits
-) -> pb.ExplainRequest:
-    source = load_image(image)
-    runs = to_runs(prompt, source.width, source.height)
-    return _sized(wire.explain_request(source.data, runs, focus, expected), limits)
+    return sized(request, limits)
 
 
 def bound_to(expected: str, info: ModelInfo) -> str:
@@ -137,7 +137,7 @@ def bound_to(expected: str, info: ModelInfo) -> str:
     return info.fingerprint
 
 
-def _sized(request: Request, limits: Limits) -> Request:
+def sized(request: Request, limits: Limits) -> Request:
     """The request, if it is within the server's limits.
 
     The check is made here because gRPC reports an oversized message as RESOURCE_EXHAUSTED, like a full queue, and ends
@@ -189,6 +189,31 @@ def rerank_requests(
         for queries, some in _blocks(embeddings, head_weights, states, budget)
     )
     return np.empty((len(embeddings), len(states)), np.float32), requests
+
+
+def readout_requests(
+    states: Float16Array, head_weights: Float32Array, expected: str, info: ModelInfo
+) -> Iterator[pb.ReadoutRequest]:
+    """Splits a readout into requests, made one by one, whose answers are to be concatenated.
+
+    Args:
+        states: [K, 2, D]; head_weights: [K, H], or [H] for all of them. Converted to float16 and float32.
+
+    Raises:
+        InvalidInput: shapes that do not fit each other.
+    """
+    states, head_weights = np.asarray(states, np.float16), np.asarray(head_weights, np.float32)
+    if states.ndim != 3 or states.shape[1] != 2 or not states.size:
+        raise InvalidInput(f"expected shape [K, 2, D] with at least one state, got {states.shape}", "states")
+    shared = head_weights.ndim == 1
+    if shared:
+        head_weights = head_weights[None]
+    elif head_weights.ndim != 2 or len(head_weights) != len(states):
+        raise InvalidInput(f"expected [{len(states)}, H] or [H], got {head_weights.shape}", "head_weights")
+    budget = min(info.limits.message_bytes, Limits.message_bytes) - 4096
+    largest = max(states[0].nbytes + head_weights[0].nbytes, 4 * info.embedding_size)
+    for some in _slices(len(states), max(1, min(budget // largest, MOST_READOUTS))):
+        yield wire.readout_request(states[some], head_weights if shared else head_weights[some], expected)
 
 
 def _blocks(embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, budget: int) -> Iterator[Block]:

@@ -18,6 +18,7 @@ PhsError
     ├── EncoderUnavailable                       not reachable, starting, or draining
     ├── EncoderBusy                              its queue is full
     ├── DeadlineExceeded     (also TimeoutError)
+    ├── PictureNotHeld                           it was asked for by a digest whose picture it does not hold
     └── EncoderUnauthenticated
 """
 
@@ -117,6 +118,10 @@ class DeadlineExceeded(EncoderError, TimeoutError):
     """The embedding server did not answer within the timeout."""
 
 
+class PictureNotHeld(EncoderError):
+    """The server does not hold, or no longer, what is needed of the picture with this digest; send its bytes."""
+
+
 class EncoderUnauthenticated(EncoderError):
     """The embedding server wants a token, or a different one."""
 
@@ -161,6 +166,7 @@ _BY_STATUS: dict[str, type[PhsError]] = {
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "UNAUTHENTICATED": EncoderUnauthenticated,
     "PERMISSION_DENIED": EncoderUnauthenticated,
+    "NOT_FOUND": PictureNotHeld,
 }
 # Characters of a server's message that an error keeps.
 _LONGEST_DETAILS = 1000

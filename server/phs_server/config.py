@@ -40,8 +40,8 @@ class Settings:
     )
     gpu_mode: str = _setting(
         "graphs",
-        "graphs: one CUDA graph per batch size; compile: fuse kernels too, minutes at start; eager: neither",
-        choices=("graphs", "compile", "eager"),
+        "graphs: one CUDA graph per batch size; eager: none",
+        choices=("graphs", "eager"),
     )
     cpu_kernels: str = _setting(
         "auto",
@@ -103,6 +103,12 @@ class Settings:
         2**29,
         "bytes of requests and answers that one caller, an address or a token, may hold of --max-in-flight-bytes",
         minimum=1,
+    )
+    max_held_bytes: int = _setting(
+        2**28,
+        "bytes of pictures that are remembered, so that another prompt for one of them takes a fraction of the time; "
+        "on a GPU in its memory; 0: none",
+        minimum=0,
     )
     receive_seconds: float = _setting(30.0, "seconds that a unary call may take to send its message", minimum=0.1)
     answer_seconds: float = _setting(

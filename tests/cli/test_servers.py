@@ -51,7 +51,9 @@ def test_a_command_that_loads_a_model_says_once_how_not_to(run: Run, tiny_model:
     assert done.stderr.count("phs-server") == 1
 
 
-def test_the_model_of_the_environment_is_for_when_no_server_runs(run: Run, tiny_model: Path, photos: list[Path]) -> None:
+def test_the_model_of_the_environment_is_for_when_no_server_runs(
+    run: Run, tiny_model: Path, photos: list[Path]
+) -> None:
     for encoder, loads in ((True, False), (False, True)):
         done = run("explain", photos[1], encoder=encoder, PHS_MODEL=str(tiny_model))
         assert done.returncode == 0, done.stderr

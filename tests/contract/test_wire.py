@@ -9,7 +9,7 @@ from phs_milvus.client import answers
 from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import InvalidInput, PromptError
-from phs_milvus.contract.types import Encoding, Focus, Limits, MaskRuns, ModelInfo, Timings
+from phs_milvus.contract.types import Encoding, Focus, Limits, MaskRuns, ModelInfo, Pointing, Timings
 
 
 def test_tensor_is_little_endian_row_major() -> None:
@@ -46,8 +46,8 @@ def test_mask_round_trip_and_wrong_sums() -> None:
         np.zeros((2, 3), bool),
     ):
         runs = MaskRuns.from_array(mask)
-        request = wire.encode_request(b"x", runs, Focus())
-        back = wire.mask_from_pb(pb.EncodeRequest.FromString(request.SerializeToString()))
+        request = wire.encode_request(b"x", [Pointing(runs, Focus())])
+        ((back, _),) = wire.pointings_of(pb.EncodeRequest.FromString(request.SerializeToString()), 4)
         assert back is not None
         assert np.array_equal(back.to_array(), mask)
     with pytest.raises(PromptError, match="sum to 5"):
@@ -55,15 +55,15 @@ def test_mask_round_trip_and_wrong_sums() -> None:
 
 
 def test_absent_and_present_masks_differ() -> None:
-    assert wire.mask_from_pb(wire.encode_request(b"x", None, Focus())) is None
-    assert wire.mask_from_pb(pb.EncodeRequest(mask=pb.Mask())) is not None
+    assert wire.pointings_of(wire.encode_request(b"x", [Pointing(None, Focus())]), 4)[0].mask is None
+    assert wire.pointings_of(pb.EncodeRequest(mask=pb.Mask()), 4)[0].mask is not None
 
 
 def test_focus_is_checked_against_the_model() -> None:
-    assert wire.focus_from_pb(pb.EncodeRequest(), 12) == Focus()
-    assert wire.focus_from_pb(pb.EncodeRequest(focus=pb.Focus(heads_on=12)), 12) == Focus(12)
+    assert wire.pointings_of(pb.EncodeRequest(), 12)[0].focus == Focus.paper()
+    assert wire.pointings_of(pb.EncodeRequest(focus=pb.Focus(heads_on=12)), 12)[0].focus == Focus.paper(12)
     with pytest.raises(InvalidInput, match="heads_on is 13, but the model has 12"):
-        wire.focus_from_pb(pb.EncodeRequest(focus=pb.Focus(heads_on=13)), 12)
+        wire.pointings_of(pb.EncodeRequest(focus=pb.Focus(heads_on=13)), 12)
     with pytest.raises(InvalidInput, match="whole number from 1, 'all' or None, got 0"):
         Focus(heads_on=0)
 
@@ -79,14 +79,14 @@ def test_a_response_holds_what_was_asked_for() -> None:
         height=6,
         attention=np.zeros((2, 3, 3), np.float32),
     )
-    plain = wire.encoding_to_pb(encoding, [])
+    plain = wire.encodings_to_pb([encoding], pb.EncodeRequest())
     assert [field.name for field, _ in plain.ListFields()] == ["embedding", "width", "height"]
     every = [pb.OUTPUT_STATE, pb.OUTPUT_HEADS, pb.OUTPUT_TIMINGS, pb.OUTPUT_ATTENTION]
-    full = wire.encoding_to_pb(encoding, every)
-    assert not full.HasField("embedding")
     request = pb.EncodeRequest(outputs=every, mask=pb.Mask(width=5, height=6))
+    full = wire.encodings_to_pb([encoding], request)
+    assert not full.HasField("embedding")
     info = ModelInfo("m", "vit", "f", 2, 8, 4, 3, 3, 24, 1, "float32", Limits())
-    back = answers.encoding(pb.EncodeResponse.FromString(full.SerializeToString()), request, info, "here")
+    (back,) = answers.encodings(pb.EncodeResponse.FromString(full.SerializeToString()), request, info, "here")
     for field in ("state", "head_scores", "head_weights", "attention"):
         found, sent = getattr(back, field), getattr(encoding, field)
         assert found.dtype == sent.dtype and np.array_equal(found, sent), field

@@ -18,7 +18,7 @@ from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 
 H, D, E, SIDE = 4, 12, 6, 2
-EVERYTHING = Outputs(state=True, head_weights=True, timings=True, attention=True)
+EVERYTHING = Outputs(state=True, head_weights=True, timings=True, attention=True, mask=True, region_feature=True)
 PROMPT = Box(8, 8, 40, 30)
 Change = Callable[[Message], object]
 
@@ -50,25 +50,24 @@ def encoded() -> pb.EncodeResponse:
         timings=pb.Timings(decode_ms=1, queue_ms=2, compute_ms=3),
         width=64,
         height=48,
-    )
-
-
-def explained() -> pb.ExplainResponse:
-    return pb.ExplainResponse(
-        attention=full([H, SIDE, SIDE], 0.1),
-        mask=full([SIDE, SIDE], 0.5),
-        head_scores=full([H], 0.5),
-        head_weights=full([H], 1),
-        width=64,
-        height=48,
         region=pb.Region(x0=0, y0=0, x1=64, y1=48),
+        mask=full([SIDE, SIDE], 0.5),
+        region_feature=full([D], D**-0.5),
     )
+
+
+def located() -> pb.LocateResponse:
+    box = pb.LocatedBox(region=pb.Region(x0=0, y0=0, x1=32, y1=48), score=0.5)
+    location = pb.Location(
+        evidence=full([SIDE, SIDE], 1), peak_x=3, peak_y=4, boxes=[box], score=0.5, match=0.5, width=64, height=48
+    )
+    return pb.LocateResponse(location=location)
 
 
 GOOD = {
     "GetModelInfo": info,
     "Encode": encoded,
-    "Explain": explained,
+    "Readout": lambda: pb.ReadoutResponse(embeddings=full([3, E], E**-0.5)),
     "Rerank": lambda: pb.RerankResponse(scores=full([2, 3], 0.5)),
 }
 

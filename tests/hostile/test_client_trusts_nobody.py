@@ -107,7 +107,7 @@ def test_a_wrong_encoding_is_refused_by_every_call(hostile: Hostile, field: str,
     ],
 )
 def test_a_wrong_explanation_is_refused(hostile: Hostile, field: str, change: Change) -> None:
-    hostile.change = {"Explain": change}
+    hostile.change = {"Encode": change}
     refused(hostile, field, lambda encoder: encoder.explain(png(), PROMPT, focus=Focus(zoom=2)))
     with pytest.raises(EncoderError, match=f": {field}: "):
         asyncio.run(asynchronously(hostile.address, lambda encoder: encoder.explain(png(), PROMPT)))

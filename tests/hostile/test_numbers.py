@@ -18,9 +18,10 @@ from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.errors import ModelError
-from phs_milvus.contract.types import Focus, RerankInputs
+from phs_milvus.contract.types import RerankInputs
 from phs_server.config import Settings
 from phs_server.flow.pipeline import Pipeline
+from tests.server.flow.support import encode
 
 HIDDEN, HEADS = 48, 4
 
@@ -93,7 +94,7 @@ def test_a_model_that_gives_nan_answers_with_an_error(tiny_model: Path) -> None:
         readout = pipeline._engines[0].backbone.readout
         readout.final_norm.weight.fill_(torch.inf)
         with pytest.raises(ModelError, match="embedding that is not finite .* float32; try"):
-            asyncio.run(pipeline.encode(png(), None, Focus()))
+            asyncio.run(encode(pipeline, png()))
         inputs = RerankInputs(
             np.ones((1, HIDDEN), np.float32), np.ones((1, HEADS), np.float32), np.ones((3, 2, HIDDEN), np.float16)
         )

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%phs_milvus/contract/_pb/encoder.proto\x12\x06phs.v1\"C\n\x06Tensor\x12\x1c\n\x05\x64type\x18\x01 \x01(\x0e\x32\r.phs.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"3\n\x04Mask\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0c\n\x04runs\x18\x03 \x03(\r\"o\n\x05\x46ocus\x12\x12\n\x08heads_on\x18\x01 \x01(\rH\x00\x12\x13\n\tall_heads\x18\x05 \x01(\x08H\x00\x12\x17\n\x0f\x61ttention_shift\x18\x02 \x01(\x02\x12\x0c\n\x04zoom\x18\x03 \x01(\x02\x12\r\n\x05\x66ovea\x18\x04 \x01(\x02\x42\x07\n\x05heads\"8\n\x06Region\x12\n\n\x02x0\x18\x01 \x01(\r\x12\n\n\x02y0\x18\x02 \x01(\r\x12\n\n\x02x1\x18\x03 \x01(\r\x12\n\n\x02y1\x18\x04 \x01(\r\"\xa5\x01\n\rEncodeRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x1f\n\x04mask\x18\x02 \x01(\x0b\x32\x0c.phs.v1.MaskH\x00\x88\x01\x01\x12\x1c\n\x05\x66ocus\x18\x03 \x01(\x0b\x32\r.phs.v1.Focus\x12\x1f\n\x07outputs\x18\x04 \x03(\x0e\x32\x0e.phs.v1.Output\x12\x1c\n\x14\x65xpected_fingerprint\x18\x05 \x01(\tB\x07\n\x05_mask\"\x81\x02\n\x0e\x45ncodeResponse\x12!\n\tembedding\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\x1d\n\x05state\x18\x02 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12#\n\x0bhead_scores\x18\x03 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12$\n\x0chead_weights\x18\x04 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12 \n\x07timings\x18\x05 \x01(\x0b\x32\x0f.phs.v1.Timings\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12!\n\tattention\x18\x08 \x01(\x0b\x32\x0e.phs.v1.Tensor\"B\n\x07Timings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x12\n\ncompute_ms\x18\x03 \x01(\x02\"I\n\x13\x45ncodeStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x07request\x18\x02 \x01(\x0b\x32\x15.phs.v1.EncodeRequest\"|\n\x14\x45ncodeStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x08response\x18\x02 \x01(\x0b\x32\x16.phs.v1.EncodeResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.phs.v1.ItemErrorH\x00\x42\x08\n\x06result\"*\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x97\x01\n\rRerankRequest\x12\"\n\nembeddings\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12$\n\x0chead_weights\x18\x02 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\x1e\n\x06states\x18\x03 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\x1c\n\x14\x65xpected_fingerprint\x18\x04 \x01(\t\"0\n\x0eRerankResponse\x12\x1e\n\x06scores\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\"\x85\x01\n\x0e\x45xplainRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x1f\n\x04mask\x18\x02 \x01(\x0b\x32\x0c.phs.v1.MaskH\x00\x88\x01\x01\x12\x1c\n\x05\x66ocus\x18\x03 \x01(\x0b\x32\r.phs.v1.Focus\x12\x1c\n\x14\x65xpected_fingerprint\x18\x04 \x01(\tB\x07\n\x05_mask\"\xdc\x01\n\x0f\x45xplainResponse\x12!\n\tattention\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\x1c\n\x04mask\x18\x02 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12#\n\x0bhead_scores\x18\x03 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12$\n\x0chead_weights\x18\x04 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\x1e\n\x06region\x18\x07 \x01(\x0b\x32\x0e.phs.v1.Region\"\x15\n\x13GetModelInfoRequest\"\x89\x02\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05heads\x18\x04 \x01(\r\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x16\n\x0e\x65mbedding_size\x18\x06 \x01(\r\x12\x13\n\x0bgrid_height\x18\x07 \x01(\r\x12\x12\n\ngrid_width\x18\x08 \x01(\r\x12\x12\n\nimage_size\x18\t \x01(\r\x12\x15\n\rdefault_heads\x18\n \x01(\r\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x1e\n\x06limits\x18\x0c \x01(\x0b\x32\x0e.phs.v1.Limits\"J\n\x06Limits\x12\x13\n\x0bimage_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cimage_pixels\x18\x02 \x01(\x04\x12\x15\n\rmessage_bytes\x18\x03 \x01(\x04*D\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02*\x84\x01\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTPUT_EMBEDDING\x10\x01\x12\x10\n\x0cOUTPUT_STATE\x10\x02\x12\x10\n\x0cOUTPUT_HEADS\x10\x03\x12\x12\n\x0eOUTPUT_TIMINGS\x10\x04\x12\x14\n\x10OUTPUT_ATTENTION\x10\x05\x32\xcb\x02\n\x0c\x46ocusEncoder\x12\x37\n\x06\x45ncode\x12\x15.phs.v1.EncodeRequest\x1a\x16.phs.v1.EncodeResponse\x12M\n\x0c\x45ncodeStream\x12\x1b.phs.v1.EncodeStreamRequest\x1a\x1c.phs.v1.EncodeStreamResponse(\x01\x30\x01\x12\x37\n\x06Rerank\x12\x15.phs.v1.RerankRequest\x1a\x16.phs.v1.RerankResponse\x12:\n\x07\x45xplain\x12\x16.phs.v1.ExplainRequest\x1a\x17.phs.v1.ExplainResponse\x12>\n\x0cGetModelInfo\x12\x1b.phs.v1.GetModelInfoRequest\x1a\x11.phs.v1.ModelInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%phs_milvus/contract/_pb/encoder.proto\x12\x06phs.v1\"C\n\x06Tensor\x12\x1c\n\x05\x64type\x18\x01 \x01(\x0e\x32\r.phs.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"3\n\x04Mask\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0c\n\x04runs\x18\x03 \x03(\r\"o\n\x05\x46ocus\x12\x12\n\x08heads_on\x18\x01 \x01(\rH\x00\x12\x13\n\tall_heads\x18\x05 \x01(\x08H\x00\x12\x17\n\x0f\x61ttention_shift\x18\x02 \x01(\x02\x12\x0c\n\x04zoom\x18\x03 \x01(\x02\x12\r\n\x05\x66ovea\x18\x04 \x01(\x02\x42\x07\n\x05heads\"8\n\x06Region\x12\n\n\x02x0\x18\x01 \x01(\r\x12\n\n\x02y0\x18\x02 \x01(\r\x12\n\n\x02x1\x18\x03 \x01(\r\x12\n\n\x02y1\x18\x04 \x01(\r\"P\n\x06Prompt\x12\x1f\n\x04mask\x18\x01 \x01(\x0b\x32\x0c.phs.v1.MaskH\x00\x88\x01\x01\x12\x1c\n\x05\x66ocus\x18\x02 \x01(\x0b\x32\r.phs.v1.FocusB\x07\n\x05_mask\"\xd6\x01\n\rEncodeRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x1f\n\x04mask\x18\x02 \x01(\x0b\x32\x0c.phs.v1.MaskH\x00\x88\x01\x01\x12\x1c\n\x05\x66ocus\x18\x03 \x01(\x0b\x32\r.phs.v1.Focus\x12\x1f\n\x07outputs\x18\x04 \x03(\x0e\x32\x0e.phs.v1.Output\x12\x1c\n\x14\x65xpected_fingerprint\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x1f\n\x07prompts\x18\x07 \x03(\x0b\x32\x0e.phs.v1.PromptB\x07\n\x05_mask\"\x92\x03\n\x0e\x45ncodeResponse\x12!\n\tembedding\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\x1d\n\x05state\x18\x02 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12#\n\x0bhead_scores\x18\x03 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12$\n\x0chead_weights\x18\x04 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12 \n\x07timings\x18\x05 \x01(\x0b\x32\x0f.phs.v1.Timings\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12!\n\tattention\x18\x08 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\x1e\n\x06region\x18\t \x01(\x0b\x32\x0e.phs.v1.Region\x12\x1c\n\x04mask\x18\n \x01(\x0b\x32\x0e.phs.v1.Tensor\x12&\n\x0eregion_feature\x18\x0b \x01(\x0b\x32\x0e.phs.v1.Tensor\x12)\n\tencodings\x18\x0c \x03(\x0b\x32\x16.phs.v1.EncodeResponse\"B\n\x07Timings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x12\n\ncompute_ms\x18\x03 \x01(\x02\"I\n\x13\x45ncodeStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x07request\x18\x02 \x01(\x0b\x32\x15.phs.v1.EncodeRequest\"|\n\x14\x45ncodeStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x08response\x18\x02 \x01(\x0b\x32\x16.phs.v1.EncodeResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.phs.v1.ItemErrorH\x00\x42\x08\n\x06result\"*\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x97\x01\n\rRerankRequest\x12\"\n\nembeddings\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12$\n\x0chead_weights\x18\x02 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\x1e\n\x06states\x18\x03 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\x1c\n\x14\x65xpected_fingerprint\x18\x04 \x01(\t\"0\n\x0eRerankResponse\x12\x1e\n\x06scores\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\"t\n\x0eReadoutRequest\x12\x1e\n\x06states\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12$\n\x0chead_weights\x18\x02 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\x1c\n\x14\x65xpected_fingerprint\x18\x03 \x01(\t\"5\n\x0fReadoutResponse\x12\"\n\nembeddings\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\"\xeb\x01\n\x0bLocateQuery\x12!\n\tembedding\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12$\n\x0chead_weights\x18\x02 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12&\n\x0eregion_feature\x18\x03 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12+\n\x13\x61ll_heads_embedding\x18\x04 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\r\n\x05limit\x18\x05 \x01(\r\x12\x11\n\tthreshold\x18\x06 \x01(\x02\x12\x1c\n\x14\x65xpected_fingerprint\x18\x07 \x01(\t\"^\n\rLocateRequest\x12\"\n\x05query\x18\x01 \x01(\x0b\x32\x13.phs.v1.LocateQuery\x12\n\n\x02id\x18\x02 \x01(\x04\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\"p\n\x0eLocateResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12$\n\x08location\x18\x02 \x01(\x0b\x32\x10.phs.v1.LocationH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.phs.v1.ItemErrorH\x00\x42\x08\n\x06result\"\xac\x01\n\x08Location\x12 \n\x08\x65vidence\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Tensor\x12\x0e\n\x06peak_x\x18\x02 \x01(\x02\x12\x0e\n\x06peak_y\x18\x03 \x01(\x02\x12!\n\x05\x62oxes\x18\x04 \x03(\x0b\x32\x12.phs.v1.LocatedBox\x12\r\n\x05score\x18\x05 \x01(\x02\x12\r\n\x05match\x18\x06 \x01(\x02\x12\r\n\x05width\x18\x07 \x01(\r\x12\x0e\n\x06height\x18\x08 \x01(\r\";\n\nLocatedBox\x12\x1e\n\x06region\x18\x01 \x01(\x0b\x32\x0e.phs.v1.Region\x12\r\n\x05score\x18\x02 \x01(\x02\"\x15\n\x13GetModelInfoRequest\"\x89\x02\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05heads\x18\x04 \x01(\r\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x16\n\x0e\x65mbedding_size\x18\x06 \x01(\r\x12\x13\n\x0bgrid_height\x18\x07 \x01(\r\x12\x12\n\ngrid_width\x18\x08 \x01(\r\x12\x12\n\nimage_size\x18\t \x01(\r\x12\x15\n\rdefault_heads\x18\n \x01(\r\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x1e\n\x06limits\x18\x0c \x01(\x0b\x32\x0e.phs.v1.Limits\"J\n\x06Limits\x12\x13\n\x0bimage_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cimage_pixels\x18\x02 \x01(\x04\x12\x15\n\rmessage_bytes\x18\x03 \x01(\x04*D\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02*\xb0\x01\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTPUT_EMBEDDING\x10\x01\x12\x10\n\x0cOUTPUT_STATE\x10\x02\x12\x10\n\x0cOUTPUT_HEADS\x10\x03\x12\x12\n\x0eOUTPUT_TIMINGS\x10\x04\x12\x14\n\x10OUTPUT_ATTENTION\x10\x05\x12\x0f\n\x0bOUTPUT_MASK\x10\x06\x12\x19\n\x15OUTPUT_REGION_FEATURE\x10\x07\x32\x88\x03\n\x0c\x46ocusEncoder\x12\x37\n\x06\x45ncode\x12\x15.phs.v1.EncodeRequest\x1a\x16.phs.v1.EncodeResponse\x12M\n\x0c\x45ncodeStream\x12\x1b.phs.v1.EncodeStreamRequest\x1a\x1c.phs.v1.EncodeStreamResponse(\x01\x30\x01\x12:\n\x07Readout\x12\x16.phs.v1.ReadoutRequest\x1a\x17.phs.v1.ReadoutResponse\x12\x37\n\x06Rerank\x12\x15.phs.v1.RerankRequest\x1a\x16.phs.v1.RerankResponse\x12;\n\x06Locate\x12\x15.phs.v1.LocateRequest\x1a\x16.phs.v1.LocateResponse(\x01\x30\x01\x12>\n\x0cGetModelInfo\x12\x1b.phs.v1.GetModelInfoRequest\x1a\x11.phs.v1.ModelInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phs_milvus.contract._pb.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=2013
-  _globals['_DTYPE']._serialized_end=2081
-  _globals['_OUTPUT']._serialized_start=2084
-  _globals['_OUTPUT']._serialized_end=2216
+  _globals['_DTYPE']._serialized_start=2787
+  _globals['_DTYPE']._serialized_end=2855
+  _globals['_OUTPUT']._serialized_start=2858
+  _globals['_OUTPUT']._serialized_end=3034
   _globals['_TENSOR']._serialized_start=49
   _globals['_TENSOR']._serialized_end=116
   _globals['_MASK']._serialized_start=118
@@ -43,32 +43,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FOCUS']._serialized_end=282
   _globals['_REGION']._serialized_start=284
   _globals['_REGION']._serialized_end=340
-  _globals['_ENCODEREQUEST']._serialized_start=343
-  _globals['_ENCODEREQUEST']._serialized_end=508
-  _globals['_ENCODERESPONSE']._serialized_start=511
-  _globals['_ENCODERESPONSE']._serialized_end=768
-  _globals['_TIMINGS']._serialized_start=770
-  _globals['_TIMINGS']._serialized_end=836
-  _globals['_ENCODESTREAMREQUEST']._serialized_start=838
-  _globals['_ENCODESTREAMREQUEST']._serialized_end=911
-  _globals['_ENCODESTREAMRESPONSE']._serialized_start=913
-  _globals['_ENCODESTREAMRESPONSE']._serialized_end=1037
-  _globals['_ITEMERROR']._serialized_start=1039
-  _globals['_ITEMERROR']._serialized_end=1081
-  _globals['_RERANKREQUEST']._serialized_start=1084
-  _globals['_RERANKREQUEST']._serialized_end=1235
-  _globals['_RERANKRESPONSE']._serialized_start=1237
-  _globals['_RERANKRESPONSE']._serialized_end=1285
-  _globals['_EXPLAINREQUEST']._serialized_start=1288
-  _globals['_EXPLAINREQUEST']._serialized_end=1421
-  _globals['_EXPLAINRESPONSE']._serialized_start=1424
-  _globals['_EXPLAINRESPONSE']._serialized_end=1644
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1646
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1667
-  _globals['_MODELINFO']._serialized_start=1670
-  _globals['_MODELINFO']._serialized_end=1935
-  _globals['_LIMITS']._serialized_start=1937
-  _globals['_LIMITS']._serialized_end=2011
-  _globals['_FOCUSENCODER']._serialized_start=2219
-  _globals['_FOCUSENCODER']._serialized_end=2550
+  _globals['_PROMPT']._serialized_start=342
+  _globals['_PROMPT']._serialized_end=422
+  _globals['_ENCODEREQUEST']._serialized_start=425
+  _globals['_ENCODEREQUEST']._serialized_end=639
+  _globals['_ENCODERESPONSE']._serialized_start=642
+  _globals['_ENCODERESPONSE']._serialized_end=1044
+  _globals['_TIMINGS']._serialized_start=1046
+  _globals['_TIMINGS']._serialized_end=1112
+  _globals['_ENCODESTREAMREQUEST']._serialized_start=1114
+  _globals['_ENCODESTREAMREQUEST']._serialized_end=1187
+  _globals['_ENCODESTREAMRESPONSE']._serialized_start=1189
+  _globals['_ENCODESTREAMRESPONSE']._serialized_end=1313
+  _globals['_ITEMERROR']._serialized_start=1315
+  _globals['_ITEMERROR']._serialized_end=1357
+  _globals['_RERANKREQUEST']._serialized_start=1360
+  _globals['_RERANKREQUEST']._serialized_end=1511
+  _globals['_RERANKRESPONSE']._serialized_start=1513
+  _globals['_RERANKRESPONSE']._serialized_end=1561
+  _globals['_READOUTREQUEST']._serialized_start=1563
+  _globals['_READOUTREQUEST']._serialized_end=1679
+  _globals['_READOUTRESPONSE']._serialized_start=1681
+  _globals['_READOUTRESPONSE']._serialized_end=1734
+  _globals['_LOCATEQUERY']._serialized_start=1737
+  _globals['_LOCATEQUERY']._serialized_end=1972
+  _globals['_LOCATEREQUEST']._serialized_start=1974
+  _globals['_LOCATEREQUEST']._serialized_end=2068
+  _globals['_LOCATERESPONSE']._serialized_start=2070
+  _globals['_LOCATERESPONSE']._serialized_end=2182
+  _globals['_LOCATION']._serialized_start=2185
+  _globals['_LOCATION']._serialized_end=2357
+  _globals['_LOCATEDBOX']._serialized_start=2359
+  _globals['_LOCATEDBOX']._serialized_end=2418
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2420
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2441
+  _globals['_MODELINFO']._serialized_start=2444
+  _globals['_MODELINFO']._serialized_end=2709
+  _globals['_LIMITS']._serialized_start=2711
+  _globals['_LIMITS']._serialized_end=2785
+  _globals['_FOCUSENCODER']._serialized_start=3037
+  _globals['_FOCUSENCODER']._serialized_end=3429
 # @@protoc_insertion_point(module_scope)

@@ -21,6 +21,8 @@ class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_HEADS: _ClassVar[Output]
     OUTPUT_TIMINGS: _ClassVar[Output]
     OUTPUT_ATTENTION: _ClassVar[Output]
+    OUTPUT_MASK: _ClassVar[Output]
+    OUTPUT_REGION_FEATURE: _ClassVar[Output]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
 DTYPE_FLOAT16: Dtype
@@ -30,6 +32,8 @@ OUTPUT_STATE: Output
 OUTPUT_HEADS: Output
 OUTPUT_TIMINGS: Output
 OUTPUT_ATTENTION: Output
+OUTPUT_MASK: Output
+OUTPUT_REGION_FEATURE: Output
 
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "data")
@@ -77,22 +81,34 @@ class Region(_message.Message):
     y1: int
     def __init__(self, x0: _Optional[int] = ..., y0: _Optional[int] = ..., x1: _Optional[int] = ..., y1: _Optional[int] = ...) -> None: ...
 
+class Prompt(_message.Message):
+    __slots__ = ("mask", "focus")
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    FOCUS_FIELD_NUMBER: _ClassVar[int]
+    mask: Mask
+    focus: Focus
+    def __init__(self, mask: _Optional[_Union[Mask, _Mapping]] = ..., focus: _Optional[_Union[Focus, _Mapping]] = ...) -> None: ...
+
 class EncodeRequest(_message.Message):
-    __slots__ = ("image", "mask", "focus", "outputs", "expected_fingerprint")
+    __slots__ = ("image", "mask", "focus", "outputs", "expected_fingerprint", "digest", "prompts")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
     FOCUS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     mask: Mask
     focus: Focus
     outputs: _containers.RepeatedScalarFieldContainer[Output]
     expected_fingerprint: str
-    def __init__(self, image: _Optional[bytes] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., focus: _Optional[_Union[Focus, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+    digest: bytes
+    prompts: _containers.RepeatedCompositeFieldContainer[Prompt]
+    def __init__(self, image: _Optional[bytes] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., focus: _Optional[_Union[Focus, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., expected_fingerprint: _Optional[str] = ..., digest: _Optional[bytes] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
-    __slots__ = ("embedding", "state", "head_scores", "head_weights", "timings", "width", "height", "attention")
+    __slots__ = ("embedding", "state", "head_scores", "head_weights", "timings", "width", "height", "attention", "region", "mask", "region_feature", "encodings")
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     HEAD_SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +117,10 @@ class EncodeResponse(_message.Message):
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    REGION_FEATURE_FIELD_NUMBER: _ClassVar[int]
+    ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     embedding: Tensor
     state: Tensor
     head_scores: Tensor
@@ -109,7 +129,11 @@ class EncodeResponse(_message.Message):
     width: int
     height: int
     attention: Tensor
-    def __init__(self, embedding: _Optional[_Union[Tensor, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ..., head_scores: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., attention: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    region: Region
+    mask: Tensor
+    region_feature: Tensor
+    encodings: _containers.RepeatedCompositeFieldContainer[EncodeResponse]
+    def __init__(self, embedding: _Optional[_Union[Tensor, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ..., head_scores: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., attention: _Optional[_Union[Tensor, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., mask: _Optional[_Union[Tensor, _Mapping]] = ..., region_feature: _Optional[_Union[Tensor, _Mapping]] = ..., encodings: _Optional[_Iterable[_Union[EncodeResponse, _Mapping]]] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("decode_ms", "queue_ms", "compute_ms")
@@ -165,35 +189,89 @@ class RerankResponse(_message.Message):
     scores: Tensor
     def __init__(self, scores: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
-class ExplainRequest(_message.Message):
-    __slots__ = ("image", "mask", "focus", "expected_fingerprint")
-    IMAGE_FIELD_NUMBER: _ClassVar[int]
-    MASK_FIELD_NUMBER: _ClassVar[int]
-    FOCUS_FIELD_NUMBER: _ClassVar[int]
-    EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
-    image: bytes
-    mask: Mask
-    focus: Focus
-    expected_fingerprint: str
-    def __init__(self, image: _Optional[bytes] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., focus: _Optional[_Union[Focus, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
-
-class ExplainResponse(_message.Message):
-    __slots__ = ("attention", "mask", "head_scores", "head_weights", "width", "height", "region")
-    ATTENTION_FIELD_NUMBER: _ClassVar[int]
-    MASK_FIELD_NUMBER: _ClassVar[int]
-    HEAD_SCORES_FIELD_NUMBER: _ClassVar[int]
+class ReadoutRequest(_message.Message):
+    __slots__ = ("states", "head_weights", "expected_fingerprint")
+    STATES_FIELD_NUMBER: _ClassVar[int]
     HEAD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    states: Tensor
+    head_weights: Tensor
+    expected_fingerprint: str
+    def __init__(self, states: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+
+class ReadoutResponse(_message.Message):
+    __slots__ = ("embeddings",)
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    embeddings: Tensor
+    def __init__(self, embeddings: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class LocateQuery(_message.Message):
+    __slots__ = ("embedding", "head_weights", "region_feature", "all_heads_embedding", "limit", "threshold", "expected_fingerprint")
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    HEAD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    REGION_FEATURE_FIELD_NUMBER: _ClassVar[int]
+    ALL_HEADS_EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    embedding: Tensor
+    head_weights: Tensor
+    region_feature: Tensor
+    all_heads_embedding: Tensor
+    limit: int
+    threshold: float
+    expected_fingerprint: str
+    def __init__(self, embedding: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., region_feature: _Optional[_Union[Tensor, _Mapping]] = ..., all_heads_embedding: _Optional[_Union[Tensor, _Mapping]] = ..., limit: _Optional[int] = ..., threshold: _Optional[float] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+
+class LocateRequest(_message.Message):
+    __slots__ = ("query", "id", "image", "digest")
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    query: LocateQuery
+    id: int
+    image: bytes
+    digest: bytes
+    def __init__(self, query: _Optional[_Union[LocateQuery, _Mapping]] = ..., id: _Optional[int] = ..., image: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class LocateResponse(_message.Message):
+    __slots__ = ("id", "location", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LOCATION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    location: Location
+    error: ItemError
+    def __init__(self, id: _Optional[int] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
+
+class Location(_message.Message):
+    __slots__ = ("evidence", "peak_x", "peak_y", "boxes", "score", "match", "width", "height")
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    PEAK_X_FIELD_NUMBER: _ClassVar[int]
+    PEAK_Y_FIELD_NUMBER: _ClassVar[int]
+    BOXES_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    MATCH_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
-    REGION_FIELD_NUMBER: _ClassVar[int]
-    attention: Tensor
-    mask: Tensor
-    head_scores: Tensor
-    head_weights: Tensor
+    evidence: Tensor
+    peak_x: float
+    peak_y: float
+    boxes: _containers.RepeatedCompositeFieldContainer[LocatedBox]
+    score: float
+    match: float
     width: int
     height: int
+    def __init__(self, evidence: _Optional[_Union[Tensor, _Mapping]] = ..., peak_x: _Optional[float] = ..., peak_y: _Optional[float] = ..., boxes: _Optional[_Iterable[_Union[LocatedBox, _Mapping]]] = ..., score: _Optional[float] = ..., match: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+
+class LocatedBox(_message.Message):
+    __slots__ = ("region", "score")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     region: Region
-    def __init__(self, attention: _Optional[_Union[Tensor, _Mapping]] = ..., mask: _Optional[_Union[Tensor, _Mapping]] = ..., head_scores: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
+    score: float
+    def __init__(self, region: _Optional[_Union[Region, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
 
 class GetModelInfoRequest(_message.Message):
     __slots__ = ()

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class FocusEncoderStub(object):
-    """Encodes images with a focus on what a mask selects, and scores stored PHS states against such queries.
+    """Encodes images with a focus on what a mask selects, scores stored PHS states against such queries, and finds in other
+    images what a query looks at.
     """
 
     def __init__(self, channel):
@@ -45,15 +46,20 @@ class FocusEncoderStub(object):
                 request_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.EncodeStreamRequest.SerializeToString,
                 response_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.EncodeStreamResponse.FromString,
                 _registered_method=True)
+        self.Readout = channel.unary_unary(
+                '/phs.v1.FocusEncoder/Readout',
+                request_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ReadoutRequest.SerializeToString,
+                response_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ReadoutResponse.FromString,
+                _registered_method=True)
         self.Rerank = channel.unary_unary(
                 '/phs.v1.FocusEncoder/Rerank',
                 request_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.RerankRequest.SerializeToString,
                 response_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.RerankResponse.FromString,
                 _registered_method=True)
-        self.Explain = channel.unary_unary(
-                '/phs.v1.FocusEncoder/Explain',
-                request_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ExplainRequest.SerializeToString,
-                response_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ExplainResponse.FromString,
+        self.Locate = channel.stream_stream(
+                '/phs.v1.FocusEncoder/Locate',
+                request_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.LocateRequest.SerializeToString,
+                response_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.LocateResponse.FromString,
                 _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/phs.v1.FocusEncoder/GetModelInfo',
@@ -63,11 +69,13 @@ class FocusEncoderStub(object):
 
 
 class FocusEncoderServicer(object):
-    """Encodes images with a focus on what a mask selects, and scores stored PHS states against such queries.
+    """Encodes images with a focus on what a mask selects, scores stored PHS states against such queries, and finds in other
+    images what a query looks at.
     """
 
     def Encode(self, request, context):
-        """One image, optionally with a mask of the thing to look at.
+        """One image, optionally with one mask, or several, of the thing to look at. The server remembers the image for a while:
+        further prompts can name it by the digest of its bytes, and cost a fraction of the first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,6 +89,13 @@ class FocusEncoderServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Readout(self, request, context):
+        """The embeddings of stored states under other head weights than they were stored with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rerank(self, request, context):
         """Exact Query-DB PHS scores of stored states: each state is read out with each query's head weights.
         """
@@ -88,8 +103,9 @@ class FocusEncoderServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Explain(self, request, context):
-        """Where each attention head attends to, which heads the mask selects, and why.
+    def Locate(self, request_iterator, context):
+        """Where in each image the thing is that a query looks at. The first message says what to look for, each further one
+        holds an image. Answers come as images are done, matched by id; a bad image is answered with an error of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,15 +131,20 @@ def add_FocusEncoderServicer_to_server(servicer, server):
                     request_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.EncodeStreamRequest.FromString,
                     response_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.EncodeStreamResponse.SerializeToString,
             ),
+            'Readout': grpc.unary_unary_rpc_method_handler(
+                    servicer.Readout,
+                    request_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ReadoutRequest.FromString,
+                    response_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ReadoutResponse.SerializeToString,
+            ),
             'Rerank': grpc.unary_unary_rpc_method_handler(
                     servicer.Rerank,
                     request_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.RerankRequest.FromString,
                     response_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.RerankResponse.SerializeToString,
             ),
-            'Explain': grpc.unary_unary_rpc_method_handler(
-                    servicer.Explain,
-                    request_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ExplainRequest.FromString,
-                    response_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ExplainResponse.SerializeToString,
+            'Locate': grpc.stream_stream_rpc_method_handler(
+                    servicer.Locate,
+                    request_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.LocateRequest.FromString,
+                    response_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.LocateResponse.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -139,7 +160,8 @@ def add_FocusEncoderServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FocusEncoder(object):
-    """Encodes images with a focus on what a mask selects, and scores stored PHS states against such queries.
+    """Encodes images with a focus on what a mask selects, scores stored PHS states against such queries, and finds in other
+    images what a query looks at.
     """
 
     @staticmethod
@@ -197,6 +219,33 @@ class FocusEncoder(object):
             _registered_method=True)
 
     @staticmethod
+    def Readout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phs.v1.FocusEncoder/Readout',
+            phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ReadoutRequest.SerializeToString,
+            phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ReadoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Rerank(request,
             target,
             options=(),
@@ -224,7 +273,7 @@ class FocusEncoder(object):
             _registered_method=True)
 
     @staticmethod
-    def Explain(request,
+    def Locate(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -234,12 +283,12 @@ class FocusEncoder(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/phs.v1.FocusEncoder/Explain',
-            phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ExplainRequest.SerializeToString,
-            phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ExplainResponse.FromString,
+            '/phs.v1.FocusEncoder/Locate',
+            phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.LocateRequest.SerializeToString,
+            phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.LocateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,11 +20,18 @@ class Caller:
         peer: its connection, as gRPC names it, for example "ipv4:10.0.0.7:40312".
         address: its IPv4 address or IPv6 /64 network, without the port.
         token: what stands for its token; empty where the server asks for none.
+        certificate: what stands for its client certificate; empty where the server asks for none.
     """
 
     peer: str
     address: str
     token: str = ""
+    certificate: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Whose pictures it may ask for again; the same for all callers where the server cannot tell them apart."""
+        return f"token {self.token}" if self.token else f"certificate {self.certificate}" if self.certificate else ""
 
     @property
     def is_private(self) -> bool:
@@ -31,9 +39,9 @@ class Caller:
         return self.peer.startswith("unix")
 
 
-def caller_of(peer: str, token: str = "") -> Caller:
-    """The caller on a connection."""
-    return Caller(peer, _network(peer), token)
+def caller_of(peer: str, token: str = "", certificate: bytes = b"") -> Caller:
+    """The caller on a connection; certificate: in PEM, empty for none."""
+    return Caller(peer, _network(peer), token, hashlib.sha256(certificate).hexdigest() if certificate else "")
 
 
 def endpoint_of(peer: str) -> tuple[str, int] | None:

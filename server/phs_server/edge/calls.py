@@ -77,7 +77,7 @@ class Calls:
     ) -> None:
         try:
             token = tokens.identify(context.invocation_metadata()) if tokens else ""
-            caller = caller_of(context.peer(), token)
+            caller = caller_of(context.peer(), token, b"".join(context.auth_context().get("x509_pem_cert", ())))
             with places.taken(caller) as place:
                 await serve(context, caller, place)
             return

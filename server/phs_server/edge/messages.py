@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.errors import InvalidInput, PromptError
+from phs_milvus.contract.wire import MOST_PROMPTS
 
 Kind = TypeVar("Kind", bound=Message)
 
 # Fields of one message and of those in it; far more than any sender has reason to write.
-_MOST_FIELDS = 256
-# Bytes of a list of numbers, and of a text.
-_LONGEST_LIST, _LONGEST_TEXT = 160, 4096
+_MOST_FIELDS = 1024
+# Bytes of a list of numbers, or of one number over all prompts (5 each at most), and of a text.
+_LONGEST_LIST, _LONGEST_TEXT = 5 * MOST_PROMPTS, 4096
 # A mask's runs: reading 4 million takes the event loop 0.2 s; a mask that needs more is noise, not a prompt.
 MOST_RUNS = 2**22
 _LONGEST = {"phs.v1.Mask.runs": 5 * MOST_RUNS}
@@ -36,6 +37,16 @@ def parse(kind: type[Kind], data: bytes) -> Kind:
     """
     _check(memoryview(data), kind.DESCRIPTOR, "request", Counter())
     return kind.FromString(data)
+
+
+def check_runs(runs: int) -> None:
+    """Refuses masks that together have more runs than can be read in reasonable time.
+
+    Raises:
+        PromptError: they have.
+    """
+    if runs > MOST_RUNS:
+        raise PromptError(f"has {runs} runs; this server takes up to {MOST_RUNS}", "mask")
 
 
 def _check(data: memoryview, kind: Any, within: str, spent: Counter[str]) -> None:

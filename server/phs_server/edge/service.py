@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -15,24 +15,23 @@ from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import (
     DeadlineExceeded,
-    ImageError,
     InvalidInput,
     ModelMismatch,
-    PromptError,
     ServerBroken,
     ServerDraining,
     ServerLoading,
 )
-from phs_milvus.contract.types import MaskRuns
+from phs_milvus.contract.types import Timings
 from phs_server.config import Settings
 from phs_server.edge.admission import Admission, Hold
 from phs_server.edge.callers import Caller
 from phs_server.edge.calls import Calls, status_and_details
 from phs_server.edge.connections import Connections
-from phs_server.edge.messages import MOST_RUNS, parse
+from phs_server.edge.messages import check_runs, parse
 from phs_server.edge.places import Place
 from phs_server.edge.receiving import Receiver
 from phs_server.flow.pipeline import Pipeline
+from phs_server.flow.views import Asked
 from phs_server.ops.metrics import Metrics
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FocusEncoder"].full_name
@@ -42,6 +41,7 @@ _BROKEN = "the thread that runs the model has died; restart the server"
 _COPIES = 2
 
 Answer = Callable[[Any, Hold, float | None], Awaitable[Message]]
+Item = TypeVar("Item", bound=Message)
 
 
 class FocusEncoderService:
@@ -66,15 +66,16 @@ class FocusEncoderService:
         """The methods by name."""
         unary: tuple[tuple[str, type[Message], int, Answer], ...] = (
             ("Encode", pb.EncodeRequest, 1, self._encode),
+            ("Readout", pb.ReadoutRequest, 0, self._read_out),
             ("Rerank", pb.RerankRequest, 0, self._rerank),
-            ("Explain", pb.ExplainRequest, 1, self._explain),
             ("GetModelInfo", pb.GetModelInfoRequest, 0, self._model_info),
         )
         handlers = {
             name: calls.guarded(name, self.admission.calls, partial(self._unary, kind, images, answer))
             for name, kind, images, answer in unary
         }
-        handlers["EncodeStream"] = calls.guarded("EncodeStream", self.admission.streams, self._encode_stream)
+        for name, serve in (("EncodeStream", self._encode_stream), ("Locate", self._locate)):
+            handlers[name] = calls.guarded(name, self.admission.streams, serve)
         return handlers
 
     async def watch(self) -> None:
@@ -166,23 +167,31 @@ class FocusEncoderService:
         side = 0 if self.pipeline is None else self.pipeline.info.image_size
         return max(_COPIES * size, images * 3 * side * side)
 
-    async def _encode(self, request: pb.EncodeRequest, _: Hold, timeout: float | None) -> pb.EncodeResponse:
-        return await self._encoded(request, timeout, bulk=False)
+    async def _encode(self, request: pb.EncodeRequest, hold: Hold, timeout: float | None) -> pb.EncodeResponse:
+        return await self._encoded(request, hold, timeout, owner=hold.caller.identity)
 
-    async def _encoded(self, request: pb.EncodeRequest, timeout: float | None, bulk: bool) -> pb.EncodeResponse:
+    async def _encoded(
+        self, request: pb.EncodeRequest, hold: Hold, timeout: float | None, owner: str | None
+    ) -> pb.EncodeResponse:
+        """Answers one request; owner: who asks by a call of its own, None for bulk."""
         pipeline = self._ready(request.expected_fingerprint)
         wire.check_outputs(request.outputs)
-        encoding = await pipeline.encode(
-            _image_of(request),
-            _mask_of(request),
-            wire.focus_from_pb(request, pipeline.info.heads),
-            timeout=timeout,
-            bulk=bulk,
-        )
-        self._metrics.served(encoding.timings)
-        if encoding.timings is not None:
-            self.admission.observe_wait((encoding.timings.queue_ms + encoding.timings.compute_ms) / 1000)
-        return wire.encoding_to_pb(encoding, request.outputs)
+        image, digest = wire.image_of(request)
+        check_runs(wire.count_runs(request))
+        pointings = wire.pointings_of(request, pipeline.info.heads)
+        # Each crop that zoom asks for, and each foveal prompt, is an image of its own to the model.
+        more = sum(bool(focus.zoom or focus.fovea) for _, focus in pointings[1:])
+        self.admission.grow(hold, self._cost(0, more), more)
+        wants_features = pb.OUTPUT_REGION_FEATURE in request.outputs
+        asked = Asked(image, digest, pointings, owner=owner, region_features=wants_features)
+        encodings = await pipeline.encode(asked, timeout=timeout, bulk=owner is None)
+        self._observe(encodings[0].timings)
+        return wire.encodings_to_pb(encodings, request)
+
+    def _observe(self, timings: Timings | None) -> None:
+        if timings is not None:
+            self._metrics.served(timings)
+            self.admission.observe_wait((timings.queue_ms + timings.compute_ms) / 1000)
 
     async def _rerank(self, request: pb.RerankRequest, hold: Hold, timeout: float | None) -> pb.RerankResponse:
         pipeline = self._ready(request.expected_fingerprint)
@@ -191,32 +200,74 @@ class FocusEncoderService:
         self.admission.grow(hold, (_COPIES + 1) * 4 * len(inputs[0]) * len(inputs[2]))
         return pb.RerankResponse(scores=wire.tensor_to_pb(await pipeline.rerank(inputs, timeout=timeout)))
 
-    async def _explain(self, request: pb.ExplainRequest, _: Hold, timeout: float | None) -> pb.ExplainResponse:
+    async def _read_out(self, request: pb.ReadoutRequest, hold: Hold, timeout: float | None) -> pb.ReadoutResponse:
         pipeline = self._ready(request.expected_fingerprint)
-        explanation = await pipeline.explain(
-            _image_of(request), _mask_of(request), wire.focus_from_pb(request, pipeline.info.heads), timeout=timeout
-        )
-        return wire.explanation_to_pb(explanation)
+        states, weights = wire.readout_inputs(request, pipeline.info)
+        self.admission.grow(hold, (_COPIES + 1) * 4 * len(states) * pipeline.info.embedding_size)
+        embeddings = await pipeline.read_out(states, weights, timeout=timeout)
+        return pb.ReadoutResponse(embeddings=wire.tensor_to_pb(embeddings))
 
     async def _model_info(self, request: pb.GetModelInfoRequest, _: Hold, timeout: float | None) -> pb.ModelInfo:
         return wire.info_to_pb(self._ready().info)
 
-    # --- bulk ---------------------------------------------------------------------------------------------------------
+    # --- streams ------------------------------------------------------------------------------------------------------
 
     async def _encode_stream(self, context: grpc.aio.ServicerContext, caller: Caller, place: Place) -> None:
-        """Answers items as they are done.
+        """Answers items as they are done, bulk."""
+
+        async def answer(item: pb.EncodeStreamRequest, hold: Hold) -> pb.EncodeStreamResponse:
+            try:
+                with self._work():
+                    response = await self._encoded(item.request, hold, None, owner=None)
+                return pb.EncodeStreamResponse(id=item.id, response=response)
+            except Exception as error:
+                return wire.stream_error(item.id, *self._item_failed("EncodeStream", error))
+
+        self._ready()
+        await self._items(pb.EncodeStreamRequest, answer, context, caller, place)
+
+    async def _locate(self, context: grpc.aio.ServicerContext, caller: Caller, place: Place) -> None:
+        """Answers images as they are done, once the first message has said what to look for."""
+        pipeline = self._ready()
+        first = parse(pb.LocateRequest, await self._receive(context, place))
+        if not first.HasField("query") or first.image or first.digest:
+            raise InvalidInput("must be in the first message, alone", "query")
+        self._ready(first.query.expected_fingerprint)
+        target = wire.target_from_pb(first.query, pipeline.info)
+
+        async def answer(item: pb.LocateRequest, hold: Hold) -> pb.LocateResponse:
+            try:
+                if item.HasField("query"):
+                    raise InvalidInput("is for the first message of a call; open another one", "query")
+                image, digest = wire.image_of(item)
+                asked = Asked(image, digest, target=target, owner=caller.identity)
+                with self._work():
+                    return wire.location_to_pb(item.id, await self._ready().locate(asked))
+            except Exception as error:
+                return wire.locate_error(item.id, *self._item_failed("Locate", error))
+
+        await self._items(pb.LocateRequest, answer, context, caller, place)
+
+    async def _items(
+        self,
+        kind: type[Item],
+        answer: Callable[[Item, Hold], Awaitable[Message]],
+        context: grpc.aio.ServicerContext,
+        caller: Caller,
+        place: Place,
+    ) -> None:
+        """Reads items of a stream as there is room for them, and sends their answers in the order they are done.
 
         Raises:
             ServerDraining: the server is shutting down, and what was read is answered.
         """
-        self._ready()
         window = asyncio.Semaphore(self._stream_window)
         finished: asyncio.Queue[tuple[Hold, bytes] | None] = asyncio.Queue()
         tasks: set[asyncio.Task[None]] = set()
         holds: set[Hold] = set()
 
-        async def answer(item: pb.EncodeStreamRequest, hold: Hold) -> None:
-            data = (await self._stream_item(item)).SerializeToString()
+        async def work(item: Item, hold: Hold) -> None:
+            data = (await answer(item, hold)).SerializeToString()
             self.admission.resize(hold, _COPIES * len(data))
             finished.put_nowait((hold, data))
 
@@ -225,7 +276,7 @@ class FocusEncoderService:
                 await window.acquire()
                 hold = await self.admission.wait(caller, self._cost(len(data), 1), images=1)
                 holds.add(hold)
-                task = asyncio.create_task(answer(parse(pb.EncodeStreamRequest, data), hold))
+                task = asyncio.create_task(work(parse(kind, data), hold))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 del data, task  # or a stream that falls silent would hold them
@@ -259,15 +310,11 @@ class FocusEncoderService:
             for hold in holds:
                 self.admission.release(hold)
 
-    async def _stream_item(self, item: pb.EncodeStreamRequest) -> pb.EncodeStreamResponse:
-        try:
-            with self._work():
-                response = await self._encoded(item.request, None, bulk=True)
-            return pb.EncodeStreamResponse(id=item.id, response=response)
-        except Exception as error:
-            code, details = status_and_details(error)
-            self._metrics.failed("EncodeStream", code.name)
-            return wire.stream_error(item.id, code.value[0], details)
+    def _item_failed(self, method: str, error: Exception) -> tuple[int, str]:
+        """(google.rpc.Code number, message) of an item's error."""
+        code, details = status_and_details(error)
+        self._metrics.failed(method, code.name)
+        return code.value[0], details
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -283,15 +330,3 @@ class FocusEncoderService:
                 f"{info.fingerprint[:12]}), the request expects fingerprint {expected_fingerprint[:12]}"
             )
         return self.pipeline
-
-
-def _image_of(request: pb.EncodeRequest | pb.ExplainRequest) -> bytes:
-    if not request.image:
-        raise ImageError("is empty")
-    return request.image
-
-
-def _mask_of(request: pb.EncodeRequest | pb.ExplainRequest) -> MaskRuns | None:
-    if len(request.mask.runs) > MOST_RUNS:
-        raise PromptError(f"has {len(request.mask.runs)} runs; this server takes up to {MOST_RUNS}", "mask")
-    return wire.mask_from_pb(request)

@@ -6,61 +6,59 @@ Runs on decode threads, without torch. Pixels of the upright image throughout; r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from phs_milvus.contract.errors import PromptError
 from phs_milvus.contract.grid import shares_on_grid
-from phs_milvus.contract.types import Float32Array, Focus, MaskRuns, Region
-from phs_server.flow.preprocess import Decode, Prepared, checked_header, expanded
-from phs_server.model.batch import PromptBatch
+from phs_milvus.contract.types import Float32Array, Focus, Region
 
 # In patches, as published.
 _FOVEA_SIGMA = 100.0
 
 
-def prepare_focused(data: bytes, mask: MaskRuns, focus: Focus, heads_on: int, *, grid: int, decode: Decode) -> Prepared:
-    """An image and its mask as `focus` wants them seen.
+class GridPrompt(NamedTuple):
+    """A prompt as the last layer sees it.
+
+    mask: float32 [N] in [0, 1], on the patch grid; None without a prompt.
+    heads_on: attention heads to keep; None: every head, none is selected.
+    attention_shift: see `Focus`.
+    fovea: float32 [N] to add to the [CLS] logits, or None.
+    """
+
+    mask: Float32Array | None
+    heads_on: int | None
+    attention_shift: float
+    fovea: Float32Array | None
+
+
+def whole_image() -> GridPrompt:
+    """No prompt."""
+    return GridPrompt(None, None, 0.0, None)
+
+
+def focused(inside: npt.NDArray[np.bool_], focus: Focus, heads_on: int, grid: int) -> tuple[Region | None, GridPrompt]:
+    """A mask, bool [height, width], as `focus` wants it seen.
+
+    Returns:
+        the crop to look at, None for the whole image; and the prompt on its patch grid.
 
     Raises:
-        ImageError: over a limit, which is checked before anything is decoded, or not decodable.
-        PromptError: another size than the image, runs that do not fit, or nothing set.
-        ExpensivePicture: see `Decode`.
+        PromptError: nothing is set.
     """
-    header = checked_header(data, decode.limits)
-    width, height = header.upright_size
-    decode.check(header)  # before a mask of that size is expanded
-    inside = expanded(mask, width, height)
+    height, width = inside.shape
     box, zoom = bounding_box(inside), focus.single_zoom
     x0, y0, x1, y1 = region = zoom_region(box, zoom, width, height) if zoom else (0, 0, width, height)
     seen = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
-    return Prepared(
-        # Without zoom the pixels are those of the same image without a prompt.
-        pixels=decode(header, region if zoom else None),
-        width=width,
-        height=height,
-        region=region,
+    prompt = GridPrompt(
         mask=shares_on_grid(inside[y0:y1, x0:x1], grid, grid),
         heads_on=heads_on,
         attention_shift=focus.attention_shift,
         fovea=focus.fovea * foveal_grid(seen, x1 - x0, y1 - y0, grid) if focus.fovea else None,
     )
-
-
-def prompts_of(items: Sequence[Prepared], heads: int, patches: int) -> PromptBatch[np.ndarray]:
-    """The prompts of a batch, for a model of so many heads and patches."""
-    nothing = np.zeros(patches, np.float32)
-    shifts = np.array([item.attention_shift for item in items], np.float32)
-    foveas = [item.fovea for item in items]
-    has_fovea = any(each is not None for each in foveas)
-    return PromptBatch(
-        masks=np.stack([nothing if item.mask is None else item.mask for item in items]),
-        head_counts=np.array([item.heads_on or heads for item in items], np.int64),
-        attention_shift=shifts if shifts.any() else None,
-        fovea=np.stack([nothing if each is None else each for each in foveas]) if has_fovea else None,
-    )
+    return region if zoom else None, prompt
 
 
 def bounding_box(inside: npt.NDArray[np.bool_]) -> Region:

@@ -25,35 +25,31 @@ import torch
 
 from phs_milvus.contract.decoding import Decoder
 from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, InvalidInput, ModelError, ServerDraining
-from phs_milvus.contract.types import (
-    Encoding,
-    Explanation,
-    Float32Array,
-    Focus,
-    MaskRuns,
-    ModelInfo,
-    RerankInputs,
-    Timings,
-)
+from phs_milvus.contract.location import Location
+from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, ModelInfo, RerankInputs, Timings
 from phs_server.config import Settings
 from phs_server.flow.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
-from phs_server.flow.focus import prepare_focused, prompts_of
-from phs_server.flow.preprocess import Decode, ExpensivePicture, Prepared, checked_header
+from phs_server.flow.boxes import boxes
+from phs_server.flow.held import HeldPictures
+from phs_server.flow.preprocess import Decode, ExpensivePicture
+from phs_server.flow.runner import ViewRunner
+from phs_server.flow.views import Asked, View, views_of
 from phs_server.model import checkpoint
 from phs_server.model.batch import Encoded
-from phs_server.model.engine import FocusEngine, available_cores, resolve_devices
+from phs_server.model.devices import available_cores, resolve_devices
+from phs_server.model.engine import FocusEngine
 from phs_server.model.head_selection import default_head_count
 
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_Undecoded = tuple[bytes, MaskRuns | None, Focus]
-_Rerank = tuple[RerankInputs, Callable[[], None]]
+# What to compute of stored states, given a function that ends it by raising.
+_OfStates = Callable[[FocusEngine, Callable[[], None]], Float32Array]
 
-# Rerank requests waiting for the engine; each may hold one message of states.
-_RERANK_QUEUE = 16
-# That a rerank which was told to stop may take to do so: it does between two chunks.
+# Requests about states waiting for the engine; each may hold one message of them.
+_STATES_QUEUE = 16
+# That a readout which was told to stop may take to do so: it does between two chunks.
 _STOP_SECONDS = 1.0
 
 
@@ -89,20 +85,22 @@ class Pipeline:
         self.info = _describe(loaded, self._engines[0], settings)
         self._batch_limit = settings.max_batch_size
         self._closing = threading.Event()
+        self._held = HeldPictures(settings.max_held_bytes)
+        self._runner = ViewRunner(self._held, loaded.backbone.heads, loaded.preprocessing.grid**2)
         bounds = {"max_queue_size": settings.max_queue_size, "max_queue_bytes": settings.max_in_flight_bytes}
         workers = settings.decode_threads or (max(1, cores - 1) if on_gpu else max(1, cores // 4))
         self._decoders = [Decoder() for _ in range(workers + max(1, workers // 4))]
         usual, expensive = self._decoders[:workers], self._decoders[workers:]
-        self._decodes: Batcher[_Undecoded, Prepared] = Batcher(
-            *(partial(self._prepare, self._decode(decoder, take_expensive=False)) for decoder in usual),
+        self._decodes: Batcher[Asked, list[View]] = Batcher(
+            *(partial(self._views, self._decode(decoder, take_expensive=False)) for decoder in usual),
             max_batch_size=1,
             max_delay_ms=0,
             **bounds,
             name="decode",
         )
         # A line of their own for pictures that cost as much as many usual ones.
-        self._expensive_decodes: Batcher[_Undecoded, Prepared] = Batcher(
-            *(partial(self._prepare, self._decode(decoder, take_expensive=True)) for decoder in expensive),
+        self._expensive_decodes: Batcher[Asked, list[View]] = Batcher(
+            *(partial(self._views, self._decode(decoder, take_expensive=True)) for decoder in expensive),
             max_batch_size=1,
             max_delay_ms=0,
             **bounds,
@@ -110,20 +108,20 @@ class Pipeline:
         )
         # Two threads per GPU: one prepares and collects a batch while the GPU computes the other's.
         threads_per_engine = 2 if on_gpu else 1
-        self._encodes: Batcher[Prepared, Encoded] = Batcher(
+        self._encodes: Batcher[View, list[Any]] = Batcher(
             *(partial(self._run_batch, engine) for engine in self._engines for _ in range(threads_per_engine)),
             max_batch_size=settings.max_batch_size,
             max_delay_ms=settings.max_queue_delay_ms,
             **bounds,
             name="encode",
         )
-        self._reranks: Batcher[_Rerank, Float32Array] = Batcher(
-            *(partial(_rerank, engine) for engine in self._engines),
+        self._of_states: Batcher[tuple[_OfStates, Callable[[], None]], Float32Array] = Batcher(
+            *(partial(_compute, engine) for engine in self._engines),
             max_batch_size=1,
             max_delay_ms=0,
-            max_queue_size=_RERANK_QUEUE,
-            max_queue_bytes=_RERANK_QUEUE * settings.max_message_bytes,
-            name="rerank",
+            max_queue_size=_STATES_QUEUE,
+            max_queue_bytes=_STATES_QUEUE * settings.max_message_bytes,
+            name="states",
         )
 
     def warm_up(self, single: bool = False) -> None:
@@ -138,53 +136,60 @@ class Pipeline:
         for engine in self._engines:
             engine.warm_up(1 if single else self._batch_limit)
 
-    async def encode(
-        self,
-        image: bytes,
-        mask: MaskRuns | None,
-        focus: Focus,
-        *,
-        timeout: float | None = None,
-        bulk: bool = False,
-    ) -> Encoding:
-        """Encodes one image; see `Encoding` for shapes.
+    async def encode(self, asked: Asked, *, timeout: float | None = None, bulk: bool = False) -> list[Encoding]:
+        """One Encoding for each of the request's pointings; see `Encoding` for shapes.
 
         Args:
-            timeout: seconds left for this item; None: no limit.
-            bulk: let interactive items pass.
+            timeout: seconds left for this request; None: no limit.
+            bulk: let interactive requests pass.
 
         Raises:
-            ImageError, PromptError: the item itself is wrong.
+            ImageError, PromptError: the request itself is wrong.
+            PictureNotHeld: it names a picture by its digest, and what it needs of that is not held.
             ModelError: what the model gives is not finite.
             EncoderBusy, DeadlineExceeded, ServerDraining: as their names say.
         """
-        decoded, done = await self._run(image, mask, focus, timeout, bulk)
-        prepared, encoded = decoded.result, done.result
-        return Encoding(
-            embedding=encoded.embedding,
-            state=encoded.state,
-            head_scores=None if mask is None else encoded.head_scores,
-            head_weights=encoded.head_weights,
-            timings=Timings(decoded.compute_ms, decoded.queue_ms + done.queue_ms, done.compute_ms),
-            width=prepared.width,
-            height=prepared.height,
-            attention=self._on_grid(encoded.attention),
-        )
+        decoded, done = await self._run(asked, timeout, bulk)
+        encodings: dict[int, Encoding] = {}
+        for view, completed in zip(decoded.result, done, strict=True):
+            timings = Timings(decoded.compute_ms, decoded.queue_ms + completed.queue_ms, completed.compute_ms)
+            for place, prompt, (encoded, feature) in zip(view.places, view.prompts, completed.result, strict=True):
+                self._check_finite(encoded)
+                encodings[place] = Encoding(
+                    embedding=encoded.embedding,
+                    state=encoded.state,
+                    head_scores=None if prompt.mask is None else encoded.head_scores,
+                    head_weights=encoded.head_weights,
+                    timings=timings,
+                    width=view.width,
+                    height=view.height,
+                    attention=self._on_grid(encoded.attention),
+                    mask=None if prompt.mask is None else self._on_grid(prompt.mask)[0],
+                    region=view.region,
+                    region_feature=None if prompt.mask is None else feature,
+                )
+        return [encodings[place] for place in range(len(encodings))]
 
-    async def explain(
-        self, image: bytes, mask: MaskRuns | None, focus: Focus, *, timeout: float | None = None
-    ) -> Explanation:
-        """What each head looks at in one image; raises as `encode` does."""
-        decoded, done = await self._run(image, mask, focus, timeout, bulk=False)
-        prepared, encoded = decoded.result, done.result
-        return Explanation(
-            attention=self._on_grid(encoded.attention),
-            mask=None if prepared.mask is None else self._on_grid(prepared.mask)[0],
-            head_scores=None if mask is None else encoded.head_scores,
-            head_weights=encoded.head_weights,
-            width=prepared.width,
-            height=prepared.height,
-            region=prepared.region,
+    async def locate(self, asked: Asked, *, timeout: float | None = None) -> Location:
+        """Where in the image `asked.target` is; raises as `encode` does."""
+        assert asked.target is not None
+        decoded, (done,) = await self._run(asked, timeout, bulk=False)
+        (view,), (located,) = decoded.result, done.result
+        for part in located:
+            if not np.isfinite(part).all():
+                raise ModelError(f"what the model in {self.info.precision} gives for this image is not finite")
+        grid = self._preprocessing.grid
+        row, column = divmod(int(located.evidence.argmax()), grid)
+        return Location(
+            evidence=self._on_grid(located.evidence)[0],
+            peak=((column + 0.5) * view.width / grid, (row + 0.5) * view.height / grid),
+            boxes=boxes(
+                self._on_grid(located.extent)[0], view.width, view.height, asked.target.limit, asked.target.threshold
+            ),
+            score=float(located.score),
+            match=float(located.match),
+            width=view.width,
+            height=view.height,
         )
 
     def _on_grid(self, values: Float32Array) -> Float32Array:
@@ -198,17 +203,27 @@ class Pipeline:
             InvalidInput: more readouts than one request may ask for.
             EncoderBusy, DeadlineExceeded, ServerDraining: as their names say.
         """
+        size = sum(array.nbytes for array in inputs)
+        return await self._computed(lambda engine, check: engine.rerank(inputs, check), size, timeout)
+
+    async def read_out(
+        self, states: Float16Array, weights: Float32Array, *, timeout: float | None = None
+    ) -> Float32Array:
+        """Embeddings float32 [K, E] of states [K, 2, D] under head weights [K, H] or [1, H]; raises as `rerank`."""
+        size = states.nbytes + weights.nbytes
+        return await self._computed(lambda engine, check: engine.read_out(states, weights, check), size, timeout)
+
+    async def _computed(self, compute: _OfStates, size: int, timeout: float | None) -> Float32Array:
         deadline, ended = _deadline(timeout), threading.Event()
 
         def check() -> None:
             if self._closing.is_set():
                 raise ServerDraining("the server is shutting down")
             if ended.is_set() or (deadline is not None and time.monotonic() > deadline):
-                raise DeadlineExceeded("the deadline passed, or the call was cancelled, while states were reranked")
+                raise DeadlineExceeded("the deadline passed, or the call was cancelled, while states were read out")
 
         try:
-            size = sum(array.nbytes for array in inputs)
-            return (await _answered(self._reranks, (inputs, check), deadline, size=size)).result
+            return (await _answered(self._of_states, (compute, check), deadline, size=size)).result
         finally:
             ended.set()
 
@@ -219,42 +234,45 @@ class Pipeline:
 
     @property
     def queue_depths(self) -> dict[str, int]:
-        """Items that wait: images to be decoded, decoded images for a batch, reranks."""
+        """Items that wait: images to be decoded, decoded images for a batch, requests about states."""
         decode = self._decodes.depth + self._expensive_decodes.depth
-        return {"decode": decode, "encode": self._encodes.depth, "rerank": self._reranks.depth}
+        return {"decode": decode, "encode": self._encodes.depth, "rerank": self._of_states.depth}
 
     def close(self, timeout: float) -> None:
-        """Finishes queued work for up to `timeout` seconds, then stops a running rerank and fails what is left."""
+        """Finishes queued work for up to `timeout` seconds, then stops a running readout and fails what is left."""
         until = time.monotonic() + timeout
         for batcher in self._batchers:
             batcher.close(max(0.0, until - time.monotonic()))
         for decoder in self._decoders:
             decoder.close()
         self._closing.set()
-        self._reranks.close(_STOP_SECONDS)
+        self._of_states.close(_STOP_SECONDS)
 
     @property
     def _batchers(self) -> tuple[Batcher, ...]:
-        return self._decodes, self._expensive_decodes, self._encodes, self._reranks
+        return self._decodes, self._expensive_decodes, self._encodes, self._of_states
 
     async def _run(
-        self, image: bytes, mask: MaskRuns | None, focus: Focus, timeout: float | None, bulk: bool
-    ) -> tuple[Completed[Prepared], Completed[Encoded]]:
+        self, asked: Asked, timeout: float | None, bulk: bool
+    ) -> tuple[Completed[list[View]], list[Completed[list[Any]]]]:
+        """The request's views, and what the model gives for each of them."""
         deadline = _deadline(timeout)
         priority = Priority.BULK if bulk else Priority.INTERACTIVE
-        decoded = await self._decoded((image, mask, focus), deadline, priority)
-        prepared = decoded.result
-        done = await _answered(
-            self._encodes,
-            prepared,
-            deadline,
-            priority=priority,
-            # One item that changes the attention would take all of its batch off the recorded graphs.
-            key=prepared.changes_attention,
-            size=prepared.pixels.nbytes,
-        )
-        self._check_finite(done.result)
-        return decoded, done
+        decoded = await self._decoded(asked, deadline, priority)
+        parts = [
+            _answered(
+                self._encodes,
+                view,
+                deadline,
+                priority=priority,
+                # One view that changes the trunk would take all of its batch off the recorded graphs. What looks for
+                # the same thing is located together.
+                key=(view.is_foveal, id(view.target)),
+                size=view.nbytes,
+            )
+            for view in decoded.result
+        ]
+        return decoded, list(await asyncio.gather(*parts)) if len(parts) > 1 else [await parts[0]]
 
     def _check_finite(self, encoded: Encoded) -> None:
         """The last look at what is answered. Attention that is not finite shows in the head scores."""
@@ -265,39 +283,41 @@ class Pipeline:
                     "try --precision float32"
                 )
 
-    async def _decoded(self, item: _Undecoded, deadline: float | None, priority: Priority) -> Completed[Prepared]:
-        size = len(item[0])
+    async def _decoded(self, asked: Asked, deadline: float | None, priority: Priority) -> Completed[list[View]]:
+        size = len(asked.image)
         with suppress(ExpensivePicture):
-            return await _answered(self._decodes, item, deadline, priority=priority, size=size)
-        return await _answered(self._expensive_decodes, item, deadline, priority=priority, size=size)
+            return await _answered(self._decodes, asked, deadline, priority=priority, size=size)
+        return await _answered(self._expensive_decodes, asked, deadline, priority=priority, size=size)
 
     def _decode(self, decoder: Decoder, take_expensive: bool) -> Decode:
         shape = self._preprocessing
         return Decode(shape.image_size, shape.resample, self._limits, decoder, take_expensive)
 
-    def _prepare(self, decode: Decode, items: Sequence[_Undecoded]) -> list[Prepared]:
+    def _views(self, decode: Decode, items: Sequence[Asked]) -> list[list[View]]:
         """On a decode thread. Raises ExpensivePicture where the picture is for the other line."""
-        ((image, mask, focus),) = items
-        grid = self._preprocessing.grid
-        if mask is None:
-            header = checked_header(image, self._limits)
-            width, height = header.upright_size
-            return [Prepared(decode(header), width, height, region=(0, 0, width, height))]
-        if focus.fovea and not self._engines[0].has_fovea:
+        (asked,) = items
+        foveal = any(pointing.mask is not None and pointing.focus.fovea for pointing in asked.pointings)
+        if foveal and not self._engines[0].has_fovea:
             raise InvalidInput(f"fovea is not for {self.info.model_type} models in this transformers release", "focus")
-        heads_on = focus.head_count(self.info.heads, self.info.default_heads)
-        return [prepare_focused(image, mask, focus, heads_on, grid=grid, decode=decode)]
+        return [
+            views_of(
+                asked,
+                grid=self._preprocessing.grid,
+                head_count=lambda focus: focus.head_count(self.info.heads, self.info.default_heads),
+                decode=decode,
+                held=self._held,
+            )
+        ]
 
-    def _run_batch(self, engine: FocusEngine, items: Sequence[Prepared]) -> list[Encoded]:
-        """On an encode thread."""
+    def _run_batch(self, engine: FocusEngine, items: Sequence[View]) -> list[list[Any]]:
+        """On an encode thread: for each view what `ViewRunner` gives for it."""
         self.observe_batch(len(items))
-        prompts = prompts_of(items, self.info.heads, self._preprocessing.grid**2)
-        return engine.encode(np.stack([item.pixels for item in items]), prompts).rows()
+        return self._runner.run(engine, items)
 
 
-def _rerank(engine: FocusEngine, items: Sequence[_Rerank]) -> list[Float32Array]:
-    """On a rerank thread."""
-    return [engine.rerank(inputs, check) for inputs, check in items]
+def _compute(engine: FocusEngine, items: Sequence[tuple[_OfStates, Callable[[], None]]]) -> list[Float32Array]:
+    """On a thread for states."""
+    return [compute(engine, check) for compute, check in items]
 
 
 def _describe(loaded: checkpoint.Checkpoint, engine: FocusEngine, settings: Settings) -> ModelInfo:

@@ -1,4 +1,4 @@
-"""From an encoded image and a mask to model input: limits, decoding, resizing, and the mask on the patch grid.
+"""From an encoded image to model input: limits, decoding, resizing; and masks to arrays.
 
 Runs on decode threads, without torch. The image is squashed to the model's square, so a pixel (x, y) of the upright
 image lands at (x * S / width, y * S / height), and a patch covers the same share of width and height for any image.
@@ -16,36 +16,7 @@ from phs_milvus.contract.cost import Cost, cost_of
 from phs_milvus.contract.decoding import Decoder
 from phs_milvus.contract.errors import ImageError, PromptError
 from phs_milvus.contract.headers import Header, read_header
-from phs_milvus.contract.types import Float32Array, Limits, MaskRuns, Region
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """One item of a batch.
-
-    Attributes:
-        pixels: uint8 [3, S, S], RGB.
-        width, height: the upright image in pixels.
-        region: what of it is in `pixels`.
-        mask: float32 [N] in [0, 1], the prompt on the patch grid; None without a prompt.
-        heads_on: attention heads to keep; None: every head, none is selected.
-        attention_shift: see `Focus`.
-        fovea: float32 [N] to add to the [CLS] logits, or None.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    width: int
-    height: int
-    region: Region
-    mask: Float32Array | None = None
-    heads_on: int | None = None
-    attention_shift: float = 0.0
-    fovea: Float32Array | None = None
-
-    @property
-    def changes_attention(self) -> bool:
-        """Whether it changes the attention itself and not only which heads are kept."""
-        return bool(self.attention_shift) or self.fovea is not None
+from phs_milvus.contract.types import Limits, MaskRuns, Region
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ Trunk = Callable[[Model, Tensor], Tensor]
 
 
 class Backbone(nn.Module):
-    """A model cut in three. `forward` is everything up to and including the last attention.
+    """A model cut in three. `forward` is everything up to and including the last attention; `attend` is the last
+    attention alone, over tokens that were kept.
 
     Args:
         layers: those of the trunk, in order; empty where the pooled token is not among the trunk's tokens.
@@ -43,6 +44,8 @@ class Backbone(nn.Module):
         self.trunk = trunk
         self.last = last
         self.readout = readout
+        # Height and width of the pixels, the same for all of them.
+        self._input: Sequence[int] = ()
 
     @property
     def heads(self) -> int:
@@ -67,13 +70,39 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: Tensor, prompts: PromptBatch[Tensor] | None = None) -> LastLayer:
         """pixel_values float [B, 3, S, S], normalised -> the last attention for the pooled token."""
+        return self.attend(self.tokens(pixel_values, None if prompts is None else prompts.fovea), prompts)
+
+    def tokens(self, pixel_values: Tensor, fovea: Tensor | None = None) -> Tensor:
+        """What enters the last attention, [B, T, D]; depends on no prompt but a foveal one, float [B, N]."""
         pixel_values = pixel_values.to(self.dtype)
-        rope: Rope | None = None
-        if hasattr(self.model, "rope_embeddings"):
-            rope = self.model.rope_embeddings(pixel_values)
-        fovea = None if prompts is None else prompts.fovea
+        self._input = pixel_values.shape[-2:]
         with nullcontext() if fovea is None else foveal_trunk(self.layers, fovea, self.last.prefix_tokens):
-            return self.last(self.trunk(self.model, pixel_values), rope, prompts)
+            return self.trunk(self.model, pixel_values)
+
+    def attend(self, tokens: Tensor, prompts: PromptBatch[Tensor] | None = None) -> LastLayer:
+        """The last attention for the pooled token over the tokens [B, T, D] that enter it."""
+        return self.last(tokens.to(self.dtype), self._rope(tokens), prompts)
+
+    def values(self, tokens: Tensor) -> Tensor:
+        """tokens [B, T, D] -> what each patch gives to each head, [B, N, D], heads side by side."""
+        return self.last.values(tokens.to(self.dtype))
+
+    def patch_tokens(self, tokens: Tensor) -> Tensor:
+        """tokens [B, T, D] -> the patches' tokens at the model's end, float32 [B, N, D]: after the last layer and the
+        final norm, before a projection."""
+        tokens = tokens.to(self.dtype)
+        attended = self.last.attend_patches(tokens, self._rope(tokens))
+        if attended is None:
+            return tokens.float()
+        residual = tokens[:, self.last.prefix_tokens :]
+        return self.readout.finish(residual.flatten(0, 1), attended.flatten(0, 1)).unflatten(0, attended.shape[:2])
+
+    def _rope(self, tokens: Tensor) -> Rope | None:
+        """Rotary position embedding of the last input's size, for the models that have one."""
+        if not hasattr(self.model, "rope_embeddings"):
+            return None
+        rope: Rope = self.model.rope_embeddings(tokens.new_empty((1, 3, *self._input), dtype=self.dtype))
+        return rope
 
 
 @dataclass(frozen=True)

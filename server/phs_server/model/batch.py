@@ -33,11 +33,6 @@ class PromptBatch(Generic[Array]):
     attention_shift: Array | None = None
     fovea: Array | None = None
 
-    @property
-    def changes_attention(self) -> bool:
-        """Whether any item of the batch changes the attention itself and not only which heads are kept."""
-        return self.attention_shift is not None or self.fovea is not None
-
     def __getitem__(self, rows: slice) -> PromptBatch[Array]:
         """Some of the items."""
         shift, fovea = (None if array is None else array[rows] for array in (self.attention_shift, self.fovea))
@@ -52,6 +47,11 @@ def to_tensors(prompts: PromptBatch[np.ndarray], device: torch.device) -> Prompt
     )
     masks, counts = (torch.from_numpy(array).to(device) for array in (prompts.masks, prompts.head_counts))
     return PromptBatch(masks, counts, shift, fovea)
+
+
+def on_device(device: torch.device, array: np.ndarray) -> Tensor:
+    """A copy on a device: arrays read from messages are read-only, which torch only warns about."""
+    return torch.tensor(array, device=device)
 
 
 class Encoded(NamedTuple):

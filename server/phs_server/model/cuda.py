@@ -29,7 +29,8 @@ class CudaRunner:
     copied back while the GPU computes the other.
 
     Args:
-        forward: tensors [B, ...] to tensors [B, ...], all on `device`; rows must not depend on each other.
+        forward: tensors [B, ...] to tensors [B, ...], all on `device`; rows must not depend on each other. The last one
+            stays on the device.
         lock: held around it; to be held around whatever else runs the same modules.
     """
 
@@ -64,8 +65,8 @@ class CudaRunner:
             self._graphs[len(arrays[0])] = _Graph(graph, inputs, outputs)
 
     @torch.inference_mode()
-    def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Runs one batch: arrays [B, ...] to arrays [B, ...]."""
+    def run(self, *arrays: np.ndarray, keep: bool = False) -> tuple[list[np.ndarray], Tensor | None]:
+        """Runs one batch: arrays [B, ...] to arrays [B, ...], and the last output as a tensor if it is to be kept."""
         count = len(arrays[0])
         size = min((size for size in self._graphs if size >= count), default=count)
         pinned = [_pinned(array, size) for array in arrays]
@@ -76,11 +77,14 @@ class CudaRunner:
             with torch.cuda.stream(self._compute):
                 for tensor in inputs:
                     tensor.record_stream(self._compute)
-                results = [_copied_back(output) for output in self._launch(size, inputs)]
+                *outputs, last = self._launch(size, inputs)
+                results = [_copied_back(output) for output in outputs]
+                # A graph's next replay overwrites its outputs.
+                kept = last[:count].clone() if keep else None
                 finished = torch.cuda.Event()
                 finished.record()
         finished.synchronize()
-        return [result[:count].numpy() for result in results]
+        return [result[:count].numpy() for result in results], kept
 
     def _launch(self, size: int, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         captured = self._graphs.get(size)

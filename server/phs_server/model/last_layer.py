@@ -72,6 +72,20 @@ class _SingleQueryAttention(nn.Module):
         outputs = values.flatten(1)
         return outputs if self.value.bias is None else outputs + self.value.bias
 
+    def normed(self, tokens: Tensor) -> Tensor:
+        """tokens [B, T, D] entering the layer, as its attention sees them."""
+        return tokens
+
+    def values(self, tokens: Tensor) -> Tensor:
+        """tokens [B, T, D] entering the layer -> what each patch gives to each head, [B, N, D], heads side by side."""
+        values: Tensor = self.value(self.normed(tokens)[:, self.prefix_tokens :])
+        return values
+
+    def pool_patches(self, attention: Tensor, tokens: Tensor) -> Tensor:
+        """Head outputs [B, D] under an attention over the patches alone, float32 [B, H, N] whose rows sum to 1, and
+        tokens [B, T, D] entering the layer."""
+        return self.pool(nn.functional.pad(attention, (self.prefix_tokens, 0)), self.normed(tokens))
+
     def _scores(self, query: Tensor, tokens: Tensor, rope: Rope | None) -> Tensor:
         """query [B or 1, H, d], scaled -> pre-softmax scores [B, H, T], up to a constant per row."""
         if rope is None:
@@ -103,6 +117,22 @@ class ClsAttention(_SingleQueryAttention):
         outputs, attention = self.attend(self.query(normed[:, 0]), normed, rope, prompts)
         return LastLayer(tokens[:, 0], outputs, attention)
 
+    def normed(self, tokens: Tensor) -> Tensor:
+        normed: Tensor = self.norm1(tokens)
+        return normed
+
+    def attend_patches(self, tokens: Tensor, rope: Rope | None) -> Tensor | None:
+        """tokens [B, T, D] entering the layer -> the head outputs of every patch, [B, N, D]."""
+        normed = self.norm1(tokens)
+        query, key, value = (
+            project(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        if rope is not None:
+            query, key = _rotate_patches(query, *rope), _rotate_patches(key, *rope)
+        outputs = nn.functional.scaled_dot_product_attention(query[:, :, self.prefix_tokens :], key, value)
+        return outputs.transpose(1, 2).flatten(2)
+
 
 class ProbeAttention(_SingleQueryAttention):
     """SigLIP's attention-pooling head: a learned query over all patches and no residual."""
@@ -119,6 +149,10 @@ class ProbeAttention(_SingleQueryAttention):
         """tokens [B, N, D], already through the model's last norm."""
         outputs, attention = self.attend(self.query, tokens, rope, prompts)
         return LastLayer(torch.zeros_like(outputs), outputs, attention)
+
+    def attend_patches(self, tokens: Tensor, rope: Rope | None) -> Tensor | None:
+        """None: the head pools, and leaves the patches' tokens as they are."""
+        return None
 
 
 def _split_packed(pooling: nn.MultiheadAttention) -> list[nn.Linear]:

@@ -73,16 +73,21 @@ class Readout(nn.Module):
         Returns:
             float32 [B, E], l2-normalised.
         """
-        dtype = self.out.weight.dtype
         batch, hidden = head_outputs.shape
         weighted = head_outputs.view(batch, self.heads, hidden // self.heads) * head_weights.unsqueeze(-1)
-        attended = self.out(weighted.view(batch, hidden).to(dtype)).float()
-        y = residual.float() + _scaled(attended, self.scale1)
-        z = y + _scaled(self.mlp(self.norm2(y).to(dtype)).float(), self.scale2)
-        embedding = self.final_norm(z)
+        embedding = self.finish(residual, weighted.view(batch, hidden))
         if self.projection is not None:
-            embedding = self.projection(embedding.to(dtype)).float()
+            embedding = self.projection(embedding.to(self.out.weight.dtype)).float()
         return nn.functional.normalize(embedding, dim=-1)
+
+    def finish(self, residual: Tensor, head_outputs: Tensor) -> Tensor:
+        """The rest of the last layer, and the final norm, for any tokens: residual and weighted head outputs [B, D] ->
+        float32 [B, D], before a projection."""
+        dtype = self.out.weight.dtype
+        y = residual.float() + _scaled(self.out(head_outputs.to(dtype)).float(), self.scale1)
+        z = y + _scaled(self.mlp(self.norm2(y).to(dtype)).float(), self.scale2)
+        finished: Tensor = self.final_norm(z)
+        return finished
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:

@@ -32,11 +32,11 @@ def test_what_is_sent_is_what_is_read() -> None:
 @pytest.mark.parametrize(
     ("message", "field"),
     [
-        (encode_request(outputs=[1] * 161), "outputs"),
+        (encode_request(outputs=[1] * 321), "outputs"),
         (encode_request(expected_fingerprint="a" * 5000), "expected_fingerprint"),
         (encode_request(mask=pb.Mask(runs=[2**32 - 1] * (2**22 + 1))), "mask"),
-        (pb.RerankRequest(states=pb.Tensor(shape=[1] * 200)), "states"),
-        (pb.EncodeStreamRequest(request=encode_request(outputs=[1] * 161)), "outputs"),
+        (pb.RerankRequest(states=pb.Tensor(shape=[1] * 321)), "states"),
+        (pb.EncodeStreamRequest(request=encode_request(outputs=[1] * 321)), "outputs"),
     ],
 )
 def test_a_list_that_is_too_long_is_named(message: pb.EncodeRequest, field: str) -> None:
@@ -54,7 +54,7 @@ def test_fields_written_one_by_one_or_again_and_again_are_counted_together() -> 
     assert caught.value.field == "mask"
     for one in (b"\x20\x01", b"\x78\x01", b"\x0a\x00"):  # outputs, an unknown field, image
         with pytest.raises(InvalidInput):
-            parse(pb.EncodeRequest, one * 1000)
+            parse(pb.EncodeRequest, one * 4000)
 
 
 @given(st.binary(max_size=300))

@@ -110,7 +110,7 @@ def test_messages_that_are_no_requests(server: ServerProcess) -> None:
     """Bytes that are no protobuf, in every method; the server goes on."""
     noise = np.random.default_rng(0).bytes(10_000)
     with grpc.insecure_channel(server.address) as channel:
-        for method in ("Encode", "Rerank", "Explain"):
+        for method in ("Encode", "Rerank", "Readout"):
             for data in (b"\xff" * 10, noise, noise[:1]):
                 with pytest.raises(grpc.RpcError) as caught:
                     channel.unary_unary(f"/phs.v1.FocusEncoder/{method}")(data, timeout=20)

@@ -53,15 +53,17 @@ def test_encode_without_outputs_or_mask_is_the_plain_embedding(stub: pb_grpc.Foc
     assert not np.allclose(float32(plain.embedding), float32(focused.embedding), atol=1e-3)
 
 
-def test_explain_shows_attention_mask_and_selection(stub: pb_grpc.FocusEncoderStub) -> None:
-    answer = stub.Explain(pb.ExplainRequest(image=jpeg(), mask=box_mask()), timeout=20)
+def test_attention_mask_and_selection(stub: pb_grpc.FocusEncoderStub) -> None:
+    outputs = [pb.OUTPUT_ATTENTION, pb.OUTPUT_MASK, pb.OUTPUT_HEADS]
+    answer = stub.Encode(pb.EncodeRequest(image=jpeg(), mask=box_mask(), outputs=outputs), timeout=20)
     attention, mask = float32(answer.attention), float32(answer.mask)
     assert attention.shape == (HEADS, GRID, GRID) and (attention.sum((1, 2)) < 1).all()
     expected = np.zeros((GRID, GRID))
     expected[:2, :2] = 1
     np.testing.assert_allclose(mask, expected, atol=1e-6)
     np.testing.assert_allclose(float32(answer.head_scores), (attention * mask).sum((1, 2)), rtol=1e-4)
-    assert not stub.Explain(pb.ExplainRequest(image=jpeg()), timeout=20).HasField("mask")
+    assert (answer.region.x0, answer.region.y0, answer.region.x1, answer.region.y1) == (0, 0, 160, 120)
+    assert not stub.Encode(pb.EncodeRequest(image=jpeg(), outputs=outputs), timeout=20).HasField("mask")
 
 
 def test_rerank_of_a_state_equals_the_embedding_it_reads_out_to(stub: pb_grpc.FocusEncoderStub) -> None:
@@ -95,6 +97,12 @@ def bad_requests() -> list[tuple[str, dict[str, object], str]]:
         ("nothing set", {"mask": pb.Mask(width=160, height=120, runs=[160 * 120])}, "mask: "),
         ("millions of runs", {"mask": pb.Mask(width=160, height=120, runs=[0] * (2**22 + 1))}, "mask: "),
         ("too many heads", {"focus": pb.Focus(heads_on=5)}, "focus: "),
+        ("too many heads in a prompt", {"prompts": [pb.Prompt(focus=pb.Focus(heads_on=5))]}, "focus: "),
+        ("too many prompts", {"prompts": [pb.Prompt()] * 65}, "prompts: "),
+        ("a mask beside prompts", {"prompts": [pb.Prompt()], "mask": box_mask()}, "prompts: "),
+        ("a bad mask among prompts", {"prompts": [pb.Prompt(), pb.Prompt(mask=box_mask(10, 10))]}, "mask: "),
+        ("a digest beside an image", {"digest": bytes(32)}, "digest: "),
+        ("a digest that is none", {"image": b"", "digest": bytes(31)}, "digest: "),
     ]
 
 
@@ -105,13 +113,9 @@ def test_invalid_argument_names_the_field(
     stub: pb_grpc.FocusEncoderStub, changes: dict[str, object], field: str
 ) -> None:
     request = {"image": jpeg(), **changes}
-    for call in (
-        lambda: stub.Encode(pb.EncodeRequest(**request), timeout=20),
-        lambda: stub.Explain(pb.ExplainRequest(**request), timeout=20),
-    ):
-        error = failure(call)
-        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert error.details().startswith(field), error.details()
+    error = failure(lambda: stub.Encode(pb.EncodeRequest(**request), timeout=20))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith(field), error.details()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,7 @@ def test_more_scores_than_fit_into_a_message_are_refused_with_how_many_do(tiny_m
 def test_another_fingerprint_is_a_failed_precondition(stub: pb_grpc.FocusEncoderStub) -> None:
     for call in (
         lambda: stub.Encode(pb.EncodeRequest(image=jpeg(), expected_fingerprint="abc"), timeout=20),
-        lambda: stub.Explain(pb.ExplainRequest(image=jpeg(), expected_fingerprint="abc"), timeout=20),
+        lambda: stub.Readout(pb.ReadoutRequest(expected_fingerprint="abc"), timeout=20),
         lambda: stub.Rerank(pb.RerankRequest(expected_fingerprint="abc"), timeout=20),
     ):
         error = failure(call)

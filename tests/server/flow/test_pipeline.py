@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from phs_milvus.contract.errors import DeadlineExceeded, ImageError, PhsError, PromptError, ServerDraining
-from phs_milvus.contract.types import Encoding, Focus, MaskRuns, RerankInputs
+from phs_milvus.contract.types import Encoding, MaskRuns, RerankInputs
 from phs_server.config import Settings
 from phs_server.flow.pipeline import Pipeline
+from tests.server.flow.support import encode
 
 WAIT = 10.0
 
@@ -100,8 +101,8 @@ def test_batched_and_single_results_are_the_same(make: Make) -> None:
     pipeline.warm_up()
 
     async def scenario() -> None:
-        alone = [await pipeline.encode(jpeg(seed), None, Focus()) for seed in range(8)]
-        together = await asyncio.gather(*(pipeline.encode(jpeg(seed), None, Focus(), bulk=True) for seed in range(8)))
+        alone = [await encode(pipeline, jpeg(seed)) for seed in range(8)]
+        together = await asyncio.gather(*(encode(pipeline, jpeg(seed), bulk=True) for seed in range(8)))
         for one, other in zip(alone, together, strict=True):
             assert np.abs(one.embedding - other.embedding).max() < 1e-5
             assert one.timings.decode_ms > 0
@@ -116,7 +117,7 @@ def test_a_bad_item_fails_alone(make: Make) -> None:
 
     async def scenario() -> list[object]:
         items = [(jpeg(1), None), (b"no image", None), (jpeg(2)[:200], None), (jpeg(3), mask), (jpeg(4), None)]
-        calls = (pipeline.encode(*item, Focus(), bulk=True) for item in items)
+        calls = (encode(pipeline, *item, bulk=True) for item in items)
         return await asyncio.gather(*calls, return_exceptions=True)
 
     kinds = [type(result) for result in run(scenario())]
@@ -135,9 +136,9 @@ def test_a_picture_that_is_dear_to_decode_holds_up_no_other(make: Make) -> None:
     async def scenario() -> None:
         os.kill(expensive._child.pid, signal.SIGSTOP)
         try:
-            waiting = asyncio.create_task(pipeline.encode(buffer.getvalue(), None, Focus()))
+            waiting = asyncio.create_task(encode(pipeline, buffer.getvalue()))
             for seed in range(3):
-                assert (await pipeline.encode(jpeg(seed), None, Focus())).width == 64
+                assert (await encode(pipeline, jpeg(seed))).width == 64
             assert not waiting.done()
         finally:
             os.kill(expensive._child.pid, signal.SIGCONT)
@@ -153,13 +154,13 @@ def test_a_child_that_crashes_costs_its_picture_only(make: Make) -> None:
 
     async def scenario() -> None:
         os.kill(child._child.pid, signal.SIGSTOP)
-        lost = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        lost = asyncio.create_task(encode(pipeline, jpeg(0)))
         await settled(lambda: child._in_use.locked())
         await asyncio.sleep(0.1)
         os.kill(child._child.pid, signal.SIGKILL)
         with pytest.raises(ImageError, match="crashed its decoder"):
             await lost
-        assert (await pipeline.encode(jpeg(1), None, Focus())).width == 64
+        assert (await encode(pipeline, jpeg(1))).width == 64
 
     run(scenario())
     assert pipeline.healthy
@@ -171,7 +172,7 @@ def test_interactive_overtakes_a_bulk_backlog(make: Make) -> None:
     order: list[str] = []
 
     async def item(name: str, bulk: bool) -> None:
-        await pipeline.encode(jpeg(0), None, Focus(), bulk=bulk)
+        await encode(pipeline, jpeg(0), bulk=bulk)
         order.append(name)
 
     async def scenario() -> None:
@@ -193,11 +194,11 @@ def test_deadlines_and_cancellation_free_their_place(make: Make) -> None:
     hold = Hold(pipeline)
 
     async def scenario() -> None:
-        first = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        first = asyncio.create_task(encode(pipeline, jpeg(0)))
         await hold.reached()
-        gone = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        gone = asyncio.create_task(encode(pipeline, jpeg(0)))
         await settled(lambda: pipeline._encodes.depth == 1)
-        late = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus(), timeout=0.05))
+        late = asyncio.create_task(encode(pipeline, jpeg(0), timeout=0.05))
         await asyncio.sleep(0.06)
         gone.cancel()
         hold.release()
@@ -216,9 +217,9 @@ def test_closing_fails_what_cannot_be_finished(make: Make) -> None:
     hold = Hold(pipeline)
 
     async def scenario() -> None:
-        first = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        first = asyncio.create_task(encode(pipeline, jpeg(0)))
         await hold.reached()
-        second = asyncio.create_task(pipeline.encode(jpeg(0), None, Focus()))
+        second = asyncio.create_task(encode(pipeline, jpeg(0)))
         await settled(lambda: pipeline._encodes.depth == 1)
         await asyncio.to_thread(pipeline.close, 0.1)
         with pytest.raises(ServerDraining):

@@ -107,7 +107,7 @@ def test_reduced_decoding_reports_the_full_upright_size() -> None:
 
 def test_a_prompt_without_zoom_sees_the_same_pixels_as_no_prompt() -> None:
     from phs_milvus.contract.types import Focus
-    from phs_server.flow.focus import prepare_focused
+    from tests.server.flow.support import view
 
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
@@ -115,7 +115,7 @@ def test_a_prompt_without_zoom_sees_the_same_pixels_as_no_prompt() -> None:
     plain, width, height = prepare_image(buffer.getvalue(), 56, Image.Resampling.BICUBIC, Limits())
     everything = MaskRuns(width, height, np.array([0, width * height], np.uint32))
     decode = Decode(56, Image.Resampling.BICUBIC, Limits())
-    prompted = prepare_focused(buffer.getvalue(), everything, Focus(), 2, grid=4, decode=decode)
+    prompted = view(buffer.getvalue(), everything, Focus.paper(), grid=4, decode=decode)
     assert np.array_equal(prompted.pixels, plain)
 
 

@@ -14,7 +14,8 @@ from phs_milvus.contract.errors import InvalidInput, ModelError
 from phs_milvus.contract.types import RerankInputs
 from phs_server.model import checkpoint
 from phs_server.model.batch import PromptBatch
-from phs_server.model.engine import FocusEngine, batch_buckets, resolve_devices
+from phs_server.model.devices import resolve_devices
+from phs_server.model.engine import FocusEngine, batch_buckets
 from tests.checkpoints import FAMILIES, save_checkpoint
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; none is at hand")
@@ -70,11 +71,14 @@ class OutOfMemoryAbove(torch.nn.Module):
         self.inner, self.readout, self.heads, self.limit = backbone, backbone.readout, backbone.heads, limit
         self.sizes: list[int] = []
 
-    def forward(self, pixels: torch.Tensor, prompts: object) -> object:
+    def tokens(self, pixels: torch.Tensor, fovea: object) -> object:
         self.sizes.append(len(pixels))
         if len(pixels) > self.limit:
             raise torch.OutOfMemoryError("full")
-        return self.inner(pixels, prompts)
+        return self.inner.tokens(pixels, fovea)
+
+    def attend(self, tokens: torch.Tensor, prompts: object) -> object:
+        return self.inner.attend(tokens, prompts)
 
 
 def test_batches_are_halved_on_out_of_memory_and_stay_small(tiny_model: Path) -> None:
@@ -111,8 +115,8 @@ def test_rerank_is_the_readout_of_each_pair_whatever_is_shared(tiny_model: Path,
             expected[row, column] = candidate[0].numpy() @ query / np.linalg.norm(query)
     assert np.abs(engine.rerank(RerankInputs(queries, weights, encoded.state)) - expected).max() < 1e-5
     # Several chunks and several blocks of weights, the last ones smaller.
-    monkeypatch.setattr("phs_server.model.engine._RERANK_ROWS", 6)
-    monkeypatch.setattr("phs_server.model.engine._RERANK_WEIGHTS", 2)
+    monkeypatch.setattr("phs_server.model.reranking._ROWS", 6)
+    monkeypatch.setattr("phs_server.model.reranking._WEIGHTS", 2)
     assert np.abs(engine.rerank(RerankInputs(queries, weights, encoded.state)) - expected).max() < 1e-5
 
 
@@ -126,8 +130,8 @@ def rerank_inputs(engine: FocusEngine, weights: np.ndarray, states: int) -> Rera
 
 def test_a_rerank_asks_between_chunks_whether_to_go_on(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where all of its work is one readout and many cosines."""
-    monkeypatch.setattr("phs_server.model.engine._RERANK_ROWS", 64)
-    monkeypatch.setattr("phs_server.model.engine._RERANK_PRODUCTS", 2**12)
+    monkeypatch.setattr("phs_server.model.reranking._ROWS", 64)
+    monkeypatch.setattr("phs_server.model.reranking._PRODUCTS", 2**12)
     engine = make(tiny_model)
     rng = np.random.default_rng(0)
     for weights, states in ((rng.random((40, 4), np.float32), 200), (np.ones((1000, 4), np.float32), 64)):
@@ -146,14 +150,14 @@ def test_a_rerank_asks_between_chunks_whether_to_go_on(tiny_model: Path, monkeyp
 
 def test_chunks_of_a_rerank_take_about_as_long_as_wanted(tiny_model: Path) -> None:
     engine = make(tiny_model)
-    engine._rerank_rows = 1024
-    engine._pace_reranks(1024, seconds=0.4)
-    assert engine._rerank_rows == 256
-    engine._pace_reranks(100, seconds=0.001)  # a small rest says nothing
-    assert engine._rerank_rows == 256
+    engine._states._rows = 1024
+    engine._states._pace(1024, seconds=0.4)
+    assert engine._states._rows == 256
+    engine._states._pace(100, seconds=0.001)  # a small rest says nothing
+    assert engine._states._rows == 256
     for _ in range(9):
-        engine._pace_reranks(engine._rerank_rows, seconds=0)
-    assert engine._rerank_rows == 2048
+        engine._states._pace(engine._states._rows, seconds=0)
+    assert engine._states._rows == 2048
 
 
 def test_more_readouts_than_one_request_may_ask_for_are_refused(tiny_model: Path) -> None:
