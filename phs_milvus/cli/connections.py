@@ -98,6 +98,9 @@ def open_encoder(options: argparse.Namespace, *, many: bool = False) -> Iterator
     # On a port of its own and for this command alone, so the network settings in the environment do not apply.
     private = {name: getattr(Settings(), name) for name in _NETWORK_SETTINGS}
     settings = replace(settings, **private, port=0)
+    if not many and settings.cpu_kernels == "auto":
+        # Preparing weights for faster kernels takes longer than a few pictures do.
+        settings = replace(settings, cpu_kernels="torch")
     print(_LOADING.format(model=shown(settings.model), quoted=shlex.quote(settings.model)), file=sys.stderr)
     with app.ServerThread(settings, brief=not many) as server, Encoder(server.address) as encoder:
         yield encoder

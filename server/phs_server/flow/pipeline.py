@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -131,10 +132,13 @@ class Pipeline:
         Args:
             single: only for one picture at a time; what else is needed is set up when it is.
         """
-        for decoder in self._decoders[: 1 if single else None]:
-            decoder.start()
-        for engine in self._engines:
-            engine.warm_up(1 if single else self._batch_limit)
+        decoders = self._decoders[: 1 if single else None]
+        with ThreadPoolExecutor(len(decoders)) as pool:  # they start while the model runs
+            starting = [pool.submit(decoder.start) for decoder in decoders]
+            for engine in self._engines:
+                engine.warm_up(1 if single else self._batch_limit)
+        for start in starting:
+            start.result()
 
     async def encode(self, asked: Asked, *, timeout: float | None = None, bulk: bool = False) -> list[Encoding]:
         """One Encoding for each of the request's pointings; see `Encoding` for shapes.
