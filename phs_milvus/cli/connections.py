@@ -23,9 +23,11 @@ _ENCODER_HELP = """a running phs-server; several, separated by commas, are used 
 here for this command [PHS_ENCODER]. TLS: PHS_ENCODER_TLS=1 or PHS_ENCODER_CA, PHS_ENCODER_CERT, PHS_ENCODER_KEY name
 PEM files. Token: PHS_ENCODER_TOKEN_FILE"""
 
-_LOADING = """loading {model} for this command alone. To load it once for all commands:
-  phs-server --model {quoted} &
-  export PHS_ENCODER=127.0.0.1:50051"""
+# In one line, which a terminal shows whole even where Ctrl-C comes at once.
+_LOADING = (
+    "loading {model} for this command alone; to load it once for all: "
+    "phs-server --model {quoted} & export PHS_ENCODER=127.0.0.1:50051"
+)
 
 
 def add_encoder_flags(command: argparse.ArgumentParser, default: str = "facebook/dinov2-base") -> None:
