@@ -1,6 +1,6 @@
 """Encoding against transformers' own forward and against naive PHS, same weights, dtype and batch; MFU on a GPU.
 
-    python -m benchmarks.encode [--size base] [--precision auto float32] [--batch 1 16] [--cpu-time]
+    python -m benchmarks.encode [--size base] [--precision auto float32] [--batch 1 16] [--against sdpa] [--cpu-time]
 
 Ours is `FocusEngine.encode`: uint8 pixels on the host to embeddings, states, scores and attention on the host.
 The others get float pixels ready on the device. Naive PHS is what hooks on transformers' model can do: one eager pass
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,12 @@ from phs_server.model.devices import resolve_devices
 from phs_server.model.engine import FocusEngine
 from phs_server.model.head_selection import score_heads, select_heads
 
+_NAMES = {"sdpa": "SDPA", "eager": "eager pass", "naive": "naive PHS"}
 
-def compare(directory: Path, device: str, precision: str, batch: int, seconds: float, clock: Clock) -> list[object]:
+
+def compare(
+    directory: Path, device: str, precision: str, batch: int, against: Sequence[str], seconds: float, clock: Clock
+) -> list[object]:
     """One row: images per second of each, and our ratios to the others."""
     engine = FocusEngine(checkpoint.load(str(directory)), device, precision)
     engine.warm_up(batch)
@@ -40,18 +45,15 @@ def compare(directory: Path, device: str, precision: str, batch: int, seconds: f
     ready = torch.randn(batch, 3, 224, 224).to(device, dtype)
     sdpa, eager = (_original(directory, kind, device, dtype) for kind in ("sdpa", "eager"))
     naive = NaivePhs(eager, torch.from_numpy(masks).to(device), torch.from_numpy(counts).to(device))
-    result = interleaved(
-        {
-            "ours": lambda: engine.encode(pixels, prompts),
-            "sdpa": lambda: _synced(sdpa, ready),
-            "eager": lambda: _synced(eager, ready, output_attentions=True),
-            "naive": lambda: naive(ready),
-        },
-        seconds,
-        clock,
-    )
-    rates = [batch / result[name][0] for name in ("ours", "sdpa", "eager", "naive")]
-    return [engine.precision, batch, *rates, *(1 / result[name][1] for name in ("sdpa", "eager", "naive"))]
+    others = {
+        "sdpa": lambda: _synced(sdpa, ready),
+        "eager": lambda: _synced(eager, ready, output_attentions=True),
+        "naive": lambda: naive(ready),
+    }
+    contenders = {"ours": lambda: engine.encode(pixels, prompts), **{name: others[name] for name in against}}
+    result = interleaved(contenders, seconds, clock)
+    rates = [batch / result[name][0] for name in contenders]
+    return [engine.precision, batch, *rates, *(1 / result[name][1] for name in against)]
 
 
 class NaivePhs:
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--size", default="base", choices=("small", "base", "large", "giant"))
     parser.add_argument("--precision", nargs="+", default=["auto", "float32"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--against", nargs="+", default=list(_NAMES), choices=tuple(_NAMES))
     parser.add_argument("--device", default="auto")
     add_clock_flags(parser, seconds=20)
     arguments = parser.parse_args()
@@ -128,12 +131,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = dinov2(arguments.size, Path(folder) / arguments.size)
         rows = [
-            compare(model, device, precision, batch, arguments.seconds, clock)
+            compare(model, device, precision, batch, arguments.against, arguments.seconds, clock)
             for precision in arguments.precision
             for batch in arguments.batch
         ]
-        header = ["precision", "batch", "ours, images/s", "SDPA", "eager pass", "naive PHS"]
-        header += ["ours / SDPA", "ours / eager pass", "ours / naive PHS"]
+        names = [_NAMES[name] for name in arguments.against]
+        header = ["precision", "batch", "ours, images/s", *names, *(f"ours / {name}" for name in names)]
         print_table(f"Encode, DINOv2 {arguments.size}/14 at 224 px, {clock_name(arguments)}", header, rows)
         if device.startswith("cuda"):
             ceiling = matmul_ceiling(device)

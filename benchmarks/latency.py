@@ -1,9 +1,11 @@
 """Latency of single Encode calls, idle and while a bulk stream saturates the server.
 
     python -m benchmarks.latency [--size small] [--callers 1 8 64] [--seconds 15]
+    python -m benchmarks.latency --queue-only
 
-Each caller sends its next image when it has the last answer. The goal is for one caller: p99 under load at most two
-batch times above idle, one for the batch that is running and one for its own.
+Each caller sends its next image when it has the last answer. The goal is p99 under load at most two batch times above
+idle. With --queue-only the batches sleep instead of computing, so that what is seen is how the queue shares its places,
+whatever else the processor does.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from benchmarks.common import dinov2, photos, print_table, server
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import Outputs
+from phs_server.flow import batcher
 
 
 @contextmanager
@@ -71,15 +75,57 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def queueing(turn: int, callers: int, batch: int, seconds: float) -> list[object]:
+    """One row: callers of a Batcher that gives one place in `turn` to bulk, without and with bulk."""
+    batch_seconds = 0.1
+    batcher._BULK_TURN = turn
+    found: list[float] = []
+    for loaded in (False, True):
+        queue = batcher.Batcher(
+            lambda items: time.sleep(batch_seconds) or items,
+            max_batch_size=batch,
+            max_delay_ms=2,
+            max_queue_size=1024,
+            max_queue_bytes=2**30,
+        )
+        end, bulk_done = time.perf_counter() + seconds, 0
+
+        def call(_: int, queue: batcher.Batcher = queue, end: float = end) -> list[float]:
+            taken = []
+            while (start := time.perf_counter()) < end:
+                queue.submit(0).result()
+                taken.append(1e3 * (time.perf_counter() - start))
+            return taken[1:]
+
+        with ThreadPoolExecutor(callers) as pool:
+            calls = pool.map(call, range(callers))
+            waiting: deque[Future] = deque()
+            while loaded and time.perf_counter() < end:
+                while len(waiting) < 64:
+                    waiting.append(queue.submit(0, priority=batcher.Priority.BULK))
+                waiting.popleft().result()
+                bulk_done += 1
+            found.append(quantile([each for some in calls for each in some], 0.99))
+        queue.close(0)
+    idle, saturated = found
+    return [f"1 in {turn}", idle, saturated, (saturated - idle) / (1e3 * batch_seconds), bulk_done / seconds]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small", choices=("small", "base", "large", "giant"))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=15, help="per row")
+    parser.add_argument("--queue-only", action="store_true", help="batches that sleep, for several shares of bulk")
     arguments = parser.parse_args()
+    if arguments.queue_only:
+        rows = [queueing(turn, max(arguments.callers), arguments.batch, arguments.seconds) for turn in (4, 8, 16)]
+        header = ["places of bulk", "idle p99, ms", "saturated p99, ms", "p99 over idle, batches", "bulk items/s"]
+        print_table(f"{max(arguments.callers)} callers in batches of {arguments.batch} that sleep 100 ms", header, rows)
+        return
     files = photos(16)
-    rows: list[list[object]] = []
+    rows = []
     idle: dict[int, float] = {}
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -51,7 +51,7 @@ def _ingest(options: argparse.Namespace) -> int:
     from phs_milvus.milvus.connection import translated_errors
 
     existing_folder(options.directory, "DIR")  # before a model is loaded and a collection made
-    with open_encoder(options) as encoder, open_milvus(options, create=True) as client:
+    with open_encoder(options, many=True) as encoder, open_milvus(options, create=True) as client:
         name = options.collection
         with translated_errors("cannot list the collections"):
             exists = client.has_collection(name)

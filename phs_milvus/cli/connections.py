@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,12 @@ _NETWORK_SETTINGS = ("host", "tls_cert", "tls_key", "tls_client_ca", "token_file
 _ENCODER_HELP = """a running phs-server; several, separated by commas, are used in turn; without one a server is started
 here for this command [PHS_ENCODER]. TLS: PHS_ENCODER_TLS=1 or PHS_ENCODER_CA, PHS_ENCODER_CERT, PHS_ENCODER_KEY name
 PEM files. Token: PHS_ENCODER_TOKEN_FILE"""
+
+# In one line, which a terminal shows whole even where Ctrl-C comes at once.
+_LOADING = (
+    "loading {model} for this command alone; to load it once for all: "
+    "phs-server --model {quoted} & export PHS_ENCODER=127.0.0.1:50051"
+)
 
 
 def add_encoder_flags(command: argparse.ArgumentParser, default: str = "facebook/dinov2-base") -> None:
@@ -66,8 +73,11 @@ def address_of(options: argparse.Namespace) -> str | None:
 
 
 @contextlib.contextmanager
-def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
+def open_encoder(options: argparse.Namespace, *, many: bool = False) -> Iterator[Any]:
     """The embedding server of `address_of`, or one that is started here and ends with this command.
+
+    Args:
+        many: the command encodes many pictures, so that a server started here is worth a warm-up of whole batches.
 
     Raises:
         PhsError: --encoder and --model are both given, the server does not answer, or the model cannot be served here.
@@ -90,8 +100,11 @@ def open_encoder(options: argparse.Namespace) -> Iterator[Any]:
     # On a port of its own and for this command alone, so the network settings in the environment do not apply.
     private = {name: getattr(Settings(), name) for name in _NETWORK_SETTINGS}
     settings = replace(settings, **private, port=0)
-    print(f"starting an embedding server with {settings.model} ...", file=sys.stderr)
-    with app.ServerThread(settings) as server, Encoder(server.address) as encoder:
+    if not many and settings.cpu_kernels == "auto":
+        # Preparing weights for faster kernels takes longer than a few pictures do.
+        settings = replace(settings, cpu_kernels="torch")
+    print(_LOADING.format(model=shown(settings.model), quoted=shlex.quote(settings.model)), file=sys.stderr)
+    with app.ServerThread(settings, brief=not many) as server, Encoder(server.address) as encoder:
         yield encoder
 
 

@@ -49,7 +49,7 @@ def _demo(options: argparse.Namespace) -> int:
         options.model = options.model or (PHOTO_MODEL if options.images else str(BUNDLED_MODEL))
     output = output_folder(Path(options.output), "--output", is_demo)
     options.milvus = str(output / "demo.db")
-    with open_encoder(options) as encoder, open_milvus(options, create=True) as client:
+    with open_encoder(options, many=True) as encoder, open_milvus(options, create=True) as client:
         page = run_demo(encoder, client, output, images)
     truth = "" if options.images else _TRUTH
     model = _BUNDLED if options.model == str(BUNDLED_MODEL) else ""

@@ -239,7 +239,7 @@ def _studies(options: argparse.Namespace, dataset: Any, prompts: tuple[str, ...]
 
     for place in _places(options):
         with ExitStack() as stack:
-            encoder = stack.enter_context(open_encoder(place))
+            encoder = stack.enter_context(open_encoder(place, many=True))
             bench = stack.enter_context(_bench(encoder, dataset, options))
             every = object_queries(bench.dataset)
             if not every:

@@ -47,12 +47,16 @@ class Server:
         address: "host:port" once started, with the port actually bound.
         private_address: where the server answers itself; None where the system has no such addresses.
 
+    Args:
+        brief: it serves one command: what only many pictures need is left to those that need it.
+
     Raises:
         InvalidInput: TLS or token files that cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, brief: bool = False) -> None:
         self.settings = settings
+        self._brief = brief
         self.address = ""
         self.private_address = supervisor.private_address()
         self._metrics = Metrics()
@@ -171,7 +175,7 @@ class Server:
 
     def _load(self) -> Pipeline:
         pipeline = Pipeline(self.settings)
-        pipeline.warm_up()
+        pipeline.warm_up(single=self._brief)
         return pipeline
 
     async def _finished(self) -> None:
@@ -267,11 +271,14 @@ class ServerThread:
 
     with ServerThread(Settings(model="./model", port=0)) as server:
         encoder = Encoder(server.address)
+
+    Args:
+        brief: see `Server`.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, brief: bool = False) -> None:
         self.address = ""
-        self._settings = settings
+        self._settings, self._brief = settings, brief
         self._started: Future[str] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
@@ -292,7 +299,7 @@ class ServerThread:
         self._loop = asyncio.get_running_loop()
         server = None
         try:
-            server = Server(self._settings)
+            server = Server(self._settings, brief=self._brief)
             await server.start()
         except BaseException as error:
             if server is not None:

@@ -43,6 +43,12 @@ class Settings:
         "graphs: one CUDA graph per batch size; eager: none",
         choices=("graphs", "eager"),
     )
+    cpu_kernels: str = _setting(
+        "auto",
+        "for a model on a CPU; auto: those that are fastest here, tried once; torch: those that transformers calls; "
+        "onednn: oneDNN's, with weights in its own layout",
+        choices=("auto", "torch", "onednn"),
+    )
     precision: str = _setting(
         "auto",
         "precision of the matrix products; auto: bfloat16 on GPUs and CPUs that have it natively, else float32",

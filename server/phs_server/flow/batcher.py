@@ -1,9 +1,9 @@
 """Bounded queues that turn single items into batches. Knows neither torch nor gRPC.
 
 Callers `submit` an item and get a future; worker threads take what is waiting, up to a full batch, and run it.
-Interactive items overtake bulk items, but while both wait every fourth place goes to bulk, so neither starves. A batch
-holds items of one key only. Items whose deadline has passed or whose future was cancelled are dropped when a batch is
-formed. A batch that raises fails its own futures and no other.
+Interactive items overtake bulk items, but while both wait every sixteenth place goes to bulk, so neither starves. A
+batch holds items of one key only. Items whose deadline has passed or whose future was cancelled are dropped when a
+batch is formed. A batch that raises fails its own futures and no other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # While both priorities wait, one place in this many goes to bulk.
-_BULK_TURN = 4
+_BULK_TURN = 16
 
 
 class Priority(IntEnum):

@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -73,7 +74,13 @@ class Pipeline:
         self._limits = settings.limits
         backbones = [loaded.backbone, *(copy.deepcopy(loaded.backbone) for _ in devices[1:])]
         self._engines = [
-            FocusEngine(dataclasses.replace(loaded, backbone=backbone), device, settings.precision, settings.gpu_mode)
+            FocusEngine(
+                dataclasses.replace(loaded, backbone=backbone),
+                device,
+                settings.precision,
+                settings.gpu_mode,
+                settings.cpu_kernels,
+            )
             for backbone, device in zip(backbones, devices, strict=True)
         ]
         self.info = _describe(loaded, self._engines[0], settings)
@@ -118,13 +125,20 @@ class Pipeline:
             name="states",
         )
 
-    def warm_up(self) -> None:
+    def warm_up(self, single: bool = False) -> None:
         """Runs the batch sizes to come once on every device, and starts the processes that decode, so that the first
-        request pays for no lazy set-up."""
-        for decoder in self._decoders:
-            decoder.start()
-        for engine in self._engines:
-            engine.warm_up(self._batch_limit)
+        request pays for no lazy set-up.
+
+        Args:
+            single: only for one picture at a time; what else is needed is set up when it is.
+        """
+        decoders = self._decoders[: 1 if single else None]
+        with ThreadPoolExecutor(len(decoders)) as pool:  # they start while the model runs
+            starting = [pool.submit(decoder.start) for decoder in decoders]
+            for engine in self._engines:
+                engine.warm_up(1 if single else self._batch_limit)
+        for start in starting:
+            start.result()
 
     async def encode(self, asked: Asked, *, timeout: float | None = None, bulk: bool = False) -> list[Encoding]:
         """One Encoding for each of the request's pointings; see `Encoding` for shapes.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from phs_milvus.contract.errors import ModelError
 from phs_milvus.contract.types import Float32Array
 from phs_server.model.backbone import FAMILIES, Backbone, Family, Model
 from phs_server.model.folder import check_config, check_counts, check_sizes, count_weights
+from phs_server.model.passed import PassedCheck
 from phs_server.model.preprocessing import Preprocessing, ProcessorReader, first_line
 from phs_server.model.sample import sample_picture
 
@@ -94,7 +96,12 @@ def load(model_id: str, image_size: int | None = None) -> Checkpoint:
         log.info("model '%s': %s", model_id, deviation)
     model = _load_model(model_id, model_type, config)
     fingerprint = _fingerprint(model, model_type, preprocessing)
-    backbone, embedding = _cut_and_check(model, FAMILIES[model_type], ours, theirs)
+    passed = PassedCheck(fingerprint, config, reader.numbers)
+    if (embedding := passed.embedding()) is not None:
+        backbone = FAMILIES[model_type].cut(model, FAMILIES[model_type].trunk)
+    else:
+        backbone, embedding = _cut_and_check(model, FAMILIES[model_type], ours, theirs)
+        passed.remember(embedding)
     return Checkpoint(model_id, model_type, fingerprint, backbone, preprocessing, sample, embedding)
 
 
@@ -174,7 +181,8 @@ def _fingerprint(model: Model, model_type: str, preprocessing: Preprocessing) ->
 
     Weights are hashed one by one and the hashes sorted, because transformers renames parameters between releases.
     """
-    weights = sorted(map(_digest, model.state_dict().values()))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing lets go of the interpreter
+        weights = sorted(pool.map(_digest, model.state_dict().values()))
     config = model.config
     numbers = {
         "type": model_type,

@@ -42,9 +42,17 @@ class FocusEngine:
         device: a torch device.
         precision: "float32", "bfloat16", "float16" or "auto".
         gpu_mode: "graphs" records a CUDA graph per batch size, "eager" does not.
+        cpu_kernels: "auto", "torch" or "onednn"; see `speed_up`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str, precision: str, gpu_mode: str = "graphs") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str,
+        precision: str,
+        gpu_mode: str = "graphs",
+        cpu_kernels: str = "auto",
+    ) -> None:
         self.device = torch.device(device)
         self.precision = resolve_precision(precision, self.device)
         self.backbone = checkpoint.backbone
@@ -67,8 +75,7 @@ class FocusEngine:
         if self.device.type == "cuda":
             self._cuda = CudaRunner(self._forward, self.device, self._lock)
         elif self.device.type == "cpu":
-            speed_up(self.backbone.model)
-            speed_up(self.backbone.readout)
+            speed_up(self.backbone, self._patches + 1, cpu_kernels)
 
     def warm_up(self, max_batch_size: int) -> None:
         """Runs the batch sizes to come once, so that the first request pays for no lazy set-up.

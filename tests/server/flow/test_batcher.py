@@ -144,19 +144,21 @@ def test_close_with_a_stuck_batch_fails_the_rest(gate: Gate) -> None:
         waiting.result(0)
 
 
-def test_interactive_items_overtake_bulk_and_bulk_keeps_every_fourth_place(gate: Gate) -> None:
+def test_interactive_items_overtake_bulk_and_bulk_keeps_every_sixteenth_place(gate: Gate) -> None:
     batcher = make(gate, size=8)
     blocked(gate, batcher)
     bulk = [batcher.submit(100 + item, priority=Priority.BULK) for item in range(6)]
-    interactive = [batcher.submit(item) for item in range(1, 13)]
+    interactive = [batcher.submit(item) for item in range(1, 31)]
     gate.open.set()
     for future in (*bulk, *interactive):
         future.result(WAIT)
-    # The blocked item took the first place of the first four.
+    # The blocked item took the first place of the first sixteen.
     assert gate.batches[1:] == [
-        [1, 2, 100, 3, 4, 5, 101, 6],
-        [7, 8, 102, 9, 10, 11, 103, 12],
-        [104, 105],
+        [1, 2, 3, 4, 5, 6, 7, 8],
+        [9, 10, 11, 12, 13, 14, 100, 15],
+        [16, 17, 18, 19, 20, 21, 22, 23],
+        [24, 25, 26, 27, 28, 29, 101, 30],
+        [102, 103, 104, 105],
     ]
     batcher.close(WAIT)
 
@@ -164,11 +166,11 @@ def test_interactive_items_overtake_bulk_and_bulk_keeps_every_fourth_place(gate:
 def test_bulk_does_not_starve_at_batch_size_one(gate: Gate) -> None:
     batcher = make(gate, size=1)
     blocked(gate, batcher)
-    futures = [batcher.submit(item) for item in range(1, 9)] + [batcher.submit(100, priority=Priority.BULK)]
+    futures = [batcher.submit(item) for item in range(1, 21)] + [batcher.submit(100, priority=Priority.BULK)]
     gate.open.set()
     for future in futures:
         future.result(WAIT)
-    assert gate.batches.index([100]) == 3
+    assert gate.batches.index([100]) == 15
     batcher.close(WAIT)
 
 

@@ -1,4 +1,4 @@
-"""The engine: faster kernels that change nothing, halving on out-of-memory, reranking in groups, devices."""
+"""The engine: precisions, halving on out-of-memory, reranking in groups, devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from phs_milvus.contract.errors import InvalidInput, ModelError
 from phs_milvus.contract.types import RerankInputs
-from phs_server.model import checkpoint, kernels
+from phs_server.model import checkpoint
 from phs_server.model.batch import PromptBatch
 from phs_server.model.devices import resolve_devices
 from phs_server.model.engine import FocusEngine, batch_buckets
@@ -39,38 +39,6 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """The smallest over the rows."""
     a, b = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_cpu_kernels_change_nothing_in_float32(family: str, tmp_path: Path) -> None:
-    loaded = checkpoint.load(str(save_checkpoint(family, tmp_path)))
-    side = loaded.preprocessing.image_size
-    batch = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = loaded.backbone(batch)
-        weights = torch.full((1, loaded.backbone.heads), 1.0)
-        embedding = loaded.backbone.readout(expected.residual, expected.head_outputs, weights)
-        kernels.speed_up(loaded.backbone.model)
-        kernels.speed_up(loaded.backbone.readout)
-        actual = loaded.backbone(batch)
-        again = loaded.backbone.readout(actual.residual, actual.head_outputs, weights)
-    assert any(isinstance(module, kernels.OneDnnLinear) for module in loaded.backbone.model.modules())
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert (ours - theirs).abs().max() < 1e-4 * max(1.0, float(theirs.abs().max()))
-    assert (again - embedding).abs().max() < 1e-5
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_plain_attention_is_sdpa(family: str, tmp_path: Path) -> None:
-    """In float32, where both are exact; the engine uses it in bfloat16 only."""
-    loaded = checkpoint.load(str(save_checkpoint(family, tmp_path)))
-    side = loaded.preprocessing.image_size
-    batch = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
-    expected = loaded.backbone(batch)
-    assert kernels.use_plain_attention(loaded.backbone.model) > 0
-    actual = loaded.backbone(batch)
-    assert (actual.head_outputs - expected.head_outputs).abs().max() < 1e-4 * float(expected.head_outputs.abs().max())
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
