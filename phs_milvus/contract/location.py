@@ -19,8 +19,7 @@ class LocateTarget:
         embedding: float32 [E], of the query.
         head_weights: float32 [H], which `embedding` was read out with.
         region_feature: float32 [D], `Encoding.region_feature` of the query; None: boxes are less exact.
-        all_heads_embedding: float32 [E], of the query, read out with every head; None: `embedding`, if its weights are
-            all ones, else the peak is less exact.
+        all_heads_embedding: float32 [E], of the query, read out with every head; None: the peak is less exact.
         limit: boxes per image at most.
         threshold: in (0, 1), where between the smallest and the largest value of an image's map its boxes end; None:
             the server's default.

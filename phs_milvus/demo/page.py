@@ -48,7 +48,7 @@ class Section:
     @property
     def focused_heading(self) -> str:
         """The heading above the hits of the default focused search."""
-        return "roi + PHS, blended: the default" + self._right(self.focused)
+        return "roi + PHS, blended: the default" + self._right(self.focused) + "; boxed where it is"
 
     @property
     def published_heading(self) -> str:

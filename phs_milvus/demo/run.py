@@ -47,6 +47,8 @@ BUNDLED_FOCUS = Focus(heads_on=3)
 _WRITTEN = re.compile(r"demo\.db|index\.html|query-\d+\.png")
 _SHOWN = 6
 _HITS = 7
+# In each hit of the default search.
+_BOXES = 2
 _MEASURED = 300
 
 
@@ -151,14 +153,13 @@ def _from_photos(collection: FocusedCollection, count: int) -> list[Shown]:
 
 
 def _section(search: FocusedSearch, encoder: Encoder, focus: Focus, output: Path, number: int, query: Shown) -> Section:
-    """Searches with the whole image, with PHS as published and with the default focus, and draws all three."""
+    """Searches with the whole image, with PHS as published and with the default focus, locates the thing in the hits
+    of the last, and draws all three."""
     published = Focus.paper(focus.heads_on)
 
-    def tiles(prompt: Prompt | None, **options: Any) -> list[Tile]:
-        hits = search.search(
-            query.path, prompt, limit=_HITS, output_fields=["path"], exclude_query=True, **options
-        ).hits
-        return _tiles(hits, query.right)
+    def tiles(prompt: Prompt | None, boxes: int = 0, **options: Any) -> list[Tile]:
+        result = search.search(query.path, prompt, limit=_HITS, output_fields=["path"], exclude_query=True, **options)
+        return _tiles(result.locate(boxes=boxes).hits if boxes else result.hits, query.right)
 
     picture = load_picture(query.path)
     section = Section(
@@ -167,7 +168,7 @@ def _section(search: FocusedSearch, encoder: Encoder, focus: Focus, output: Path
         heads=heads_tiles(picture, encoder.explain(query.path, query.prompt, focus=published)),
         whole=tiles(None, score="ann"),
         published=tiles(query.prompt, score="query_db", focus=published),
-        focused=tiles(query.prompt, focus=focus),
+        focused=tiles(query.prompt, boxes=_BOXES, focus=focus),
         truth=query.right is not None,
     )
     _sheet_of(section).save(output / f"query-{number}.png")

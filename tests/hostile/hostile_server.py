@@ -86,6 +86,9 @@ class Hostile:
                 self._bytes(answer) for answer in self.stream(map(pb.EncodeStreamRequest.FromString, sent))
             )
         )
+        handlers["Locate"] = grpc.stream_stream_rpc_method_handler(
+            lambda sent, _: self._located(map(pb.LocateRequest.FromString, sent))
+        )
         self.server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_send_message_length", -1)])
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("phs.v1.FocusEncoder", handlers),))
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
@@ -104,6 +107,17 @@ class Hostile:
         for item in sent:
             response = pb.EncodeResponse.FromString(self._answer("Encode"))
             yield pb.EncodeStreamResponse(id=item.id, response=response)
+
+    def _located(self, sent: Iterator[pb.LocateRequest]) -> Iterator[bytes]:
+        """An answer to each image, changed; the query comes first."""
+        next(sent)
+        for item in sent:
+            answer = located()
+            answer.id = item.id
+            change = self.change.get("Locate")
+            if callable(change):
+                change(answer.location)
+            yield answer.SerializeToString()
 
     @staticmethod
     def _bytes(answer: Message | bytes) -> bytes:

@@ -26,6 +26,8 @@ from phs_server.model.readout import Readout
 
 # A patch belongs to the located region from this share of the patch readout's range on.
 _REGION = 0.6
+# What the patch readout weighs against the region match in the map that boxes are cut from.
+_READOUT_WEIGHT = 2.0
 # Best region matches that are averaged.
 _BEST_MATCHES = 5
 _SMALLEST_SPREAD = 1e-6
@@ -77,18 +79,16 @@ class Locator:
         last, values = self._backbone.attend(tokens), self._backbone.values(tokens)
         weights = sought.head_weights
         readout = self.patch_readout(last, values, weights, sought.embedding)
-        every = torch.ones_like(weights)
-        whole = sought.all_heads_embedding
-        if whole is None and torch.equal(weights, every):
-            whole = sought.embedding
-        extent, evidence = readout, standard(readout)
-        if whole is not None:
-            sharp = self.patch_readout(last, values, every, whole)
-            evidence = standard(sharp) + standard(self.patch_evidence(last, values, every, whole))
+        extent = readout
+        evidence = standard(readout) + standard(self.patch_evidence(last, values, weights, sought.embedding))
+        if sought.all_heads_embedding is not None:
+            every, embedding = torch.ones_like(weights), sought.all_heads_embedding
+            evidence = evidence + standard(self.patch_readout(last, values, every, embedding))
+            evidence = (evidence + standard(self.patch_evidence(last, values, every, embedding))) / 2
         match = torch.zeros_like(readout[:, 0])
         if sought.region_feature is not None:
             matches = self.region_match(tokens, sought.region_feature)
-            extent = evenly_weighted(readout, matches)
+            extent = weighted(readout, matches, _READOUT_WEIGHT)
             evidence = evidence + standard(matches)
             match = matches.topk(min(_BEST_MATCHES, matches.shape[1])).values.mean(dim=1)
         score = self.refocused_score(tokens, last, readout, sought)
@@ -132,10 +132,12 @@ class Locator:
         return self._backbone.readout(last.residual, outputs, sought.head_weights.unsqueeze(0)) @ sought.embedding
 
 
-def evenly_weighted(first: Tensor, second: Tensor) -> Tensor:
-    """The mean of two maps [B, N], weighted so that both vary equally: their z-scores added, on the maps' own scale."""
-    spreads = [values.std(dim=1, keepdim=True, correction=0).clamp_min(_SMALLEST_SPREAD) for values in (first, second)]
-    share = spreads[1] / (spreads[0] + spreads[1])
+def weighted(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    """A mean of two maps [B, N] that is largest where weight * z(first) + z(second) is, on the maps' own scale."""
+    one, other = (
+        values.std(dim=1, keepdim=True, correction=0).clamp_min(_SMALLEST_SPREAD) for values in (first, second)
+    )
+    share = weight * other / (weight * other + one)
     return share * first + (1 - share) * second
 
 

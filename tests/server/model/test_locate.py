@@ -12,7 +12,7 @@ from phs_milvus.contract.location import LocateTarget
 from phs_server.model import checkpoint
 from phs_server.model.engine import FocusEngine
 from phs_server.model.head_selection import shifted_attention
-from phs_server.model.locate import Locator, evenly_weighted, standard
+from phs_server.model.locate import Locator, standard, weighted
 from tests.checkpoints import FAMILIES, save_checkpoint
 
 BEST = 5
@@ -103,9 +103,9 @@ def test_the_engine_finds_a_picture_in_itself(tmp_path: Path) -> None:
     assert (without.match == 0).all() and np.isfinite(without.evidence).all()
 
 
-def test_maps_vary_equally_when_they_are_combined() -> None:
+def test_maps_are_combined_by_their_z_scores() -> None:
     rng = np.random.default_rng(0)
     first, second = (torch.from_numpy(rng.normal(size=(2, 30)) * scale).float() for scale in (1, 9))
-    combined = evenly_weighted(first, second)
-    assert torch.allclose(standard(combined), standard(standard(first) + standard(second)), atol=1e-5)
+    combined = weighted(first, second, 2.0)
+    assert torch.allclose(standard(combined), standard(2 * standard(first) + standard(second)), atol=1e-5)
     assert not standard(torch.full((1, 4), 0.3)).any()
