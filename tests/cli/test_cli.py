@@ -54,6 +54,21 @@ def test_ingest_search_explain_info(run: Run, photos: list[Path], tmp_path: Path
     )
     assert {row["id"] for row in rows} == {path.name for path in photos} - {path.name for path in photos[4:7]}
 
+    found = run(
+        *("search", photos[4], "--box", "20,20,90,100", "--limit", 3, "--locate", "--boxes", 2, "--json"),
+        *("--save-boxes", "boxes.json", "--save", "boxed.png"),
+    )
+    rows = json.loads(found.stdout)
+    assert all(1 <= len(row["boxes"]) <= 2 for row in rows), found.stderr
+    coco = json.loads((tmp_path / "boxes.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == [row["id"] for row in rows]
+    x, y, width, height = coco["annotations"][0]["bbox"]
+    assert [x, y, x + width, y + height] == rows[0]["boxes"][0]["box"] and coco["annotations"][0]["image_id"] == 1
+    third = run("search", photos[4], "--box", "20,20,90,100", "--limit", 3, "--localize", 6, "--images", "photos")
+    assert "where" in third.stdout and "locate" in third.stderr
+    nowhere = run("search", photos[4], "--locate", "--images", "none")
+    assert nowhere.returncode == 1 and "images" in nowhere.stderr
+
     (tmp_path / "focus.json").write_text('{"focus": {"heads": 2}, "candidates": 2}')
     tuned = run("search", photos[4], "--point", "60,60", "--settings", "focus.json", "--limit", 5, "--json")
     assert len(json.loads(tuned.stdout)) == 5, tuned.stderr

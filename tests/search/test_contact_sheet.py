@@ -10,6 +10,7 @@ from PIL import Image
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.contract.location import LocatedBox
 from phs_milvus.contract.types import Focus
 from phs_milvus.pointing.prompts import Box
 from phs_milvus.search.contact_sheet import (
@@ -17,6 +18,7 @@ from phs_milvus.search.contact_sheet import (
     GOOD,
     Tile,
     TileRow,
+    draw_boxes,
     draw_prompt,
     heads_sheet,
     heat,
@@ -51,6 +53,20 @@ def test_small_and_large_pictures_fill_a_tile_and_keep_their_shape() -> None:
         paper = np.asarray(sheet([TileRow([Tile(flat(RED, size), "t")])], columns=1))
         rows, columns = np.nonzero((paper == np.uint8(RED)).all(axis=-1))
         assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == (100, 200)
+
+
+@pytest.mark.parametrize("size", [(160, 120), (1600, 1200)])
+def test_boxes_are_drawn_where_they_are(size: tuple[int, int]) -> None:
+    scale = size[0] // 160
+    region = (40 * scale, 30 * scale, 120 * scale, 90 * scale)
+    drawn = np.asarray(draw_boxes(flat(BLUE, size), [LocatedBox(region, 0.5)]))
+    rows, columns = np.nonzero((drawn == np.uint8(ACCENT)).all(axis=-1))
+    shown = drawn.shape[1] / size[0]
+    expected = [edge * shown for edge in region]
+    found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert np.abs(np.array(found) - expected).max() <= 1
+    assert (drawn[drawn.shape[0] // 2, drawn.shape[1] // 2] == np.uint8(BLUE)).all()
+    assert draw_boxes(flat(BLUE), []).getcolors() == [(160 * 120, BLUE)]
 
 
 def test_frames_and_long_titles() -> None:
