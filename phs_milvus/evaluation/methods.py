@@ -5,14 +5,14 @@ Q = queries, K = images of the dataset, H = heads, E = embedding size. Scores co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus, MaskRuns
-from phs_milvus.evaluation.bench import Bench, QuerySet
+from phs_milvus.evaluation.bench import Ask, Bench, QuerySet
 from phs_milvus.evaluation.edits import Edit
 from phs_milvus.evaluation.head_weights import fixed_weights, head_weights
 from phs_milvus.search.zooms import combined
@@ -54,6 +54,10 @@ class Edited:
     def name(self) -> str:
         return self.edit.name
 
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return (Ask(edit=self.edit),)
+
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         states, _ = bench.look(queries, edit=self.edit)
         return bench.readout(states, _ones(bench, queries)) @ bench.embeddings.T
@@ -68,6 +72,10 @@ class Foveal:
     @property
     def name(self) -> str:
         return f"FA, alpha {self.alpha:g}"
+
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return (Ask(focus=Focus(fovea=self.alpha)),)
 
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         states, _ = bench.look(queries, focus=Focus(fovea=self.alpha))
@@ -94,6 +102,10 @@ class Focused:
     def name(self) -> str:
         return self.label or describe(self.focus, self.query_db, self.pick, self.scaled)
 
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return _asks_of(self.focus)
+
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         parts = []
         for single in self.focus.per_zoom:
@@ -108,7 +120,7 @@ class Focused:
     def read(self, bench: Bench, queries: QuerySet, single: Focus) -> tuple[Float32Array, Float32Array]:
         """The queries at one zoom: (embeddings [Q, E], head weights [Q, H])."""
         states: Float16Array
-        if single.attention_shift or single.single_zoom:
+        if _is_encoded(single):
             states, scores = bench.look(queries, focus=single)
         else:
             states, scores = bench.states[queries.images], bench.head_scores(queries)
@@ -146,6 +158,10 @@ class TwoStage:
     def name(self) -> str:
         return f"{describe(self.focus, None, 'top', True)}, two-stage K={self.candidates}"
 
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return _asks_of(self.focus)
+
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         encoded = self._encoded(bench, queries)
         stage_one = np.stack([query.embedding for query in encoded if query.embedding is not None])
@@ -179,8 +195,26 @@ class Average:
     def name(self) -> str:
         return self.label or "mean of " + " and ".join(part.name for part in self.parts)
 
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return tuple(asks_of(self.parts))
+
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         return np.mean([part.scores(bench, queries) for part in self.parts], axis=0)
+
+
+def asks_of(methods: Iterable[Method]) -> list[Ask]:
+    """What `Bench.look` will be asked for by methods that say so by a property `asks`; others ask when they score."""
+    return list(dict.fromkeys(ask for method in methods for ask in getattr(method, "asks", ())))
+
+
+def _asks_of(focus: Focus) -> tuple[Ask, ...]:
+    return tuple(Ask(focus=single) for single in focus.per_zoom if _is_encoded(single))
+
+
+def _is_encoded(single: Focus) -> bool:
+    """Whether a query is encoded for it; otherwise its picture's state and attention are enough."""
+    return bool(single.attention_shift or single.single_zoom)
 
 
 def describe(focus: Focus, query_db: bool | None, pick: str, scaled: bool) -> str:
