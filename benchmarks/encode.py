@@ -60,7 +60,9 @@ class NaivePhs:
     def __init__(self, model: transformers.PreTrainedModel, masks: Tensor, counts: Tensor) -> None:
         self._model, self._masks, self._counts = model, masks, counts
         self._factors: Tensor | None = None
-        model.encoder.layer[-1].attention.o_proj.register_forward_pre_hook(self._scale)
+        attention = model.encoder.layer[-1].attention
+        projection = attention.o_proj if hasattr(attention, "o_proj") else attention.output.dense  # before 5.20
+        projection.register_forward_pre_hook(self._scale)
 
     def __call__(self, pixels: Tensor) -> None:
         attention = _synced(self._model, pixels, output_attentions=True).attentions[-1][:, :, 0, 1:]
@@ -89,7 +91,7 @@ def _synced(model: transformers.PreTrainedModel, pixels: Tensor, **kwargs: bool)
 
 def utilisation(size: str, directory: Path, device: str, batch: int, ceiling: float) -> list[object]:
     """One row: images per second and the share of the matrix-product ceiling, FLOP/s, that the model itself uses."""
-    engine = FocusEngine(checkpoint.load(str(directory)), device, "bfloat16", "compile")
+    engine = FocusEngine(checkpoint.load(str(directory)), device, "bfloat16")
     engine.warm_up(batch)
     arguments = engine.sample_batch(batch)
     seconds, _ = interleaved({"ours": lambda: engine.encode(*arguments)}, seconds=3)["ours"]

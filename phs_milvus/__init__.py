@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from phs_milvus.milvus.connection import connect
     from phs_milvus.milvus.rows import Row
     from phs_milvus.pointing.prompts import Box, Mask, Point, Polygon
-    from phs_milvus.search.focused import FocusedSearch, Hit, Query, SearchResult, StoredImage
+    from phs_milvus.search.focused import FocusedSearch
+    from phs_milvus.search.hits import Hit, SearchResult
+    from phs_milvus.search.queries import Examples, Query, StoredImage
     from phs_milvus.search.rerank import Ranking, Reranker
 
 _MODULES = {
@@ -72,7 +74,9 @@ _MODULES = {
     "pointing.prompts": ("Box", "Mask", "Point", "Polygon"),
     "search.rerank": ("Ranking", "Reranker"),
     "milvus.rows": ("Row",),
-    "search.focused": ("FocusedSearch", "Hit", "Query", "SearchResult", "StoredImage"),
+    "search.focused": ("FocusedSearch",),
+    "search.hits": ("Hit", "SearchResult"),
+    "search.queries": ("Examples", "Query", "StoredImage"),
     "contract.types": ("Encoding", "Explanation", "Focus", "ModelInfo"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -88,6 +92,7 @@ __all__ = [
     "EncoderUnauthenticated",
     "EncoderUnavailable",
     "Encoding",
+    "Examples",
     "Explanation",
     "Focus",
     "FocusedCollection",

@@ -12,7 +12,7 @@ from phs_milvus.contract.errors import PhsError
 
 _AFTERWARDS = """
 Open {page} in a browser, or look at {sheet} and its neighbours.
-Each query was searched twice: with the whole picture, and with the part that is outlined.{truth}{model}
+Each query was searched with the whole picture, and twice with the part that is outlined.{truth}{model}
 
 On your own photos:
 {commands}"""

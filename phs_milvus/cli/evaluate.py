@@ -20,6 +20,9 @@ from phs_milvus.contract.errors import InvalidInput, PhsError
 # Repeated here because phs_milvus.evaluation is imported only by the commands that need it.
 _PRESETS = {
     "table1": "every way of pointing, with and without PHS, for each kind of prompt",
+    "scores": "ann, query_db and blend, with and without roi and crops, for clean and shifted boxes",
+    "thresholds": "precision, and the share of relevant images kept, at score thresholds: for --min-score",
+    "examples": "several examples of a thing, and counter-examples",
     "heads": "how many heads to keep, scaled or not, against random and bottom heads",
     "robustness": "jittered boxes, displaced points, sloppy outlines",
     "small-models": "how much the heads of a small model differ, and what selecting among them can gain",
@@ -75,8 +78,9 @@ def add_commands(commands: Any) -> None:
     tune = _parser(
         commands,
         "tune",
-        "choose focus settings for your images by cross-validation",
-        "Tries head counts, roi and zoom on your labelled images, prints quality against query latency, and writes\n"
+        "choose search settings for your images by cross-validation",
+        "Tries scores, head counts, roi, crops and averages of scales on your labelled images, prints quality against\n"
+        "query latency, and writes\n"
         f"the settings for `phs-milvus search --settings FILE`.\n\n{_FORMATS}",
         "Quality is cross-validated over images: each fold is answered with what is best on the others. Recommended\n"
         "is the cheapest setting within one standard error of the best.\n\n"
@@ -110,6 +114,7 @@ def _parser(commands: Any, name: str, help: str, description: str, epilog: str) 
         help="box, point or segmentation; the first is what experiments with one kind use (default: %(default)s)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N images only, for a first impression")
+    parser.add_argument("--queries", type=int, metavar="N", help="measure N queries, at even steps through all of them")
     parser.add_argument("--seed", type=int, default=0, help="seed of jitters and folds (default: %(default)s)")
     parser.add_argument(
         "--cache", default=".phs-eval", metavar="DIR", help="where encoded images are kept (default: %(default)s)"
@@ -180,17 +185,20 @@ def _tune(options: argparse.Namespace) -> int:
         print(as_text(choice.rows))
         print(f"\ncross-validated {study.metric} of choosing: {choice.quality:.3f} ± {choice.error:.3f}")
         print(f"difference to whole image: {choice.gain}\n\n{as_text(choice.candidate_rows)}")
-        print(f"\nrecommended: {_flags(choice.focus)}, {choice.candidates or 'the default number of'} candidates")
+        print(f"\nrecommended: {_flags(choice.setting)}, {choice.candidates or 'the default number of'} candidates")
         write(choice, study, options.out)  # last: what is printed is not lost where it cannot be written
         model = "".join(f" --model {model}" for model in options.model)
         print(f"written to {options.out}: phs-milvus search IMAGE --settings {options.out}{model}", file=sys.stderr)
     return 0
 
 
-def _flags(focus: Any) -> str:
-    """A focus as the flags of `phs-milvus search`."""
-    heads = "" if focus.heads_on is None else f"--heads {focus.heads_on} "
-    return f"{heads}--roi {focus.attention_shift:g} --zoom {','.join(f'{zoom:g}' for zoom in focus.zooms)}"
+def _flags(setting: Any) -> str:
+    """A setting as the flags of `phs-milvus search`."""
+    focus = setting.focus
+    ann_heads = focus.heads_on if focus.ann_heads is None else focus.ann_heads
+    heads = "" if focus.heads_on is None else f"--heads {focus.heads_on} --ann-heads {ann_heads} "
+    zooms = ",".join(f"{zoom:g}" for zoom in focus.zooms)
+    return f"{heads}--roi {focus.attention_shift:g} --zoom {zooms} --score {setting.score}"
 
 
 def _checked(options: argparse.Namespace) -> tuple[Any, tuple[str, ...]]:
@@ -213,6 +221,8 @@ def _checked(options: argparse.Namespace) -> tuple[Any, tuple[str, ...]]:
         if options.limit < 1:
             raise InvalidInput(f"must be at least 1, got {options.limit}", "limit")
         dataset = replace(dataset, images=dataset.images[: options.limit])
+    if options.queries is not None and options.queries < 1:
+        raise InvalidInput(f"must be at least 1, got {options.queries}", "queries")
     if options.seed < 0:
         raise InvalidInput(f"must be at least 0, got {options.seed}", "seed")
     if options.milvus:
@@ -224,7 +234,7 @@ def _studies(options: argparse.Namespace, dataset: Any, prompts: tuple[str, ...]
     """One Study for each model, its server running while it is in use."""
     from phs_milvus.evaluation.experiments import Study
     from phs_milvus.evaluation.painting import paintable
-    from phs_milvus.evaluation.queries import object_queries
+    from phs_milvus.evaluation.queries import evenly, object_queries
 
     for place in _places(options):
         with ExitStack() as stack:
@@ -237,7 +247,7 @@ def _studies(options: argparse.Namespace, dataset: Any, prompts: tuple[str, ...]
             _say_queries(len(every), left_out, boxed)
             if not queries:
                 raise InvalidInput(f"none of the {len(every)} queries can be pointed at; {left_out[0]}", "dataset")
-            yield Study(bench, queries, prompts, options.seed, left_out)
+            yield Study(bench, evenly(queries, options.queries), prompts, options.seed, left_out)
 
 
 @contextmanager

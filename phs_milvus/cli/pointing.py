@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from phs_milvus.contract.errors import ModelMismatch, PhsError
+from phs_milvus.contract.errors import ModelMismatch, PhsError, shown
 from phs_milvus.contract.types import Focus
 from phs_milvus.pointing.prompts import Mask, Prompt, parse_box, parse_point, parse_polygon
+from phs_milvus.search.scores import Score
 from phs_milvus.search.settings import SearchSettings, read_settings
+
+if TYPE_CHECKING:
+    from phs_milvus.search.queries import Query
 
 _PROMPT_HELP = """pixels of the upright image, origin top-left; repeat or combine prompts for their union;
 write --box=-4,10,50,60 where the first number is negative"""
@@ -29,16 +34,17 @@ def add_prompt_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--focus",
         choices=("paper", "robust"),
-        help="paper: as published; robust: what held up best on clean and bad prompts; the flags below change it",
+        help="paper: as published, ranked by query_db; robust: what held up best on clean and bad prompts of a small "
+        "model; the flags below change it",
     )
     group.add_argument(
-        "--heads", type=_heads, metavar="N", help="attention heads to keep, or 'all' (default: the model's number)"
+        "--heads", type=heads_of, metavar="N", help="attention heads to keep, or 'all' (default: the model's number)"
     )
     group.add_argument(
         "--roi",
         type=float,
         metavar="SHARE",
-        help="0 to 1: move this share of the last layer's attention onto the prompt (default: 0, as published)",
+        help="0 to 1: move this share of the last layer's attention onto the prompt (default: 1; published: 0)",
     )
     group.add_argument(
         "--zoom",
@@ -47,6 +53,30 @@ def add_prompt_flags(command: argparse.ArgumentParser) -> None:
         help="look at the crop around the prompt, grown by this factor, for example 1.25; 0 is the whole image; "
         "several, as 0,2, are averaged by search (default: 0)",
     )
+
+
+def add_example_flags(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("several examples", "each a picture, and a box in it; may be repeated")
+    group.add_argument(
+        "--like", action="append", default=[], metavar="IMAGE:X0,Y0,X1,Y1", help="another example of the thing"
+    )
+    group.add_argument(
+        "--unlike", action="append", default=[], metavar="IMAGE:X0,Y0,X1,Y1", help="an example of what it is not"
+    )
+
+
+def example_of(text: str) -> Query:
+    """Reads IMAGE:X0,Y0,X1,Y1.
+
+    Raises:
+        PhsError: there is no box.
+    """
+    from phs_milvus.search.queries import Query
+
+    image, colon, box = text.rpartition(":")
+    if not colon or not image:
+        raise PhsError(f"an example is IMAGE:X0,Y0,X1,Y1, got {shown(text)!r}")
+    return Query(image, parse_box(box))
 
 
 def prompt_of(options: argparse.Namespace) -> Prompt | None:
@@ -62,13 +92,34 @@ def prompt_of(options: argparse.Namespace) -> Prompt | None:
     return prompts[0] if len(prompts) == 1 else prompts
 
 
-def focus_of(options: argparse.Namespace, settings: SearchSettings | None = None) -> Focus:
-    """The focus of the flags; a flag that is missing takes the value of --focus or --settings, else the paper's."""
+def focus_of(options: argparse.Namespace, settings: SearchSettings | None, default: Focus) -> Focus:
+    """The focus of the flags; a flag that is missing takes the value of --focus or --settings, else of `default`."""
     if options.focus and settings is not None:
         raise PhsError("--focus and --settings exclude each other: both say how to focus")
-    base = getattr(Focus, options.focus)() if options.focus else Focus() if settings is None else settings.focus
-    flags = {"heads_on": options.heads, "attention_shift": options.roi, "zoom": options.zoom}
+    base = getattr(Focus, options.focus)() if options.focus else default if settings is None else settings.focus
+    flags = {
+        "heads_on": options.heads,
+        "attention_shift": options.roi,
+        "zoom": options.zoom,
+        "ann_heads": options.ann_heads,
+    }
     return replace(base, **{name: value for name, value in flags.items() if value is not None})
+
+
+def score_of(options: argparse.Namespace, settings: SearchSettings | None) -> Score:
+    """The score to rank by: of the flags, else of --settings or --focus, else the default.
+
+    Raises:
+        PhsError: --no-rerank with a score that needs it.
+    """
+    if options.no_rerank and options.score not in (None, "ann"):
+        raise PhsError(f"--no-rerank and --score {options.score} exclude each other: that score is made by reranking")
+    if options.no_rerank:
+        return "ann"
+    score: Score | None = options.score
+    return score or (
+        "query_db" if options.focus == "paper" else SearchSettings().score if settings is None else settings.score
+    )
 
 
 def settings_of(options: argparse.Namespace, fingerprint: str) -> SearchSettings | None:
@@ -88,7 +139,7 @@ def settings_of(options: argparse.Namespace, fingerprint: str) -> SearchSettings
     return settings
 
 
-def _heads(text: str) -> int | str:
+def heads_of(text: str) -> int | str:
     """Reads "3" or "all"; argparse reports a ValueError under the flag's name."""
     return text if text == "all" else int(text)
 

@@ -10,9 +10,19 @@ from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
 from phs_milvus.cli.places import not_the_same
-from phs_milvus.cli.pointing import add_prompt_flags, focus_of, prompt_of, settings_of
-from phs_milvus.contract.types import Explanation
+from phs_milvus.cli.pointing import (
+    add_example_flags,
+    add_prompt_flags,
+    example_of,
+    focus_of,
+    heads_of,
+    prompt_of,
+    score_of,
+    settings_of,
+)
+from phs_milvus.contract.types import Explanation, Focus
 from phs_milvus.search.pictures import below
+from phs_milvus.search.scores import SCORES
 from phs_milvus.search.settings import SearchSettings
 
 
@@ -28,12 +38,27 @@ def add_commands(commands: Any) -> None:
     search.add_argument("--stored", action="store_true", help="IMAGE is the id of a row in the collection")
     search.add_argument("--root", metavar="DIR", help="folder the ids are relative to, where it has moved since ingest")
     add_prompt_flags(search)
+    add_example_flags(search)
     search.add_argument("--limit", type=int, default=10, help="hits to return (default: %(default)s)")
+    search.add_argument(
+        "--score",
+        choices=SCORES,
+        help="what hits are ranked by: ann, of the nearest-neighbour search; query_db, of reranking; blend, their "
+        "mean (default: blend)",
+    )
+    search.add_argument("--min-score", type=float, metavar="S", help="leave hits out that score less, -1 to 1")
+    search.add_argument(
+        "--ann-heads",
+        type=heads_of,
+        metavar="N",
+        help="attention heads to keep in the nearest-neighbour search (default: all)",
+    )
     search.add_argument("--candidates", type=int, help="number of rows to rerank (default: 10 x limit, at least 200)")
+    search.add_argument("--exclude-query", action="store_true", help="leave out rows whose file is the query's own")
     search.add_argument("--filter", default="", metavar="EXPR", help='Milvus expression, for example "width > 640"')
     search.add_argument("--fields", default="", metavar="A,B", help="fields to return with each hit")
-    search.add_argument("--no-rerank", action="store_true", help="stop after the nearest-neighbour search")
-    search.add_argument("--settings", metavar="FILE", help="focus and candidates as phs-milvus tune chose them")
+    search.add_argument("--no-rerank", action="store_true", help="the same as --score ann")
+    search.add_argument("--settings", metavar="FILE", help="focus, score and candidates as phs-milvus tune chose them")
     search.add_argument("--json", action="store_true", help="print rows as JSON")
     search.add_argument("--save", metavar="OUT.png", help="draw the query and the hits on a contact sheet")
     add_encoder_flags(search)
@@ -55,28 +80,32 @@ def add_commands(commands: Any) -> None:
     )
     explain.add_argument("--save", metavar="OUT.png", help="draw the heads' attention over the image")
     add_encoder_flags(explain)
-    explain.set_defaults(run=_explain)
+    explain.set_defaults(run=_explain, ann_heads=None)  # a matter of searching
 
 
 def _search(options: argparse.Namespace) -> int:
     from phs_milvus.milvus.collection import FocusedCollection
-    from phs_milvus.search.focused import FocusedSearch, StoredImage
+    from phs_milvus.search.focused import FocusedSearch
+    from phs_milvus.search.queries import Query, StoredImage
 
     prompt = prompt_of(options)
+    like, unlike = ([example_of(text) for text in texts] for texts in (options.like, options.unlike))
     not_the_same(options.save, options.image, "save")
     with open_encoder(options) as encoder, open_milvus(options) as client:
         collection = FocusedCollection.open(client, options.collection)
         search = FocusedSearch(collection, encoder, image_root=options.root)
         settings = settings_of(options, encoder.info.fingerprint)
         result = search.search(
-            StoredImage(options.image) if options.stored else options.image,
-            prompt,
+            [Query(StoredImage(options.image) if options.stored else options.image, prompt), *like],
+            unlike=unlike,
             limit=options.limit,
             candidates=_candidates(options, settings),
             filter=options.filter,
             output_fields=_output_fields(options),
-            rerank=not options.no_rerank,
-            focus=focus_of(options, settings),
+            score=score_of(options, settings),
+            min_score=_min_score(options, settings),
+            exclude_query=options.exclude_query,
+            focus=focus_of(options, settings, Focus()),
         )
         image = search.locate(StoredImage(options.image)) if options.stored else options.image
     if options.json:
@@ -101,13 +130,20 @@ def _candidates(options: argparse.Namespace, settings: SearchSettings | None) ->
     return max(settings.candidates, options.limit, MIN_CANDIDATES)
 
 
+def _min_score(options: argparse.Namespace, settings: SearchSettings | None) -> float | None:
+    """--min-score if given, else that of the settings."""
+    given: float | None = options.min_score
+    return settings.min_score if given is None and settings is not None else given
+
+
 def _explain(options: argparse.Namespace) -> int:
     from phs_milvus.search.zooms import used_zooms
 
     prompt = prompt_of(options)
     not_the_same(options.save, options.image, "save")
     with open_encoder(options) as encoder:
-        focus = focus_of(options, settings_of(options, encoder.info.fingerprint))
+        # Without the shift, which would show the prompt alone and selects no other heads.
+        focus = focus_of(options, settings_of(options, encoder.info.fingerprint), Focus.paper())
         explanations = {
             _zoom_title(single.single_zoom): encoder.explain(options.image, prompt, focus=single)
             for single in used_zooms(prompt, focus)

@@ -136,7 +136,7 @@ class AsyncEncoder(EncoderBase):
         image: ImageSource,
         prompt: Prompt | None = None,
         *,
-        focus: Focus = Focus(),
+        focus: Focus = Focus.paper(),
         timeout: float | None = None,
     ) -> Explanation:
         """See `Encoder.explain`."""

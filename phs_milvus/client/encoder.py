@@ -288,7 +288,7 @@ class Encoder(EncoderBase):
         image: ImageSource,
         prompt: Prompt | None = None,
         *,
-        focus: Focus = Focus(),
+        focus: Focus = Focus.paper(),
         timeout: float | None = None,
     ) -> Explanation:
         """Shows which patches each attention head attends to, and which heads the prompt selects.

@@ -70,7 +70,7 @@ class Picture(Opened):
         return encodings
 
     def explain(
-        self, prompt: Prompt | None = None, *, focus: Focus = Focus(), timeout: float | None = None
+        self, prompt: Prompt | None = None, *, focus: Focus = Focus.paper(), timeout: float | None = None
     ) -> Explanation:
         """Shows what each head looks at; takes and raises what `Encoder.explain` does."""
         explanation: Explanation = self.encoder.explain(self, prompt, focus=focus, timeout=timeout)

@@ -27,17 +27,20 @@ _MOST_FOVEA = 1000.0
 
 @dataclass(frozen=True)
 class Focus:
-    """How to focus on a prompt.
+    """How to focus on a prompt. The defaults are what held up on every kind of picture measured (benchmarks/quality).
 
     Attributes:
         heads_on: attention heads to keep (h_on in the paper, section 3.2). None: the model's default, which is 5 for
             models of 12 or 16 heads, 1 for 24 and about a third below 12. "all": every head, so that none is selected.
-        attention_shift: share of the last layer's [CLS] attention that is moved onto the prompt's region, from 0 (none)
-            to 1 (all of it). Called roi on the command line and in tables.
+        attention_shift: share of the last layer's [CLS] attention that is moved onto the prompt's region, from 0 (none,
+            as published) to 1 (all of it). Called roi on the command line and in tables.
         zoom: 0 encodes the whole image; 1 or more encodes the crop around the prompt's bounding box, its sides grown by
             this factor and clipped to the image. Several values, for example (0, 2), make one query at several zooms:
             search encodes it once for each, and averages embeddings in stage one and scores in the reranking.
         fovea: alpha of foveal attention, a baseline of the paper (0.2 there); for evaluation only.
+        ann_heads: as heads_on, for the embedding that stage one of a search compares with those in Milvus, which are
+            read out with every head. None: the same heads as heads_on. FocusedSearch and Reranker use it; a single
+            encoding, as of `Encoder.encode`, has one embedding, that of heads_on, and ignores it.
 
     Only the query changes: a collection serves any focus.
 
@@ -46,17 +49,19 @@ class Focus:
     """
 
     heads_on: int | Literal["all"] | None = None
-    attention_shift: float = 0.0
+    attention_shift: float = 1.0
     zoom: float | tuple[float, ...] = 0.0
     fovea: float = 0.0
+    ann_heads: int | Literal["all"] | None = "all"
 
     def __post_init__(self) -> None:
         if isinstance(self.zoom, (list, tuple)):  # one zoom has one form, so that equal focuses are equal
             zooms = tuple(self.zoom)
             object.__setattr__(self, "zoom", zooms[0] if len(zooms) == 1 else zooms)
-        is_count = isinstance(self.heads_on, Integral) and 1 <= self.heads_on <= _MOST_HEADS
-        if not (self.heads_on is None or self.heads_on == "all" or is_count):
-            raise InvalidInput(f"heads_on must be a whole number from 1, 'all' or None, got {self.heads_on!r}", "focus")
+        for name, heads in (("heads_on", self.heads_on), ("ann_heads", self.ann_heads)):
+            is_count = isinstance(heads, Integral) and 1 <= heads <= _MOST_HEADS
+            if not (heads is None or heads == "all" or is_count):
+                raise InvalidInput(f"{name} must be a whole number from 1, 'all' or None, got {heads!r}", "focus")
         if not all(isinstance(value, Real) for value in (self.attention_shift, self.fovea, *self.zooms)):
             raise InvalidInput(f"attention_shift, zoom and fovea must be numbers, got {self}", "focus")
         if not 0 <= self.attention_shift <= 1:
@@ -67,9 +72,9 @@ class Focus:
             raise InvalidInput(f"fovea must be 0 to {_MOST_FOVEA:g}, got {self.fovea:g}", "focus")
 
     @classmethod
-    def paper(cls) -> Focus:
-        """PHS as published: the model's default head count on the whole image, nothing else."""
-        return cls()
+    def paper(cls, heads_on: int | Literal["all"] | None = None) -> Focus:
+        """PHS as published: head selection on the whole image, nothing else. Search with it by score="query_db"."""
+        return cls(heads_on, attention_shift=0.0, ann_heads=None)
 
     @classmethod
     def robust(cls) -> Focus:
@@ -89,6 +94,16 @@ class Focus:
     def per_zoom(self) -> tuple[Focus, ...]:
         """This focus at each of its zooms: as many as `zoom` has values, each with one."""
         return tuple(replace(self, zoom=zoom) for zoom in self.zooms)
+
+    @property
+    def stage_one(self) -> Focus:
+        """This focus as the embedding of stage one is read out: with the heads of `ann_heads`."""
+        return self if self.ann_heads is None else replace(self, heads_on=self.ann_heads, ann_heads=None)
+
+    @property
+    def stage_two(self) -> Focus:
+        """This focus as Query-DB reads it out: with the heads of `heads_on`."""
+        return replace(self, ann_heads=None)
 
     @property
     def single_zoom(self) -> float:
@@ -196,7 +211,8 @@ class Encoding:
     """What the server returns for one image. Fields that were not asked for are None; arrays may be read-only.
 
     Attributes:
-        embedding: float32 [E], of norm 1, read out with `head_weights`.
+        embedding: float32 [E], of norm 1, read out with `head_weights`; where `query_db_embedding` is there, with the
+            heads of `Focus.ann_heads` instead.
         state: float16 [2, D], the PHS state (residual, heads) that `embedding` was read out from; depends on the
             prompt only where the focus has an attention shift, a zoom or fovea.
         head_scores: float32 [H] in [0, 1], the share of each head's attention that is on the prompt; None without a
@@ -209,6 +225,8 @@ class Encoding:
         region: the part of the image that the grids span, which is the crop where the focus has a zoom.
         region_feature: float32 [D] of norm 1, the mean of the last layer's patch tokens inside the prompt, which
             locating compares with those of other images; None without a prompt.
+        query_db_embedding: float32 [E], of norm 1, read out with `head_weights`, for Query-DB scores: of a search's
+            query whose stage one keeps other heads than its stage two; else None, and `embedding` is used for both.
         per_zoom: the encodings at each zoom where the focus has several; `embedding` is then their normalised mean and
             the other fields are those of the first zoom.
     """
@@ -224,6 +242,7 @@ class Encoding:
     mask: Float32Array | None = None
     region: Region | None = None
     region_feature: Float32Array | None = None
+    query_db_embedding: Float32Array | None = None
     per_zoom: tuple[Encoding, ...] = ()
 
     def required(self, name: Literal["embedding", "state", "head_weights"]) -> npt.NDArray[Any]:

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from phs_milvus.contract.types import Focus
 from phs_milvus.demo.scenes import DemoQuery, Scene
 from phs_milvus.evaluation.measures import standard_error
-from phs_milvus.search.focused import FocusedSearch, Hit, Query
+from phs_milvus.search.focused import FocusedSearch
+from phs_milvus.search.queries import Query
 
 TOP = 10
 _AT_ONCE = 32
@@ -45,18 +46,24 @@ def measure(
 
     Args:
         search: a search over a collection that holds all of `scenes`.
-        focus: the focus of the focused methods.
+        focus: the default one, with as many heads kept as PHS keeps here.
         locate: gives the path of a scene's picture.
 
     Returns:
         the methods' figures, whole image first.
     """
     labels = {scene.name: scene.labels for scene in scenes}
+    published = Focus.paper(focus.heads_on)
     methods: list[tuple[str, bool, dict[str, Any]]] = [
-        ("whole image", False, {"rerank": False}),
-        ("PHS, Query-Only", True, {"rerank": False}),
-        ("PHS, two-stage Query-DB (200 candidates)", True, {"candidates": 200}),
-        ("PHS, exhaustive Query-DB", True, {"candidates": len(scenes)}),
+        ("whole image", False, {"score": "ann"}),
+        ("PHS, Query-Only", True, {"focus": published, "score": "ann"}),
+        (
+            "PHS, two-stage Query-DB (200 candidates)",
+            True,
+            {"focus": published, "score": "query_db", "candidates": 200},
+        ),
+        ("PHS, exhaustive Query-DB", True, {"focus": published, "score": "query_db", "candidates": len(scenes)}),
+        ("roi + PHS, blend (200 candidates): the default", True, {"focus": focus, "candidates": 200}),
     ]
     steps = tqdm(total=len(methods) * len(queries), desc="measuring", unit="query")
     scores = {}
@@ -64,19 +71,13 @@ def measure(
         found: list[float] = []
         for some in _chunks(queries):
             asked = [Query(locate(query.scene), query.prompt if focused else None) for query in some]
-            results = search.search_many(asked, limit=TOP + 1, focus=focus, **options)
+            results = search.search_many(asked, limit=TOP, exclude_query=True, **options)
             for query, result in zip(some, results, strict=True):
-                hits = others(result.hits, query.scene.name)
-                found.append(sum(query.target.label in labels[str(hit.id)] for hit in hits) / TOP)
+                found.append(sum(query.target.label in labels[str(hit.id)] for hit in result) / TOP)
             steps.update(len(some))
         scores[method] = np.array(found)
     steps.close()
     return list(_compared(scores))
-
-
-def others(hits: Sequence[Hit], query_id: str, count: int = TOP) -> list[Hit]:
-    """The first `count` hits without the query's own picture."""
-    return [hit for hit in hits if hit.id != query_id][:count]
 
 
 def chance(scenes: Sequence[Scene], queries: Sequence[DemoQuery]) -> float:

@@ -23,12 +23,12 @@ _PICTURE = 260  # pixels, the longer side of an embedded picture
 
 @dataclass(frozen=True)
 class Section:
-    """One query: itself, what each head looks at, and the hits of both searches.
+    """One query: itself, what each head looks at, and the hits of the three searches.
 
     Attributes:
         title: the prompt in words.
-        query, heads, whole, focused: tiles of the query, of each head's attention, and of the hits of the whole-image
-            and the focused search.
+        query, heads, whole, published, focused: tiles of the query, of each head's attention, and of the hits of the
+            whole-image search, of PHS as published, and of the default focused search.
         truth: whether it is known which hits are right; the right ones are framed.
     """
 
@@ -36,6 +36,7 @@ class Section:
     query: Tile
     heads: list[Tile]
     whole: list[Tile]
+    published: list[Tile]
     focused: list[Tile]
     truth: bool
 
@@ -46,8 +47,13 @@ class Section:
 
     @property
     def focused_heading(self) -> str:
-        """The heading above the hits of the focused search."""
-        return "Focused" + self._right(self.focused)
+        """The heading above the hits of the default focused search."""
+        return "roi + PHS, blended: the default" + self._right(self.focused)
+
+    @property
+    def published_heading(self) -> str:
+        """The heading above the hits of PHS as published."""
+        return "PHS as published" + self._right(self.published)
 
     def _right(self, tiles: Sequence[Tile]) -> str:
         return f": {sum(tile.frame == GOOD for tile in tiles)} of {len(tiles)} right" if self.truth else ""
@@ -104,9 +110,11 @@ def _intro(info: ModelInfo, focus: Focus, pictures: int, truth: bool, bundled: b
     model = html.escape(Path(info.model_id).name)
     text = (
         f"<p>{pictures:,} pictures were encoded by a real gRPC server and stored in Milvus Lite. Each query below is "
-        "searched twice: with the whole picture, and with the outlined part. The prompt selects the attention heads of "
-        f"the model's last layer that attend to this part: {focus.heads_on} of {info.heads}. The candidates are then "
-        "scored again with the same heads (Query-DB PHS), from two small vectors stored with each picture.</p>"
+        "searched three times: with the whole picture, and twice with the outlined part. PHS as published selects the "
+        f"attention heads of the model's last layer that attend to this part: {focus.heads_on} of {info.heads}. The "
+        "candidates are then scored again with the same heads (Query-DB), from two small vectors stored with each "
+        "picture. The default also moves the attention onto the outlined part (roi) and finds candidates with all "
+        "heads; its score is the mean of both stages'. The query's own picture is left out.</p>"
     )
     if truth:
         text += (
@@ -145,6 +153,7 @@ def _section(section: Section) -> str:
         f"<details open><summary>{HEADS_HEADING}</summary>"
         f"<div class='row heads'>{''.join(map(_figure, section.heads))}</div></details></div>"
         f"<h3>{section.whole_heading}</h3><div class=row>{''.join(map(_figure, section.whole))}</div>"
+        f"<h3>{section.published_heading}</h3><div class=row>{''.join(map(_figure, section.published))}</div>"
         f"<h3>{section.focused_heading} <small>{SCORES_HEADING}</small></h3>"
         f"<div class=row>{''.join(map(_figure, section.focused))}</div></section>"
     )

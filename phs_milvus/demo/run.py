@@ -1,4 +1,4 @@
-"""The demo from end to end: ingests pictures, searches each query twice, measures, and writes a page and sheets."""
+"""The demo from end to end: ingests pictures, searches each query three times, measures, writes a page and sheets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.errors import ImageError, PhsError
 from phs_milvus.contract.images import load_image
 from phs_milvus.contract.types import Focus
-from phs_milvus.demo.measure import Measured, chance, measure, others
+from phs_milvus.demo.measure import Measured, chance, measure
 from phs_milvus.demo.page import Section, write_page
 from phs_milvus.demo.scenes import DemoQuery, Scene, load_scenes, queries
 from phs_milvus.ingest.folder import ingest_folder
@@ -34,7 +34,8 @@ from phs_milvus.search.contact_sheet import (
     load_picture,
     sheet,
 )
-from phs_milvus.search.focused import FocusedSearch, Hit
+from phs_milvus.search.focused import FocusedSearch
+from phs_milvus.search.hits import Hit
 
 ASSETS = Path(__file__).parents[2] / "assets"
 BUNDLED_MODEL = ASSETS / "demo_model"
@@ -56,14 +57,12 @@ class Shown:
     Attributes:
         path, prompt: the picture's file, and the prompt in it.
         title: the prompt in words.
-        query_id: the picture's id in the collection.
         right: ids of the pictures that contain the thing; None where that is not known.
     """
 
     path: Path
     prompt: Prompt
     title: str
-    query_id: str
     right: frozenset[str] | None
 
 
@@ -132,7 +131,7 @@ def _from_scene(folder: Path, scenes: Sequence[Scene], query: DemoQuery) -> Show
     label = query.target.label
     right = frozenset(scene.name for scene in scenes if label in scene.labels)
     path = folder / query.scene.name
-    return Shown(path, query.prompt, f"{query.kind} on the {label}", query.scene.name, right)
+    return Shown(path, query.prompt, f"{query.kind} on the {label}", right)
 
 
 def _from_photos(collection: FocusedCollection, count: int) -> list[Shown]:
@@ -145,23 +144,30 @@ def _from_photos(collection: FocusedCollection, count: int) -> list[Shown]:
         except ImageError:
             continue
         third = Box(image.width / 3, image.height / 3, image.width * 2 / 3, image.height * 2 / 3)
-        shown.append(Shown(path, third, f"the middle of {row_id}", str(row_id), None))
+        shown.append(Shown(path, third, f"the middle of {row_id}", None))
         if len(shown) == count:
             break
     return shown
 
 
 def _section(search: FocusedSearch, encoder: Encoder, focus: Focus, output: Path, number: int, query: Shown) -> Section:
-    """Searches with the whole image and with the prompt, and draws both."""
-    whole = search.search(query.path, limit=_HITS + 1, output_fields=["path"], rerank=False)
-    focused = search.search(query.path, query.prompt, limit=_HITS + 1, output_fields=["path"], focus=focus)
+    """Searches with the whole image, with PHS as published and with the default focus, and draws all three."""
+    published = Focus.paper(focus.heads_on)
+
+    def tiles(prompt: Prompt | None, **options: Any) -> list[Tile]:
+        hits = search.search(
+            query.path, prompt, limit=_HITS, output_fields=["path"], exclude_query=True, **options
+        ).hits
+        return _tiles(hits, query.right)
+
     picture = load_picture(query.path)
     section = Section(
         title=query.title,
         query=Tile(draw_prompt(picture, query.prompt), "the query", query.title),
-        heads=heads_tiles(picture, encoder.explain(query.path, query.prompt, focus=focus)),
-        whole=_tiles(others(whole.hits, query.query_id, _HITS), query.right),
-        focused=_tiles(others(focused.hits, query.query_id, _HITS), query.right),
+        heads=heads_tiles(picture, encoder.explain(query.path, query.prompt, focus=published)),
+        whole=tiles(None, score="ann"),
+        published=tiles(query.prompt, score="query_db", focus=published),
+        focused=tiles(query.prompt, focus=focus),
         truth=query.right is not None,
     )
     _sheet_of(section).save(output / f"query-{number}.png")
@@ -178,10 +184,11 @@ def _tiles(hits: Sequence[Hit], right: frozenset[str] | None) -> list[Tile]:
 
 
 def _sheet_of(section: Section) -> Image.Image:
-    """The section as one picture: query and heads, whole-image hits, focused hits."""
+    """The section as one picture: query and heads, and the hits of each search."""
     rows = [
         TileRow([section.query, *section.heads], HEADS_HEADING),
         TileRow(section.whole, section.whole_heading),
+        TileRow(section.published, section.published_heading),
         TileRow(section.focused, f"{section.focused_heading}; {SCORES_HEADING}"),
     ]
     return sheet(rows, _HITS)

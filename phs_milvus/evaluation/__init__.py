@@ -7,7 +7,7 @@
     with Encoder("127.0.0.1:50051") as encoder, Store(".phs-eval", encoder.info) as store:
         bench = Bench(encoder, dataset, store)
         queries = bench.queries(object_queries(dataset), "box")
-        for method in (WholeImage(), Focused(Focus(heads_on=1))):
+        for method in (WholeImage(), Focused(Focus.paper(1))):
             print(method.name, evaluate(method, bench, queries).mean("MP@100"))
 
 A pure client of the embedding server. The protocol is that of docs/DESIGN.md, "Evaluation".

@@ -26,6 +26,7 @@ from phs_milvus.contract.images import load_image
 from phs_milvus.contract.types import Float16Array, Float32Array, Focus, MaskRuns
 from phs_milvus.evaluation.datasets import Dataset
 from phs_milvus.evaluation.edits import Edit
+from phs_milvus.evaluation.memo import Memo
 from phs_milvus.evaluation.painting import Drawing, painted
 from phs_milvus.evaluation.queries import ObjectQuery
 from phs_milvus.evaluation.store import Look, Seen, Store
@@ -67,7 +68,7 @@ class Ask(NamedTuple):
     """A way to look at a query that takes an encoding of its own: under an edit of its pixels, or under a focus."""
 
     edit: Edit | None = None
-    focus: Focus = Focus()
+    focus: Focus = Focus.paper()
 
 
 class Bench:
@@ -80,6 +81,7 @@ class Bench:
 
     Attributes:
         seconds: where the time went, by stage.
+        memo: matrices that methods share.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Bench:
         self.info = encoder.info
         self.dataset = dataset
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.memo = Memo()
         self._store = store
         self._milvus = milvus
         self._token = token
@@ -194,7 +197,7 @@ class Bench:
     # --- what methods ask ---------------------------------------------------------------------------------------------
 
     def look(
-        self, queries: QuerySet, *, edit: Edit | None = None, focus: Focus = Focus()
+        self, queries: QuerySet, *, edit: Edit | None = None, focus: Focus = Focus.paper()
     ) -> tuple[Float16Array, Float32Array]:
         """The queries encoded under an edit or a focus: (states [Q, 2, D], head scores [Q, H])."""
         looks = self._looks(queries, Ask(edit, focus))

@@ -20,7 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 # k of MP@k and recall@k. The paper's is 100, for databases of thousands; with fewer relevant images per class than
 # that, the smaller one says more.
 DEPTH = 100
-DEPTHS = (20, DEPTH)
+DEPTHS = (10, 20, DEPTH)
 # Queries scored at once; bounds the score matrix.
 _BLOCK = 512
 _RESAMPLES = 2000
@@ -74,15 +74,41 @@ def evaluate(
     Args:
         on_block: called with the number of queries done since the last call.
     """
-    parts = []
+    return evaluate_all(
+        [method], bench, queries, depths=depths, on_block=lambda _, count: on_block and on_block(count)
+    )[0]
+
+
+def evaluate_all(
+    methods: Sequence[Method],
+    bench: Bench,
+    queries: QuerySet,
+    *,
+    depths: Sequence[int] = DEPTHS,
+    on_block: Callable[[Method, int], object] | None = None,
+) -> list[Outcome]:
+    """`evaluate` for several methods, a block of queries at a time, so that they share what `Bench.memo` keeps.
+
+    Args:
+        on_block: called with a method and the number of queries it has done since the last call.
+    """
+    parts: list[list[dict[str, FloatArray]]] = [[] for _ in methods]
     for block in blocks(queries):
-        scores = method.scores(bench, block)
-        with bench.timed("metrics"):
-            parts.append(rank_metrics(scores, bench.relevant(block), block.images, depths))
-        if on_block:
-            on_block(len(block))
-    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Outcome(method.name, values, queries.labels, queries.images)
+        for method, found in zip(methods, parts, strict=True):
+            scores = method.scores(bench, block)
+            with bench.timed("metrics"):
+                found.append(rank_metrics(scores, bench.relevant(block), block.images, depths))
+            if on_block:
+                on_block(method, len(block))
+    return [
+        Outcome(
+            method.name,
+            {name: np.concatenate([part[name] for part in found]) for name in found[0]},
+            queries.labels,
+            queries.images,
+        )
+        for method, found in zip(methods, parts, strict=True)
+    ]
 
 
 def blocks(queries: QuerySet) -> Iterator[QuerySet]:

@@ -6,7 +6,7 @@ Q = queries, K = images of the dataset, H = heads, E = embedding size. Scores co
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focu
 from phs_milvus.evaluation.bench import Ask, Bench, QuerySet
 from phs_milvus.evaluation.edits import Edit
 from phs_milvus.evaluation.head_weights import fixed_weights, head_weights
+from phs_milvus.search.scores import Score, blended
 from phs_milvus.search.zooms import combined
 
 # Below any sum of cosines: images outside the candidates rank behind them, in the order of stage one.
@@ -75,50 +76,64 @@ class Foveal:
 
     @property
     def asks(self) -> tuple[Ask, ...]:
-        return (Ask(focus=Focus(fovea=self.alpha)),)
+        return (Ask(focus=self._focus),)
+
+    @property
+    def _focus(self) -> Focus:
+        return Focus(attention_shift=0, fovea=self.alpha)
 
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
-        states, _ = bench.look(queries, focus=Focus(fovea=self.alpha))
+        states, _ = bench.look(queries, focus=self._focus)
         return bench.readout(states, _ones(bench, queries)) @ bench.embeddings.T
 
 
 @dataclass(frozen=True)
 class Focused:
-    """PHS, roi and zoom, together or alone; with several zooms, the mean over them.
+    """PHS, roi and zoom, together or alone, by one of the scores of a search; with several zooms, the mean over them.
 
     Attributes:
         focus: `heads_on` None is the model's default; "all" turns PHS off.
-        query_db: read the database out with the query's weights too; False is Query-Only.
+        score: "query_db" reads the database out with the query's weights too; "ann" is Query-Only, with the heads of
+            the focus's stage one; "blend" is the mean of both.
         pick, scaled: as in `head_weights`; anything but the defaults is a control.
     """
 
-    focus: Focus = Focus()
-    query_db: bool = True
+    focus: Focus = Focus.paper()
+    score: Score = "query_db"
     pick: str = "top"
     scaled: bool = True
     label: str = ""
 
     @property
     def name(self) -> str:
-        return self.label or describe(self.focus, self.query_db, self.pick, self.scaled)
+        return self.label or describe(self.focus, self.score, self.pick, self.scaled)
 
     @property
     def asks(self) -> tuple[Ask, ...]:
         return _asks_of(self.focus)
 
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
-        parts = []
-        for single in self.focus.per_zoom:
-            embeddings, weights = self.read(bench, queries, single)
-            every_head = bool((weights == 1).all())
-            if self.query_db and not every_head:
-                parts.append(bench.rerank(embeddings, weights))
-            else:
-                parts.append(embeddings @ bench.embeddings.T)
+        parts = [self._at_one_zoom(bench, queries, single) for single in self.focus.per_zoom]
         return np.mean(parts, axis=0) if len(parts) > 1 else parts[0]
 
+    def _at_one_zoom(self, bench: Bench, queries: QuerySet, single: Focus) -> Float32Array:
+        def part(focus: Focus, query_db: bool) -> Float32Array:
+            key = (queries, focus, query_db, self.pick, self.scaled)
+            return bench.memo.once(key, lambda: self._part(bench, queries, focus, query_db))
+
+        if self.score == "ann":
+            return part(single.stage_one, False)
+        if self.score == "query_db":
+            return part(single.stage_two, True)
+        return blended(part(single.stage_one, False), part(single.stage_two, True))
+
+    def _part(self, bench: Bench, queries: QuerySet, single: Focus, query_db: bool) -> Float32Array:
+        embeddings, weights = self.read(bench, queries, single)
+        every_head = bool((weights == 1).all())
+        return bench.rerank(embeddings, weights) if query_db and not every_head else embeddings @ bench.embeddings.T
+
     def read(self, bench: Bench, queries: QuerySet, single: Focus) -> tuple[Float32Array, Float32Array]:
-        """The queries at one zoom: (embeddings [Q, E], head weights [Q, H])."""
+        """The queries at one zoom, read out with the heads of `heads_on`: (embeddings [Q, E], head weights [Q, H])."""
         states: Float16Array
         if _is_encoded(single):
             states, scores = bench.look(queries, focus=single)
@@ -149,14 +164,16 @@ class FixedHeads:
 
 @dataclass(frozen=True)
 class TwoStage:
-    """What a user gets: `FocusedSearch` with `candidates` rows for exact Query-DB."""
+    """What a user gets: `FocusedSearch` with `candidates` rows for stage two."""
 
-    focus: Focus = Focus()
+    focus: Focus = Focus.paper()
     candidates: int = 200
+    score: Score = "query_db"
 
     @property
     def name(self) -> str:
-        return f"{describe(self.focus, None, 'top', True)}, two-stage K={self.candidates}"
+        score = None if self.score == "query_db" else self.score
+        return f"{describe(self.focus, score, 'top', True)}, two-stage K={self.candidates}"
 
     @property
     def asks(self) -> tuple[Ask, ...]:
@@ -170,16 +187,24 @@ class TwoStage:
         for start in range(0, len(queries), _SEARCHED_TOGETHER):
             block = encoded[start : start + _SEARCHED_TOGETHER]
             with bench.timed("searching Milvus"):
-                results = bench.search.search_many(block, limit=depth, candidates=depth)
+                results = bench.search.search_many(block, limit=depth, candidates=depth, score=self.score)
             for row, result in enumerate(results, start=start):
                 scores[row, [int(hit.id) for hit in result]] = [hit.score for hit in result]
         return scores
 
     def _encoded(self, bench: Bench, queries: QuerySet) -> list[Encoding]:
         """The queries as `FocusedSearch` takes them, from what the bench has encoded before."""
-        views = [Focused(self.focus).read(bench, queries, single) for single in self.focus.per_zoom]
+        views = []
+        for single in self.focus.per_zoom:
+            query_db, weights = Focused().read(bench, queries, single.stage_two)
+            ann = (
+                query_db
+                if single.stage_one == single.stage_two
+                else Focused().read(bench, queries, single.stage_one)[0]
+            )
+            views.append((ann, query_db, weights))
         return [
-            combined([_encoding(embeddings[row], weights[row], mask) for embeddings, weights in views])
+            combined([_encoding(ann[row], query_db[row], weights[row], mask) for ann, query_db, weights in views])
             for row, mask in enumerate(queries.masks)
         ]
 
@@ -209,7 +234,9 @@ def asks_of(methods: Iterable[Method]) -> list[Ask]:
 
 
 def _asks_of(focus: Focus) -> tuple[Ask, ...]:
-    return tuple(Ask(focus=single) for single in focus.per_zoom if _is_encoded(single))
+    # Head counts are a matter of the readout.
+    alike = replace(focus, heads_on=None, ann_heads=None)
+    return tuple(Ask(focus=single) for single in alike.per_zoom if _is_encoded(single))
 
 
 def _is_encoded(single: Focus) -> bool:
@@ -217,29 +244,37 @@ def _is_encoded(single: Focus) -> bool:
     return bool(single.attention_shift or single.single_zoom)
 
 
-def describe(focus: Focus, query_db: bool | None, pick: str, scaled: bool) -> str:
-    """A focus in words: "zoom 0+2, roi 1, PHS h=1, Query-DB"."""
+_SCORES = {"ann": "Query-Only", "query_db": "Query-DB", "blend": "blend"}
+
+
+def describe(focus: Focus, score: Score | None, pick: str, scaled: bool) -> str:
+    """A focus in words: "zoom 0+2, roi 1, PHS h=1, Query-DB", or "roi 1, PHS h=5, ANN h=all, blend"."""
+    own_ann_heads = score in ("ann", "blend") and focus.stage_one != focus.stage_two
+    if score == "ann":
+        focus = focus.stage_one
     parts = []
     zooms = focus.zooms
     if any(zooms):
         parts.append("zoom " + "+".join(f"{zoom:g}" for zoom in zooms))
     if focus.attention_shift:
         parts.append(f"roi {focus.attention_shift:g}")
-    heads = "default" if focus.heads_on is None else str(focus.heads_on)
-    parts.append(
-        {"top": "PHS", "bottom": "bottom heads", "random": "random heads", "all": "all heads, total of"}[pick]
-        + f" h={heads}"
-    )
+    every_head = pick == "top" and focus.heads_on == "all"
+    if not every_head:
+        heads = "default" if focus.heads_on is None else str(focus.heads_on)
+        kinds = {"top": "PHS", "bottom": "bottom heads", "random": "random heads", "all": "all heads, total of"}
+        parts.append(f"{kinds[pick]} h={heads}")
     if not scaled:
         parts.append("unscaled")
-    if query_db is not None:
-        parts.append("Query-DB" if query_db else "Query-Only")
-    return ", ".join(parts)
+    if own_ann_heads and score == "blend":
+        parts.append(f"ANN h={'default' if focus.ann_heads is None else focus.ann_heads}")
+    if score is not None and not every_head:  # with every head all scores are one
+        parts.append(_SCORES[score])
+    return ", ".join(parts) or "whole image, every head"
 
 
 def _ones(bench: Bench, queries: QuerySet) -> Float32Array:
     return np.ones((len(queries), bench.info.heads), np.float32)
 
 
-def _encoding(embedding: Float32Array, weights: Float32Array, mask: MaskRuns) -> Encoding:
-    return Encoding(embedding, None, None, weights, None, mask.width, mask.height)
+def _encoding(ann: Float32Array, query_db: Float32Array, weights: Float32Array, mask: MaskRuns) -> Encoding:
+    return Encoding(ann, None, None, weights, None, mask.width, mask.height, query_db_embedding=query_db)

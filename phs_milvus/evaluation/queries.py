@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,13 @@ def object_queries(dataset: Dataset) -> list[ObjectQuery]:
                 largest[instance.label] = instance
         queries += [ObjectQuery(position, largest[label]) for label in sorted(largest)]
     return queries
+
+
+def evenly(queries: Sequence[ObjectQuery], count: int | None) -> Sequence[ObjectQuery]:
+    """`count` of the queries at even steps, in their order; all of them where there are no more, or it is None."""
+    if count is None or count >= len(queries):
+        return queries
+    return [queries[step * len(queries) // count] for step in range(count)]
 
 
 def prompt_of(instance: Instance, kind: str, width: int, height: int) -> Prompt:

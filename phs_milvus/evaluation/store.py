@@ -46,7 +46,7 @@ class Look:
     digest: str
     mask: MaskRuns | None = None
     edit: Edit | None = None
-    focus: Focus = Focus()
+    focus: Focus = Focus.paper()
 
     @property
     def key(self) -> bytes:

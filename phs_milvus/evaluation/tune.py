@@ -1,4 +1,4 @@
-"""Choosing focus settings for your images: cross-validated quality against query latency.
+"""Choosing search settings for your images: cross-validated quality against query latency.
 
 Each fold's queries are answered with the settings that are best on the other folds, so that the quality reported is
 that of choosing, not of the luckiest row. The settings recommended are the cheapest whose quality is within one
@@ -20,14 +20,18 @@ from phs_milvus.contract.types import Focus
 from phs_milvus.evaluation.experiments.overhead import query_milliseconds
 from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.measures import Outcome, folds, paired, standard_error
-from phs_milvus.evaluation.methods import Focused, TwoStage, describe
+from phs_milvus.evaluation.methods import Focused, TwoStage
 from phs_milvus.search.settings import SearchSettings
+from phs_milvus.search.zooms import stages
 
-_ZOOMS: tuple[tuple[float, ...], ...] = ((0.0,), (1.25,), (2.0,), (0.0, 2.0), (0.0, 1.25, 2.0))
+# Crops (1 is the prompt's own box), and averages of scales.
+_ZOOMS: tuple[float | tuple[float, ...], ...] = (0.0, 1.0, 1.25, 2.0, (0.0, 1.25), (0.0, 2.0), (0.0, 1.25, 2.0))
 _ROIS = (0.0, 0.5, 1.0)
 _CANDIDATES = (100, 200, 500, 1000)
 # What FocusedSearch never goes below by itself.
 _FEWEST_CANDIDATES = 200
+
+Cost = tuple[tuple[float, ...], int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +39,17 @@ class Choice:
     """What tuning found.
 
     Attributes:
-        focus: recommended.
+        setting: recommended: a focus, and the score to rank by.
         candidates: the smallest K that is enough on this sample, or the largest tried where none is; None, search's own
             default, where that is less than what search takes by itself: a sample of a few hundred images says
             nothing for shallow K in a large collection.
         quality, error: `Study.metric`, cross-validated, of choosing by quality alone; and its standard error.
         gain: its paired difference to whole-image search, as text.
         rows: the trade-off: every setting measured, best first.
-        candidate_rows: two-stage quality of the recommended focus at each K.
+        candidate_rows: two-stage quality of the recommended setting at each K.
     """
 
-    focus: Focus
+    setting: Focused
     candidates: int | None
     quality: float
     error: float
@@ -56,44 +60,51 @@ class Choice:
     def settings(self, study: Study) -> SearchSettings:
         """What `phs-milvus search --settings` reads."""
         measured = {study.metric: self.quality, "standard error": self.error, "gain over whole image": self.gain}
-        return SearchSettings(self.focus, self.candidates, study.bench.info.fingerprint, measured)
+        fingerprint = study.bench.info.fingerprint
+        return SearchSettings(self.setting.focus, self.candidates, fingerprint, measured, self.setting.score)
 
 
-def grid(heads: int) -> list[Focus]:
-    """Every setting tried on a model with H heads."""
-    counts = sorted({1, max(1, heads // 3), max(1, heads // 2), max(1, 2 * heads // 3), heads})
-    return [
-        Focus(count, attention_shift=roi, zoom=zoom if len(zoom) > 1 else zoom[0])
-        for zoom in _ZOOMS
-        for roi in _ROIS
-        for count in counts
-    ]
+def grid(heads: int) -> list[Focused]:
+    """Every setting tried on a model with H heads.
+
+    At each zoom and roi: every head, and of each smaller number Query-Only, Query-DB, and their blend with the same
+    heads in stage one or with every head there. In an order in which neighbours share what must be scored.
+    """
+    counts = sorted({1, max(1, heads // 3), max(1, heads // 2), max(1, 2 * heads // 3)} - {heads})
+    settings = [Focused(Focus("all", attention_shift=roi, zoom=zoom), "ann") for roi in _ROIS for zoom in _ZOOMS]
+    for roi in _ROIS:
+        for count in counts:
+            for zoom in _ZOOMS:
+                same = Focus(count, attention_shift=roi, zoom=zoom, ann_heads=None)
+                settings += [Focused(same, "ann"), Focused(same, "query_db"), Focused(same, "blend")]
+                settings.append(Focused(Focus(count, attention_shift=roi, zoom=zoom), "blend"))
+    return settings
 
 
-def tune(study: Study, focuses: Sequence[Focus] | None = None) -> Choice:
+def tune(study: Study, settings: Sequence[Focused] | None = None) -> Choice:
     """Measures every setting on the study's queries, chooses, and then finds how many candidates it needs.
 
     Raises:
         InvalidInput: fewer than two images with queries, which cannot be split.
     """
-    focuses = grid(study.heads) if focuses is None else list(focuses)
+    settings = grid(study.heads) if settings is None else list(settings)
     if len(set(study.pointed.images.tolist())) < 2:
         raise InvalidInput("tuning needs queries on at least two images", "dataset")
-    outcomes = study.measure([Focused(focus) for focus in focuses])
+    outcomes = study.measure(settings)
     chosen = cross_validated(outcomes, study.metric, seed=study.seed)
     held_out = Outcome("chosen", {study.metric: chosen}, study.pointed.labels, study.pointed.images)
-    latency = _latencies(study, focuses)
-    recommended = focuses[recommend(outcomes, [latency[_cost(focus)] for focus in focuses], study.metric)]
+    latency = _latencies(study, settings)
+    recommended = settings[recommend(outcomes, [latency[_cost(setting)] for setting in settings], study.metric)]
     candidate_rows, candidates = _candidates(study, recommended)
     rows: list[dict[str, Any]] = [
         {
-            "setting": describe(focus, None, "top", True),
+            "setting": setting.name,
             study.metric: outcome.mean(study.metric),
             "difference ± SE [95%]": str(paired(outcome, study.base, study.metric, seed=study.seed)),
-            "query ms": latency[_cost(focus)],
-            "recommended": "yes" if focus == recommended else "",
+            "query ms": latency[_cost(setting)],
+            "recommended": "yes" if setting is recommended else "",
         }
-        for focus, outcome in zip(focuses, outcomes, strict=True)
+        for setting, outcome in zip(settings, outcomes, strict=True)
     ]
     rows.sort(key=lambda row: -row[study.metric])
     gain = str(paired(held_out, study.base, study.metric, seed=study.seed))
@@ -135,14 +146,15 @@ def write(choice: Choice, study: Study, path: Path) -> None:
         raise InvalidInput(f"cannot write {shown(path)}: {reason_of(error)}", "out") from error
 
 
-def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int | None]:
-    """Two-stage quality at each K, and the smallest K from which on it is within one standard error of exhaustive
-    Query-DB, or else the largest; None where that is less than search takes by itself."""
-    exhaustive = study.measure([Focused(focus)])[0]
+def _candidates(study: Study, setting: Focused) -> tuple[list[dict[str, Any]], int | None]:
+    """Two-stage quality at each K, and the smallest K from which on it is within one standard error of scoring every
+    image, or else the largest; None where that is less than search takes by itself."""
+    exhaustive = study.measure([setting])[0]
     depths = [k for k in _CANDIDATES if k < len(study.bench.states)] or [len(study.bench.states)]
     rows: list[dict[str, Any]] = []
     enough = None
-    for depth, outcome in zip(depths, study.measure([TwoStage(focus, depth) for depth in depths]), strict=True):
+    two_stage = [TwoStage(setting.focus, depth, setting.score) for depth in depths]
+    for depth, outcome in zip(depths, study.measure(two_stage), strict=True):
         difference = paired(outcome, exhaustive, study.metric, seed=study.seed)
         rows.append({"candidates K": depth, study.metric: outcome.mean(study.metric), "to exhaustive": str(difference)})
         if difference.mean < -difference.error:
@@ -153,10 +165,18 @@ def _candidates(study: Study, focus: Focus) -> tuple[list[dict[str, Any]], int |
     return rows, enough if enough >= _FEWEST_CANDIDATES else None
 
 
-def _cost(focus: Focus) -> tuple[float, ...]:
-    """What latency depends on: the zooms; attention shift and head counts cost nothing."""
-    return focus.zooms
+def _encoded_focus(setting: Focused) -> Focus:
+    """What search encodes for a setting: only stage one's heads where it ranks by "ann"."""
+    return setting.focus.stage_one if setting.score == "ann" else setting.focus
 
 
-def _latencies(study: Study, focuses: Sequence[Focus]) -> dict[tuple[float, ...], float]:
-    return {_cost(focus): query_milliseconds(study, focus)[0] for focus in {_cost(f): f for f in focuses}.values()}
+def _cost(setting: Focused) -> Cost:
+    """What a query's latency depends on: the zooms, and whether the stages keep different heads at each."""
+    focus = _encoded_focus(setting)
+    return focus.zooms, len(stages(focus))
+
+
+def _latencies(study: Study, settings: Sequence[Focused]) -> dict[Cost, float]:
+    """Median milliseconds of encoding a query, for each cost."""
+    one_of_each = {_cost(setting): setting for setting in settings}
+    return {cost: query_milliseconds(study, _encoded_focus(setting))[0] for cost, setting in one_of_each.items()}

@@ -14,7 +14,7 @@ from phs_milvus.contract.errors import InvalidInput, PhsError, reason_of, shown
 from phs_milvus.contract.images import ImageSource, decode_upright, load_image
 from phs_milvus.contract.types import Explanation
 from phs_milvus.pointing.prompts import Prompt, to_array
-from phs_milvus.search.focused import Hit
+from phs_milvus.search.hits import Hit
 
 _TILE = 200
 _GAP = 12
@@ -25,9 +25,9 @@ _PALE = (110, 114, 120)
 _PAPER = (255, 255, 255)
 ACCENT = (234, 88, 12)
 GOOD = (22, 163, 74)
-# Above heads and above reranked hits, on sheets and on the demo's page.
+# Above heads and above hits of both stages, on sheets and on the demo's page.
 HEADS_HEADING = "What each attention head looks at; the selected ones are framed"
-SCORES_HEADING = "score after reranking, then ANN: score and rank before it"
+SCORES_HEADING = "score (ANN score #rank, Query-DB score #rank)"
 # Dark to bright, for attention laid over a picture.
 _HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32)
 
@@ -68,8 +68,8 @@ def search_sheet(
     """
     query = Tile(draw_prompt(load_picture(image), prompt), "your query", "the outlined part" if prompt else "all of it")
     tiles = [hit_tile(rank, hit, locate) for rank, hit in enumerate(hits, 1)]
-    reranked = any(hit.rerank_rank is not None for hit in hits)
-    heading = f"Hits: {SCORES_HEADING}" if reranked else "Hits"
+    both = any(hit.query_db_score is not None for hit in hits)
+    heading = f"Hits: {SCORES_HEADING}" if both else "Hits"
     return sheet([TileRow([query]), TileRow(tiles, heading)], columns)
 
 
@@ -80,9 +80,11 @@ def hit_tile(rank: int, hit: Hit, locate: Callable[[Hit], ImageSource | None]) -
         picture = blank("no file") if source is None else load_picture(source)
     except PhsError:
         picture = blank("cannot be read")
-    note = f"score {hit.score:.3f}"
-    if hit.rerank_rank is not None:
-        note += f"   ANN {hit.ann_score:.3f} (#{hit.ann_rank})"
+    if hit.query_db_score is None:
+        note = f"score {hit.score:.3f}"
+    else:
+        parts = f"{hit.ann_score:.3f} #{hit.ann_rank}, {hit.query_db_score:.3f} #{hit.query_db_rank}"
+        note = f"{hit.score:.3f} ({parts})"
     return Tile(picture, f"{rank}. {hit.id}", note)
 
 

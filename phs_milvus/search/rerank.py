@@ -23,7 +23,8 @@ from phs_milvus.contract.errors import InvalidInput, PhsError
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus
 from phs_milvus.pointing.prompts import Prompt
-from phs_milvus.search.zooms import encode_zooms, query_db_scores
+from phs_milvus.search.parts import parts_of
+from phs_milvus.search.zooms import encode_zooms
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Reranker:
         self._encoder = encoder
 
     def query(self, image: ImageSource, prompt: Prompt | None = None, *, focus: Focus = Focus()) -> Encoding:
-        """Encodes a query at each zoom of its focus, once for any number of candidate lists.
+        """Encodes a query for both stages at each zoom of its focus, once for any number of candidate lists.
 
         Takes and raises what `Encoder.encode` does; the result holds head scores and head weights.
         """
@@ -71,7 +72,7 @@ class Reranker:
             InvalidInput: the query has no head weights, or the states do not fit the model.
             EncoderError: the server could not answer, or its answer was wrong.
         """
-        return query_db_scores(self._encoder, query, states)
+        return parts_of([query]).query_db_scores(self._encoder, states)
 
     def rerank_states(self, query: Encoding, states: Float16Array, *, top_k: int | None = None) -> Ranking:
         """Ranks candidates by their stored states, float16 [K, 2, D]; no states give an empty ranking.

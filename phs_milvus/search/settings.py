@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from phs_milvus.contract.errors import InvalidInput, reason_of, shown
 from phs_milvus.contract.files import read_small_file
 from phs_milvus.contract.types import Focus
+from phs_milvus.search.scores import Score, check_score
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class SearchSettings:
     """How to search one model's collections.
 
     Attributes:
-        focus, candidates: as `FocusedSearch.search` takes them.
+        focus, candidates, score, min_score: as `FocusedSearch.search` takes them.
         fingerprint: of the model that the settings were chosen for; "" for any model.
         measured: the figures on which the choice was made, for people to read.
     """
@@ -26,6 +27,8 @@ class SearchSettings:
     candidates: int | None = None
     fingerprint: str = ""
     measured: dict[str, Any] = field(default_factory=dict)
+    score: Score = "blend"
+    min_score: float | None = None
 
 
 def read_settings(path: str | Path) -> SearchSettings:
@@ -38,7 +41,10 @@ def read_settings(path: str | Path) -> SearchSettings:
         values = json.loads(read_small_file(path, "settings"))
         if not isinstance(values, dict) or not isinstance(values.get("focus", {}), dict):
             raise ValueError("no JSON object")
-        settings = SearchSettings(_focus(values.pop("focus", {})), **values)
+        # Files without a score are older than the choice between scores, and than stage one's own heads.
+        base = Focus() if "score" in values else Focus.paper()
+        settings = SearchSettings(_focus(base, values.pop("focus", {})), **{"score": "query_db", **values})
+        check_score(settings.score, settings.min_score)
     except InvalidInput as error:
         raise InvalidInput(f"{shown(path)}: {shown(error)}", "settings") from error
     except OSError as error:
@@ -67,9 +73,9 @@ _RENAMED = {"heads": "heads_on", "roi": "attention_shift"}
 _EVERY_HEAD_0_1_0 = 2**32 - 1
 
 
-def _focus(values: dict[str, Any]) -> Focus:
-    """The Focus of a JSON object that this version or 0.1.0 wrote."""
+def _focus(base: Focus, values: dict[str, Any]) -> Focus:
+    """The Focus of a JSON object that this version or 0.1.0 wrote; `base` says what is missing there."""
     named = {_RENAMED.get(name, name): value for name, value in values.items()}
     if named.get("heads_on") == _EVERY_HEAD_0_1_0:
         named["heads_on"] = "all"
-    return Focus(**named)
+    return replace(base, **named)

@@ -40,8 +40,8 @@ class Settings:
     )
     gpu_mode: str = _setting(
         "graphs",
-        "graphs: one CUDA graph per batch size; compile: fuse kernels too, minutes at start; eager: neither",
-        choices=("graphs", "compile", "eager"),
+        "graphs: one CUDA graph per batch size; eager: none",
+        choices=("graphs", "eager"),
     )
     precision: str = _setting(
         "auto",

@@ -35,6 +35,26 @@ def test_ingest_search_explain_info(run: Run, photos: list[Path], tmp_path: Path
     union = run("search", photos[4], "--box", "0,0,50,50", "--polygon", "80,80 120,80 100,110", "--no-rerank")
     assert union.returncode == 0, union.stderr
 
+    by_score = {}
+    for flags in ((), ("--score", "query_db"), ("--no-rerank",), ("--score", "ann"), ("--focus", "paper")):
+        done = run("search", photos[4], "--box", "20,20,90,100", "--limit", 12, "--json", *flags)
+        by_score[flags] = {row["id"]: row for row in json.loads(done.stdout)}
+    for name, row in by_score[()].items():
+        assert row["score"] == row["blend_score"] == pytest.approx((row["ann_score"] + row["query_db_score"]) / 2)
+        assert by_score["--score", "query_db"][name]["score"] == pytest.approx(row["query_db_score"])
+        assert by_score["--score", "ann"][name]["score"] == pytest.approx(row["ann_score"])
+    assert by_score["--no-rerank",] == by_score["--score", "ann"]
+    assert all(row["score"] == row["query_db_score"] for row in by_score["--focus", "paper"].values())
+
+    other = photos[5]
+    rows = json.loads(
+        run(
+            *("search", photos[4], "--box", "20,20,90,100", "--like", f"{other}:5,5,60,60", "--exclude-query"),
+            *("--unlike", f"{photos[6]}:5,5,60,60", "--min-score", "-0.9", "--ann-heads", 2, "--limit", 12, "--json"),
+        ).stdout
+    )
+    assert {row["id"] for row in rows} == {path.name for path in photos} - {path.name for path in photos[4:7]}
+
     (tmp_path / "focus.json").write_text('{"focus": {"heads": 2}, "candidates": 2}')
     tuned = run("search", photos[4], "--point", "60,60", "--settings", "focus.json", "--limit", 5, "--json")
     assert len(json.loads(tuned.stdout)) == 5, tuned.stderr

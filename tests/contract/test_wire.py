@@ -60,8 +60,8 @@ def test_absent_and_present_masks_differ() -> None:
 
 
 def test_focus_is_checked_against_the_model() -> None:
-    assert wire.pointings_of(pb.EncodeRequest(), 12)[0].focus == Focus()
-    assert wire.pointings_of(pb.EncodeRequest(focus=pb.Focus(heads_on=12)), 12)[0].focus == Focus(12)
+    assert wire.pointings_of(pb.EncodeRequest(), 12)[0].focus == Focus.paper()
+    assert wire.pointings_of(pb.EncodeRequest(focus=pb.Focus(heads_on=12)), 12)[0].focus == Focus.paper(12)
     with pytest.raises(InvalidInput, match="heads_on is 13, but the model has 12"):
         wire.pointings_of(pb.EncodeRequest(focus=pb.Focus(heads_on=13)), 12)
     with pytest.raises(InvalidInput, match="whole number from 1, 'all' or None, got 0"):

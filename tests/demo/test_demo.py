@@ -66,22 +66,27 @@ def test_figures_are_a_plain_count(scenes: list[Scene], encoder: Encoder, tmp_pa
         ingest_folder(tmp_path, collection, encoder, progress=False)
         search = FocusedSearch(collection, encoder)
         asked = queries(some, ("box",), 10)
-        whole, query_only, two_stage, exhaustive = measure(
+        whole, query_only, two_stage, exhaustive, default = measure(
             search, Focus(), some, asked, lambda scene: str(tmp_path / scene.name)
         )
-        counts = {"whole": [], "focused": []}
+        counts = {"whole": [], "published": [], "default": []}
         for query in asked:
             path = tmp_path / query.scene.name
-            for name, prompt in (("whole", None), ("focused", query.prompt)):
-                hits = search.search(path, prompt, limit=40, candidates=40).hits
+            for name, prompt, options in (
+                ("whole", None, {}),
+                ("published", query.prompt, {"focus": Focus.paper(), "score": "query_db"}),
+                ("default", query.prompt, {}),
+            ):
+                hits = search.search(path, prompt, limit=40, candidates=40, **options).hits
                 names = [hit.id for hit in hits if hit.id != query.scene.name][:10]
                 right = [query.target.label in scene.labels for name in names for scene in some if scene.name == name]
                 counts[name].append(sum(right) / 10)
     finally:
         close(client)
     assert whole.precision == pytest.approx(np.mean(counts["whole"]))
-    assert exhaustive.precision == two_stage.precision == pytest.approx(np.mean(counts["focused"]))
-    differences = np.array(counts["focused"]) - counts["whole"]
+    assert exhaustive.precision == two_stage.precision == pytest.approx(np.mean(counts["published"]))
+    assert default.precision == pytest.approx(np.mean(counts["default"]))
+    differences = np.array(counts["published"]) - counts["whole"]
     assert exhaustive.gain == pytest.approx(differences.mean())
     assert exhaustive.gain_error == pytest.approx(differences.std(ddof=1) / np.sqrt(10))
     assert 0 < chance(some, asked) < 0.5
@@ -98,8 +103,8 @@ def test_the_page_shows_every_query(encoder: Encoder, tmp_path: Path, make_image
     assert page.count("<section>") == 7
     assert "middle of each picture" in page and "green frame" not in page.lower()
     sources = re.findall(r"<img src='([^']*)'", page)
-    # Per query: itself, four heads, and seven hits of each search.
-    assert len(sources) == 6 * (1 + 4 + 7 + 7)
+    # Per query: itself, four heads, and seven hits of each of three searches.
+    assert len(sources) == 6 * (1 + 4 + 3 * 7)
     assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert "http" not in page.replace("https://arxiv.org", "")
     assert len(list((tmp_path / "out").glob("query-*.png"))) == 6

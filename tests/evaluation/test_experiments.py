@@ -17,7 +17,7 @@ from phs_milvus.cli import main
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.contract.types import Focus
-from phs_milvus.evaluation import Bench, Outcome, object_queries
+from phs_milvus.evaluation import Bench, Focused, Outcome, object_queries
 from phs_milvus.evaluation.controls import best_fixed_heads
 from phs_milvus.evaluation.experiments import PRESETS, Study
 from phs_milvus.evaluation.experiments.small_models import attention_correlation, head_cka
@@ -164,11 +164,11 @@ def test_tune(study: Study) -> None:
     choice = tune(
         study,
         [
-            Focus(4),
-            Focus(1),
-            Focus(2, attention_shift=1),
-            Focus(4, zoom=1.25),
-            Focus(1, attention_shift=1, zoom=(0.0, 2.0)),
+            Focused(Focus("all"), "ann"),
+            Focused(Focus.paper(1)),
+            Focused(Focus(2), "blend"),
+            Focused(Focus("all", zoom=1.25), "ann"),
+            Focused(Focus(1, zoom=(0.0, 2.0)), "blend"),
         ],
     )
     assert [row["recommended"] for row in choice.rows].count("yes") == 1
@@ -181,7 +181,7 @@ def test_tune(study: Study) -> None:
 
 def test_candidates_at_the_default_or_above_are_kept(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("phs_milvus.evaluation.tune._FEWEST_CANDIDATES", 50)
-    choice = tune(study, [Focus(4), Focus(1)])
+    choice = tune(study, [Focused(Focus.paper(4)), Focused(Focus.paper(1))])
     assert choice.candidates == choice.settings(study).candidates == 50
 
 
@@ -201,7 +201,7 @@ def test_candidates_are_as_few_as_are_enough(qualities: tuple[float, ...], candi
         return outcomes(*([quality + one for one in noise] for quality in ([1.0] if len(methods) == 1 else qualities)))
 
     study = SimpleNamespace(measure=measure, bench=SimpleNamespace(states=range(5000)), metric="MP@100", seed=0)
-    rows, enough = _candidates(study, Focus(1))
+    rows, enough = _candidates(study, Focused(Focus.paper(1)))
     assert [row["candidates K"] for row in rows] == [100, 200, 500, 1000] and enough == candidates
 
 
@@ -211,7 +211,7 @@ def test_candidates_are_as_few_as_are_enough(qualities: tuple[float, ...], candi
 def test_settings_round_trip(tmp_path: Path) -> None:
     from dataclasses import asdict
 
-    settings = SearchSettings(Focus(2, attention_shift=0.5, zoom=(0.0, 2.0)), 500, "f" * 64, {"MP@100": 0.5})
+    settings = SearchSettings(Focus(2, attention_shift=0.5, zoom=(0.0, 2.0)), 500, "f" * 64, {"MP@100": 0.5}, "ann")
     path = tmp_path / "focus.json"
     path.write_text(json.dumps(asdict(settings)))
     assert read_settings(path) == settings
@@ -273,7 +273,7 @@ def test_bad_images_are_left_out_and_counted(labels: Path, vit_encoder: Encoder,
 def test_tune_then_search_with_its_settings(
     labels: Path, vit_encoder: Encoder, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phs_milvus.evaluation.tune._ZOOMS", ((0.0,), (1.25,)))
+    monkeypatch.setattr("phs_milvus.evaluation.tune._ZOOMS", (0.0, 1.25))
     settings, server = tmp_path / "focus.json", ("--encoder", vit_encoder.address)
     assert run("tune", labels, "--out", settings, "--cache", tmp_path / "cache", "--limit", 20, *server) == 0
     assert "recommended: --heads " in capsys.readouterr().out
@@ -286,7 +286,9 @@ def test_tune_then_search_with_its_settings(
     assert run(*search, "--settings", settings) == 0
     found = json.loads(capsys.readouterr().out)
     focus = chosen.focus
-    flags = ["--heads", focus.heads_on, "--roi", focus.attention_shift, "--zoom", focus.zoom]
+    ann_heads = focus.heads_on if focus.ann_heads is None else focus.ann_heads
+    flags = ["--heads", focus.heads_on, "--ann-heads", ann_heads, "--score", chosen.score]
+    flags += ["--roi", focus.attention_shift, "--zoom", focus.zoom]
     assert run(*search, *flags) == 0
     assert json.loads(capsys.readouterr().out) == found
     assert run(*search, "--settings", settings, "--focus", "robust") == 1

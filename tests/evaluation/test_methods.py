@@ -130,17 +130,28 @@ def test_whole_image(bench: Bench, queries: QuerySet, plain: Plain) -> None:
     check(WholeImage().scores(bench, queries), everything[queries.images] @ everything.T)
 
 
-@pytest.mark.parametrize("query_db", [False, True])
+@pytest.mark.parametrize("score", ["ann", "query_db"])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_phs(bench: Bench, queries: QuerySet, plain: Plain, count: int, query_db: bool) -> None:
-    check(Focused(Focus(count), query_db).scores(bench, queries), plain.focused(count, db=query_db))
+def test_phs(bench: Bench, queries: QuerySet, plain: Plain, count: int, score: str) -> None:
+    method = Focused(Focus.paper(count), score)
+    check(method.scores(bench, queries), plain.focused(count, db=score == "query_db"))
+
+
+def test_blends(bench: Bench, queries: QuerySet, plain: Plain) -> None:
+    published = (plain.focused(1, db=False) + plain.focused(1)) / 2
+    check(Focused(Focus.paper(1), "blend").scores(bench, queries), published)
+    default = (plain.focused(HEADS, roi=1, db=False) + plain.focused(1, roi=1)) / 2
+    check(Focused(Focus(1), "blend").scores(bench, queries), default)
+    assert Focused(Focus(1), "ann").name == "roi 1"
+    assert Focused(Focus(1), "blend").name == "roi 1, PHS h=1, ANN h=all, blend"
+    assert Focused(Focus(1), "query_db").name == "roi 1, PHS h=1, Query-DB"
 
 
 def test_controls(bench: Bench, queries: QuerySet, plain: Plain) -> None:
-    check(Focused(Focus(2), pick="bottom").scores(bench, queries), plain.focused(2, bottom=True))
-    check(Focused(Focus(2), scaled=False).scores(bench, queries), plain.focused(2, scaled=False))
+    check(Focused(Focus.paper(2), pick="bottom").scores(bench, queries), plain.focused(2, bottom=True))
+    check(Focused(Focus.paper(2), scaled=False).scores(bench, queries), plain.focused(2, scaled=False))
     half = plain.database((0.5,) * HEADS)
-    damped = Focused(Focus(2), scaled=False, pick="all").scores(bench, queries)
+    damped = Focused(Focus.paper(2), scaled=False, pick="all").scores(bench, queries)
     check(damped, half[queries.images] @ half.T)
     fixed = (0.0, 2.0, 0.0, 2.0)
     everything = plain.database(fixed)
@@ -219,12 +230,13 @@ def test_foveal_attention(bench: Bench, queries: QuerySet, plain: Plain) -> None
     assert np.abs(plain.foveal(4.0) - plain.foveal(0.0)).max() > 3 * TOLERANCE
 
 
-@pytest.mark.parametrize("focus", [Focus(2), Focus(1, attention_shift=1, zoom=(0.0, 2.0))])
-def test_two_stages_through_milvus(bench: Bench, queries: QuerySet, focus: Focus) -> None:
-    exhaustive = Focused(focus).scores(bench, queries)
-    assert np.abs(TwoStage(focus, 50).scores(bench, queries) - exhaustive).max() < 1e-5
-    stage_one = Focused(focus, query_db=False).scores(bench, queries)
-    few = TwoStage(focus, 12).scores(bench, queries)
+@pytest.mark.parametrize("score", ["query_db", "blend"])
+@pytest.mark.parametrize("focus", [Focus.paper(2), Focus(1), Focus(1, zoom=(0.0, 2.0))])
+def test_two_stages_through_milvus(bench: Bench, queries: QuerySet, focus: Focus, score: str) -> None:
+    exhaustive = Focused(focus, score).scores(bench, queries)
+    assert np.abs(TwoStage(focus, 50, score).scores(bench, queries) - exhaustive).max() < 1e-5
+    stage_one = Focused(focus, "ann").scores(bench, queries)
+    few = TwoStage(focus, 12, score).scores(bench, queries)
     for row in range(len(queries)):
         candidates = np.argsort(-stage_one[row], kind="stable")[:12]
         assert set(np.argsort(-few[row], kind="stable")[:12]) == set(candidates)
@@ -232,8 +244,8 @@ def test_two_stages_through_milvus(bench: Bench, queries: QuerySet, focus: Focus
 
 
 def test_two_stages_are_what_search_does(bench: Bench, queries: QuerySet) -> None:
-    focus = Focus(1, attention_shift=1, zoom=(0.0, 2.0))
-    scores = TwoStage(focus, 12).scores(bench, queries)
+    focus = Focus(1, zoom=(0.0, 2.0))
+    scores = TwoStage(focus, 12, "blend").scores(bench, queries)
     search = FocusedSearch(bench.collection, bench.encoder)
     asked = [
         Query(bench.dataset.images[image].path, Mask(mask))

@@ -34,7 +34,7 @@ with Encoder(address) as encoder, Store(cache, encoder.info) as store:
     print("ready", flush=True)
     from phs_milvus.contract.types import Focus
     for step in range(100):
-        bench.look(queries, focus=Focus(zoom=1 + step / 100))
+        bench.look(queries, focus=Focus(attention_shift=0, zoom=1 + step / 100))
 """
 
 
@@ -100,7 +100,7 @@ def test_a_killed_run_loses_one_batch_at_most(labels: Path, vit_encoder: Encoder
     with Store(tmp_path, vit_encoder.info) as store:
         bench = Bench(vit_encoder, load(labels), store)
         queries = bench.queries(object_queries(bench.dataset), "box")
-        states, _ = bench.look(queries, focus=Focus(zoom=1.0))
+        states, _ = bench.look(queries, focus=Focus(attention_shift=0, zoom=1.0))
         assert rows(file) == kept
         fresh = list(vit_encoder.encode_many([bench.dataset.images[i].path for i in queries.images]))
         assert len(fresh) == len(states)
@@ -122,7 +122,7 @@ def test_what_is_asked_decides_the_key(queries: QuerySet) -> None:
     ]
     assert len({look.key for look in looks}) == len(looks)
     # Head counts are a matter of the readout; where the file lies is not either.
-    assert replace(masked, focus=Focus(heads_on=2)).key == masked.key
+    assert replace(masked, focus=Focus.paper(2)).key == masked.key
     assert replace(look, path=Path("b")).key == look.key
     whole, fractional = (replace(masked, focus=Focus(attention_shift=one, zoom=2 * one)) for one in (1, 1.0))
     assert whole.key == fractional.key

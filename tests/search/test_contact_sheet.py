@@ -24,7 +24,7 @@ from phs_milvus.search.contact_sheet import (
     search_sheet,
     sheet,
 )
-from phs_milvus.search.focused import Hit
+from phs_milvus.search.hits import Hit
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 

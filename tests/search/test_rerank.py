@@ -31,7 +31,7 @@ def images(make_images: Callable[..., list[Path]], tmp_path_factory: pytest.Temp
 def test_reranker_scores_by_the_definition(encoder: Encoder, tiny_model: Path, images: list[Path]) -> None:
     """Cosine of the query and each state read out, in plain torch, with the query's head weights."""
     reranker = Reranker(encoder)
-    query = reranker.query(images[0], Box(0, 0, 80, 60), focus=Focus(heads_on=2))
+    query = reranker.query(images[0], Box(0, 0, 80, 60), focus=Focus.paper(2))
     encodings = list(encoder.encode_many(images, outputs=Outputs(state=True)))
     states = np.stack([encoding.state for encoding in encodings])
     ranking = reranker.rerank_states(query, states, top_k=7)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from phs_milvus import Box, Encoder, FocusedCollection, FocusedSearch, Outputs, Point, Query, Row, StoredImage
+from phs_milvus import Box, Encoder, Focus, FocusedCollection, FocusedSearch, Outputs, Point, Query, Row, StoredImage
 from phs_milvus.contract.errors import CollectionError, ImageError, InvalidInput, ModelMismatch, PromptError, StateError
 from phs_milvus.milvus.connection import close, connect
 from tests import naive_phs
@@ -63,7 +63,7 @@ def exhaustive(encoder: Encoder, image: Path, paths: list[Path]) -> dict[str, fl
 
 def test_all_candidates_give_the_exhaustive_order(search: FocusedSearch, encoder: Encoder, images: list[Path]) -> None:
     expected = exhaustive(encoder, images[7], images)
-    result = search.search(images[7], PROMPT, limit=60, candidates=60)
+    result = search.search(images[7], PROMPT, limit=60, candidates=60, score="query_db")
     assert {hit.id: hit.score for hit in result} == pytest.approx(expected, abs=1e-6)
     assert [hit.id for hit in result] == sorted(expected, key=lambda name: -expected[name])
     # The prompt changes the order, or this would show nothing.
@@ -77,9 +77,10 @@ def test_hits_keep_both_stages(search: FocusedSearch, images: list[Path]) -> Non
     assert len(result) == 5
     for rank, hit in enumerate(result, start=1):
         assert (hit.ann_rank, hit.ann_score) == (by_id[hit.id].ann_rank, pytest.approx(by_id[hit.id].ann_score))
-        assert (hit.rerank_rank, hit.rerank_score) == (rank, hit.score)
+        assert hit.score == hit.blend_score == pytest.approx((hit.ann_score + hit.query_db_score) / 2)
+        assert hit.score >= (result[rank].score if rank < 5 else -1)
         assert hit.id == f"image-{hit.fields['number']:04d}.jpg"
-    assert all(hit.rerank_score is None and hit.score == hit.ann_score for hit in ann)
+    assert all(hit.query_db_score is None and hit.score == hit.ann_score for hit in ann)
 
 
 def test_the_image_itself_comes_first_and_result_converts(search: FocusedSearch, images: list[Path]) -> None:
@@ -88,7 +89,7 @@ def test_the_image_itself_comes_first_and_result_converts(search: FocusedSearch,
     assert result[0].score == pytest.approx(1, abs=1e-3)
     rows = result.rows()
     assert [row["rank"] for row in rows] == [1, 2, 3]
-    assert {"id", "score", "ann_score", "ann_rank", "rerank_score", "rerank_rank"} <= set(rows[0])
+    assert {"id", "score", "ann_score", "ann_rank", "query_db_score", "query_db_rank", "blend_score"} <= set(rows[0])
     assert images[0].name in str(result) and "ANN rank" in str(result)
     fields = {"score": 4.5, "rank": 99, "id": "SKU", "size": "XL"}
     row = replace(result, hits=[replace(result[0], fields=fields)]).rows()[0]
@@ -241,7 +242,10 @@ def test_query_db_equals_re_encoding_by_hooks_on_real_images(deit: Path, voc: Pa
         with ServerThread(settings) as server, Encoder(server.address) as encoder:
             collection = FocusedCollection.create(client, "voc", encoder.info)
             fill(collection, encoder, paths)
-            result = FocusedSearch(collection, encoder).search(paths[11], prompt, limit=200, candidates=200)
+            published = {"focus": Focus.paper(), "score": "query_db"}
+            result = FocusedSearch(collection, encoder).search(
+                paths[11], prompt, limit=200, candidates=200, **published
+            )
             weights = torch.from_numpy(result.query.head_weights.copy())
     finally:
         close(client)

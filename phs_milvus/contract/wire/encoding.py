@@ -144,7 +144,8 @@ def _focus_from_pb(focus: pb.Focus, model_heads: int) -> Focus:
             raise InvalidInput(
                 f"heads_on is {heads_on}, but the model has {model_heads} heads; use 1 to {model_heads}", "focus"
             )
-    return Focus(heads_on, attention_shift=focus.attention_shift, zoom=focus.zoom, fovea=focus.fovea)
+    # Which heads stage one of a search keeps is not the server's business.
+    return Focus(heads_on, attention_shift=focus.attention_shift, zoom=focus.zoom, fovea=focus.fovea, ann_heads=None)
 
 
 def check_outputs(outputs: Sequence[int]) -> None:

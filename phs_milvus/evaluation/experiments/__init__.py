@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from phs_milvus.evaluation.experiments import heads, overhead, recall, robustness, small_models, table1
+from phs_milvus.evaluation.experiments import (
+    examples,
+    heads,
+    overhead,
+    recall,
+    robustness,
+    scores,
+    small_models,
+    table1,
+    thresholds,
+)
 from phs_milvus.evaluation.experiments.study import Study
 from phs_milvus.evaluation.report import Section
 
@@ -27,6 +37,9 @@ class Preset:
 
 PRESETS = {
     "table1": Preset("Every way of pointing", table1.run),
+    "scores": Preset("The scores of a search", scores.run),
+    "thresholds": Preset("What a score threshold keeps", thresholds.run),
+    "examples": Preset("Several examples and counter-examples", examples.run),
     "heads": Preset("How many heads to keep", heads.run),
     "robustness": Preset("When people point badly", robustness.run),
     "small-models": Preset(

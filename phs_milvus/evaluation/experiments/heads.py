@@ -11,9 +11,9 @@ from phs_milvus.evaluation.report import Section
 
 _VARIANTS = {
     "PHS, Query-DB": Focused(),
-    "PHS, Query-Only": Focused(query_db=False),
+    "PHS, Query-Only": Focused(score="ann"),
     "PHS unscaled, Query-DB": Focused(scaled=False),
-    "PHS unscaled, Query-Only": Focused(scaled=False, query_db=False),
+    "PHS unscaled, Query-Only": Focused(score="ann", scaled=False),
     "random heads, Query-DB": Focused(pick="random"),
     "random heads unscaled, Query-DB": Focused(pick="random", scaled=False),
     "bottom heads, Query-DB": Focused(pick="bottom"),
@@ -27,7 +27,7 @@ def run(study: Study) -> list[Section]:
     for name, variant in _VARIANTS.items():
         points = []
         methods = [
-            Focused(Focus(count), variant.query_db, variant.pick, variant.scaled, label=name)
+            Focused(Focus.paper(count), variant.score, variant.pick, variant.scaled, label=name)
             for count in range(1, study.heads + 1)
         ]
         for count, outcome in enumerate(study.measure(methods), start=1):

@@ -40,7 +40,7 @@ def query_milliseconds(study: Study, focus: Focus | None, repeats: int = _REPEAT
 
 
 def _latency(study: Study) -> Section:
-    bench, focus = study.bench, Focus()
+    bench, focus = study.bench, Focus.paper()
     encoder, info = bench.encoder, bench.info
     repeated = np.resize(bench.states, (_CANDIDATES, 2, info.hidden_size))
     query = encode_zooms(
@@ -57,9 +57,10 @@ def _latency(study: Study) -> Section:
     rows = [
         _row("encode a query, no prompt", *query_milliseconds(study, None)),
         _row("encode a query, Query-Only PHS", *query_milliseconds(study, focus)),
-        _row("encode a query, roi", *query_milliseconds(study, Focus(attention_shift=1))),
-        _row("encode a query, zoom 1.25", *query_milliseconds(study, Focus(attention_shift=1, zoom=1.25))),
-        _row("encode a query, zoom 0 and 2", *query_milliseconds(study, Focus(attention_shift=1, zoom=(0.0, 2.0)))),
+        _row("encode a query, roi", *query_milliseconds(study, Focus("all"))),
+        _row("encode a query, the default focus", *query_milliseconds(study, Focus())),
+        _row("encode a query, roi, zoom 1.25", *query_milliseconds(study, Focus("all", zoom=1.25))),
+        _row("encode a query, roi, zoom 0 and 2", *query_milliseconds(study, Focus("all", zoom=(0.0, 2.0)))),
         _row(f"Query-DB of {_CANDIDATES} candidates from states", rerank, rerank_slow),
         _row(f"Query-DB of {_CANDIDATES} candidates, re-encoded", encode * _CANDIDATES),
         _row("encode one image in bulk", encode),

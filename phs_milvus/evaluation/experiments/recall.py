@@ -1,4 +1,4 @@
-"""How deep stage one must look: two-stage search through Milvus at K candidates against exhaustive Query-DB."""
+"""How deep stage one must look: two-stage search through Milvus at K candidates against scoring every image."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ _CANDIDATES = (100, 150, 200, 300, 500)
 
 
 def run(study: Study) -> list[Section]:
-    """PHS as published, and with roi at two scales."""
+    """PHS as published, with roi at two scales, and the default."""
     default = study.bench.info.default_heads
-    focuses = {
-        f"PHS h={default}": Focus(default),
-        f"zoom 0+2, roi 1, PHS h={default}": Focus(default, attention_shift=1, zoom=(0.0, 2.0)),
-    }
+    methods = (
+        Focused(Focus.paper(default)),
+        Focused(Focus(default, zoom=(0.0, 2.0), ann_heads=None)),
+        Focused(Focus(default), "blend"),
+    )
     rows, lines = [], {}
     count = len(study.bench.states)
     depths = [depth for depth in _CANDIDATES if depth < count] or [count]
-    for name, focus in focuses.items():
-        points = []
-        for depth, recalls, values, difference in _measure(study, focus, depths, name):
+    for method in methods:
+        points, name = [], method.name
+        for depth, recalls, values, difference in _measure(study, method, depths):
             points.append((float(depth), float(recalls.mean()), standard_error(recalls)))
             rows.append(
                 {
-                    "focus": name,
+                    "method": name,
                     "candidates K": depth,
                     f"recall of exhaustive top {DEPTH}": float(recalls.mean()),
                     "SE": standard_error(recalls),
@@ -46,24 +47,24 @@ def run(study: Study) -> list[Section]:
             )
         lines[name] = points
     note = (
-        f"{len(study.bench.states)} images in a real Milvus collection. Recall: the share of the exhaustive Query-DB "
-        f"top {DEPTH} that two-stage search has in its own top {DEPTH}."
+        f"{len(study.bench.states)} images in a real Milvus collection. Recall: the share of the exhaustive "
+        f"top {DEPTH} by the same score that two-stage search has in its own top {DEPTH}."
     )
     plot = Plot("candidates K", f"recall of the exhaustive top {DEPTH}", lines=lines)
     return [Section(f"{study.model}: candidates", note, rows, plot)]
 
 
 def _measure(
-    study: Study, focus: Focus, depths: Sequence[int], name: str
+    study: Study, method: Focused, depths: Sequence[int]
 ) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Each depth's overlap with exhaustive Query-DB, metric, and difference of the metric to it; float64 [Q] each."""
+    """Each depth's overlap with the exhaustive ranking, metric, and the metric's difference to it; float64 [Q] each."""
     parts: dict[int, list[np.ndarray]] = {depth: [] for depth in depths}
-    with tqdm(total=len(study.pointed), desc=name, unit="query", dynamic_ncols=True, leave=False) as bar:
+    with tqdm(total=len(study.pointed), desc=method.name, unit="query", dynamic_ncols=True, leave=False) as bar:
         for block in blocks(study.pointed):
-            reference = Focused(focus).scores(study.bench, block)
+            reference = method.scores(study.bench, block)
             exhaustive = _values(study, block, reference)
             for depth in depths:
-                scores = TwoStage(focus, depth).scores(study.bench, block)
+                scores = TwoStage(method.focus, depth, method.score).scores(study.bench, block)
                 values = _values(study, block, scores)
                 parts[depth].append(np.stack([overlap(block, scores, reference), values, values - exhaustive]))
             bar.update(len(block))

@@ -26,29 +26,30 @@ _POINTS = (0.0, 0.25, 0.5)
 _SHARES = (-0.3, 0.0, 0.3)
 
 
-def methods(heads: int, default: int) -> list[Method]:
+def methods(default: int) -> list[Method]:
     """PHS, crop and mask, the knobs beyond the paper, and averages of scales."""
-    roi = Focused(Focus(heads, attention_shift=1), label="roi 1")
+    roi = Focused(Focus("all"))
     return [
         WholeImage(),
-        Focused(Focus(default)),
+        Focused(Focus.paper(default)),
+        Focused(Focus(default), "blend"),  # the default of search
         Edited(CROP),
         Edited(MASK_MEAN),
         roi,
-        Focused(Focus(default, attention_shift=1)),
-        Focused(Focus(default, attention_shift=1, zoom=1.25)),
-        Focused(Focus(default, attention_shift=1, zoom=2)),
+        Focused(Focus(default)),
+        Focused(Focus(default, zoom=1.25)),
+        Focused(Focus(default, zoom=2)),
         Average([Edited(CROP), roi]),
-        Focused(Focus(default, attention_shift=1, zoom=(0.0, 2.0))),
-        Focused(Focus(default, attention_shift=1, zoom=(0.0, 1.25, 2.0))),
+        Focused(Focus(default, zoom=(0.0, 2.0))),
+        Focused(Focus(default, zoom=(0.0, 1.25, 2.0))),
     ]
 
 
 def run(study: Study) -> list[Section]:
     """One table and plot for each way of missing, and which focus is best over clean and bad prompts together."""
     conditions: dict[str, tuple[Draw, float]] = {
-        "clean boxes": (_shifted, 0.0),
-        "corners shifted by 0.3": (_shifted, 0.3),
+        "clean boxes": (shifted, 0.0),
+        "corners shifted by 0.3": (shifted, 0.3),
         "clicks": (_displaced, 0.0),
     }
     drawn = {
@@ -57,7 +58,7 @@ def run(study: Study) -> list[Section]:
     }
     return [
         choose(study, drawn),
-        _sweep(study, "box corners shifted", "Gaussian shift of each side, in box sizes", _CORNERS, _shifted),
+        _sweep(study, "box corners shifted", "Gaussian shift of each side, in box sizes", _CORNERS, shifted),
         _sweep(study, "boxes rescaled", "Gaussian of the log of each side's scale", _SCALES, _rescaled),
         _sweep(study, "points displaced", "Gaussian displacement, in box sizes", _POINTS, _displaced),
         _sweep(study, "outlines eroded and dilated", "radius in square roots of the area", _SHARES, _resized),
@@ -75,7 +76,7 @@ def jittered(study: Study, draw: Draw, level: float) -> Callable[[ObjectQuery, i
 
 
 def _sweep(study: Study, heading: str, axis: str, levels: Sequence[float], draw: Draw) -> Section:
-    chosen = methods(study.heads, study.bench.info.default_heads)
+    chosen = methods(study.bench.info.default_heads)
     rows: list[dict] = [{"method": method.name} for method in chosen]
     lines: dict[str, list[tuple[float, float, float]]] = {method.name: [] for method in chosen}
     for level in levels:
@@ -89,7 +90,7 @@ def _sweep(study: Study, heading: str, axis: str, levels: Sequence[float], draw:
     return Section(f"{study.model}: {heading}", note, rows, Plot(axis, study.metric, lines=lines))
 
 
-def _shifted(query: ObjectQuery, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:
+def shifted(query: ObjectQuery, width: int, height: int, level: float, rng: np.random.Generator) -> Prompt:
     return box_of(perturb.shifted_corners(query.instance.box, level, width, height, rng))
 
 

@@ -56,7 +56,7 @@ def run(study: Study) -> list[Section]:
     gains = [
         study.row(outcome, heads=count)
         for count, outcome in enumerate(
-            study.measure([Focused(Focus(count)) for count in range(1, study.heads + 1)]), start=1
+            study.measure([Focused(Focus.paper(count)) for count in range(1, study.heads + 1)]), start=1
         )
     ]
     lines = {"PHS, Query-DB": [(float(row["heads"]), row["difference"], row["SE"]) for row in gains]}

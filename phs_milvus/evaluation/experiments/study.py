@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from phs_milvus.evaluation.bench import Bench, QuerySet
-from phs_milvus.evaluation.measures import DEPTH, DEPTHS, Outcome, evaluate, paired
+from phs_milvus.evaluation.measures import DEPTH, DEPTHS, Outcome, evaluate, evaluate_all, paired
 from phs_milvus.evaluation.methods import Method, WholeImage, asks_of
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.queries import ObjectQuery
@@ -62,16 +62,17 @@ class Study:
         return self.bench.info.heads
 
     def measure(self, methods: Iterable[Method], queries: QuerySet | None = None) -> list[Outcome]:
-        """Evaluates methods one after the other, with a progress bar; what they need of the server is asked before."""
+        """Evaluates methods side by side, with a progress bar; the queries are encoded for all of them before."""
         methods = list(methods)
         chosen = self.pointed if queries is None else queries
         self.bench.look_ahead(chosen, asks_of(methods))
-        outcomes = []
         with tqdm(total=len(methods) * len(chosen), unit="query", dynamic_ncols=True, leave=False) as bar:
-            for method in methods:
+
+            def done(method: Method, count: int) -> None:
                 bar.set_description(method.name[:40])
-                outcomes.append(evaluate(method, self.bench, chosen, on_block=bar.update))
-        return outcomes
+                bar.update(count)
+
+            return evaluate_all(methods, self.bench, chosen, on_block=done)
 
     def row(self, outcome: Outcome, **first: Any) -> dict[str, Any]:
         """A table's row: the metrics, and the paired difference to whole-image search."""

@@ -15,7 +15,6 @@ from phs_milvus.evaluation.methods import (
     Method,
     TwoStage,
     WholeImage,
-    describe,
 )
 from phs_milvus.evaluation.report import Section
 
@@ -38,26 +37,30 @@ def methods(heads: int, default: int) -> list[Method]:
         WholeImage(),
         *map(Edited, EDITS),
         Foveal(),
-        Focused(Focus(default), query_db=False),
-        Focused(Focus(default)),
-        TwoStage(Focus(default), _CANDIDATES),
+        Focused(Focus.paper(default), "ann"),
+        Focused(Focus.paper(default)),
+        TwoStage(Focus.paper(default), _CANDIDATES),
     ]
     # roi and zoom with fewer heads kept, the default and two thirds of them, and with all: without PHS.
     counts = sorted({default, max(default, 2 * heads // 3)})
-    beyond: list[Method] = [Focused(Focus(count)) for count in counts if count != default]
+    beyond: list[Method] = [
+        Focused(Focus(default), "blend"),  # the default of search
+        TwoStage(Focus(default), _CANDIDATES, "blend"),
+        Focused(Focus.paper(default), "blend"),
+        *(Focused(Focus.paper(count)) for count in counts if count != default),
+    ]
     for roi, zoom in _BEYOND:
-        name = describe(Focus(attention_shift=roi, zoom=zoom), None, "top", True).rpartition(", ")[0]
         beyond += [Focused(Focus(count, attention_shift=roi, zoom=zoom)) for count in counts]
-        beyond.append(Focused(Focus(heads, attention_shift=roi, zoom=zoom), label=name))
+        beyond.append(Focused(Focus("all", attention_shift=roi, zoom=zoom)))
     beyond += [
-        Average([Edited(CROP), Focused(Focus(heads, attention_shift=1), label="roi 1")]),
-        TwoStage(Focus(default, attention_shift=1, zoom=(0.0, 2.0)), _CANDIDATES),
+        Average([Edited(CROP), Focused(Focus("all"))]),
+        TwoStage(Focus(default, zoom=(0.0, 2.0), ann_heads=None), _CANDIDATES),
     ]
     controls: list[Method] = [
-        Focused(Focus(default), scaled=False),
-        Focused(Focus(default), scaled=False, pick="all"),
-        Focused(Focus(default), pick="random"),
-        Focused(Focus(default), pick="bottom"),
+        Focused(Focus.paper(default), scaled=False),
+        Focused(Focus.paper(default), scaled=False, pick="all"),
+        Focused(Focus.paper(default), pick="random"),
+        Focused(Focus.paper(default), pick="bottom"),
     ]
     return published + beyond + controls
 
@@ -89,7 +92,7 @@ def _classes(study: Study, outcomes: list[Outcome]) -> Section:
     """Whole image, PHS, the crop, and the best of all, class by class."""
     by_name = {outcome.method: outcome for outcome in outcomes}
     best = max(outcomes, key=lambda outcome: outcome.mean(study.metric))
-    chosen = [outcomes[0], by_name[Focused(Focus(study.bench.info.default_heads)).name], by_name["crop"]]
+    chosen = [outcomes[0], by_name[Focused(Focus.paper(study.bench.info.default_heads)).name], by_name["crop"]]
     if best not in chosen:
         chosen.append(best)
     rows = [

@@ -13,13 +13,14 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from phs_milvus.contract.errors import InvalidInput, PromptError
+from phs_milvus.contract.wire import MOST_PROMPTS
 
 Kind = TypeVar("Kind", bound=Message)
 
 # Fields of one message and of those in it; far more than any sender has reason to write.
 _MOST_FIELDS = 1024
-# Bytes of a list of numbers, and of a text.
-_LONGEST_LIST, _LONGEST_TEXT = 160, 4096
+# Bytes of a list of numbers, or of one number over all prompts (5 each at most), and of a text.
+_LONGEST_LIST, _LONGEST_TEXT = 5 * MOST_PROMPTS, 4096
 # A mask's runs: reading 4 million takes the event loop 0.2 s; a mask that needs more is noise, not a prompt.
 MOST_RUNS = 2**22
 _LONGEST = {"phs.v1.Mask.runs": 5 * MOST_RUNS}

@@ -33,11 +33,6 @@ class GridPrompt(NamedTuple):
     attention_shift: float
     fovea: Float32Array | None
 
-    @property
-    def changes_attention(self) -> bool:
-        """Whether it changes the attention itself and not only which heads are kept."""
-        return bool(self.attention_shift) or self.fovea is not None
-
 
 def whole_image() -> GridPrompt:
     """No prompt."""

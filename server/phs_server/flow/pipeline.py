@@ -255,9 +255,9 @@ class Pipeline:
                 view,
                 deadline,
                 priority=priority,
-                # One view that changes the attention would take all of its batch off the recorded graphs. What looks
-                # for the same thing is located together.
-                key=(view.changes_attention, id(view.target)),
+                # One view that changes the trunk would take all of its batch off the recorded graphs. What looks for
+                # the same thing is located together.
+                key=(view.is_foveal, id(view.target)),
                 size=view.nbytes,
             )
             for view in decoded.result

@@ -73,9 +73,9 @@ class View:
     region_features: bool = False
 
     @property
-    def changes_attention(self) -> bool:
-        """Whether a prompt changes the attention itself and not only which heads are kept."""
-        return any(prompt.changes_attention for prompt in self.prompts)
+    def is_foveal(self) -> bool:
+        """Whether its prompt changes the trunk."""
+        return self.prompts[0].fovea is not None
 
     @property
     def keeps_tokens(self) -> bool:

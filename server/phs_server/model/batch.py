@@ -33,11 +33,6 @@ class PromptBatch(Generic[Array]):
     attention_shift: Array | None = None
     fovea: Array | None = None
 
-    @property
-    def changes_attention(self) -> bool:
-        """Whether any item of the batch changes the attention itself and not only which heads are kept."""
-        return self.attention_shift is not None or self.fovea is not None
-
     def __getitem__(self, rows: slice) -> PromptBatch[Array]:
         """Some of the items."""
         shift, fovea = (None if array is None else array[rows] for array in (self.attention_shift, self.fovea))

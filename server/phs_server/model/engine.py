@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phs_milvus.contract.errors import ModelError
+from phs_milvus.contract.errors import ModelError, shown
 from phs_milvus.contract.location import LocateTarget
 from phs_milvus.contract.types import Float16Array, Float32Array, RerankInputs
 from phs_server.model.batch import Encoded, PromptBatch, on_device, to_tensors
@@ -41,7 +41,7 @@ class FocusEngine:
         checkpoint: its backbone is cast, moved and rewritten in place.
         device: a torch device.
         precision: "float32", "bfloat16", "float16" or "auto".
-        gpu_mode: "graphs" records a CUDA graph per batch size, "compile" compiles the model as well, "eager" neither.
+        gpu_mode: "graphs" records a CUDA graph per batch size, "eager" does not.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, gpu_mode: str = "graphs") -> None:
@@ -65,8 +65,7 @@ class FocusEngine:
         # Around forwards: foveal attention hooks the modules, which two threads of a GPU share.
         self._lock = threading.Lock()
         if self.device.type == "cuda":
-            forward = torch.compile(self._forward) if gpu_mode == "compile" else self._forward
-            self._cuda = CudaRunner(forward, self.device, self._lock)
+            self._cuda = CudaRunner(self._forward, self.device, self._lock)
         elif self.device.type == "cpu":
             speed_up(self.backbone.model)
             speed_up(self.backbone.readout)
@@ -84,7 +83,7 @@ class FocusEngine:
             pixels, prompts = self.sample_batch(size)
             if self._cuda is not None and self._gpu_mode != "eager":
                 try:
-                    self._cuda.capture(pixels, prompts.masks, prompts.head_counts)
+                    self._cuda.capture(pixels, prompts.masks, prompts.head_counts, _shifts(prompts))
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise ModelError(f"not one image fits into the memory of {self.device}") from None
@@ -92,8 +91,7 @@ class FocusEngine:
                     log.warning("a batch of %d does not fit into the memory of %s", size, self.device)
                     return
                 except RuntimeError as error:
-                    log.warning("CUDA graphs are off, this model cannot be captured: %s", str(error).splitlines()[0])
-                    self._cuda = CudaRunner(self._forward, self.device, self._lock)  # not compiled either
+                    log.warning("CUDA graphs are off, this model cannot be captured: %s", shown(error))
                     self._gpu_mode = "eager"
             self._check(self.encode(pixels, prompts).embedding)
 
@@ -180,16 +178,16 @@ class FocusEngine:
     def _run(
         self, pixels: np.ndarray, prompts: PromptBatch[np.ndarray], keep: bool
     ) -> tuple[list[np.ndarray], Tensor | None]:
-        # Changes to the attention are rare, and no graph is recorded for them.
-        if self._cuda is not None and not prompts.changes_attention:
-            return self._cuda.run(pixels, prompts.masks, prompts.head_counts, keep=keep)
+        # Changes to the trunk are rare, and no graph is recorded for them.
+        if self._cuda is not None and prompts.fovea is None:
+            return self._cuda.run(pixels, prompts.masks, prompts.head_counts, _shifts(prompts), keep=keep)
         with self._lock:
             *outputs, tokens = self._encode(torch.from_numpy(pixels).to(self.device), to_tensors(prompts, self.device))
         return [output.cpu().numpy() for output in outputs], tokens if keep else None
 
-    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor) -> tuple[Tensor, ...]:
-        """What a graph records: a batch that leaves the attention alone."""
-        return self._encode(pixels, PromptBatch(masks, head_counts))
+    def _forward(self, pixels: Tensor, masks: Tensor, head_counts: Tensor, shifts: Tensor) -> tuple[Tensor, ...]:
+        """What a graph records: a batch that leaves the trunk alone."""
+        return self._encode(pixels, PromptBatch(masks, head_counts, shifts))
 
     @torch.inference_mode()
     def _encode(self, pixels: Tensor, prompts: PromptBatch[Tensor]) -> tuple[Tensor, ...]:
@@ -231,6 +229,12 @@ def batch_buckets(max_batch_size: int) -> list[int]:
     """Batch sizes worth a graph of their own: 1, 2, 3, 4, 6, 8, 12, 16, ..., so that padding adds half at most."""
     sizes = {base * factor // 2 for base in (2**power for power in range(1, 16)) for factor in (1, 2, 3)}
     return sorted({size for size in sizes if size < max_batch_size} | {max_batch_size})
+
+
+def _shifts(prompts: PromptBatch[np.ndarray]) -> np.ndarray:
+    """float32 [B]: zeros where no item has an attention shift."""
+    shift = prompts.attention_shift
+    return np.zeros(len(prompts.masks), np.float32) if shift is None else shift
 
 
 def compact(tokens: Tensor) -> Tensor:

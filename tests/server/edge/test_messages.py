@@ -32,11 +32,11 @@ def test_what_is_sent_is_what_is_read() -> None:
 @pytest.mark.parametrize(
     ("message", "field"),
     [
-        (encode_request(outputs=[1] * 161), "outputs"),
+        (encode_request(outputs=[1] * 321), "outputs"),
         (encode_request(expected_fingerprint="a" * 5000), "expected_fingerprint"),
         (encode_request(mask=pb.Mask(runs=[2**32 - 1] * (2**22 + 1))), "mask"),
-        (pb.RerankRequest(states=pb.Tensor(shape=[1] * 200)), "states"),
-        (pb.EncodeStreamRequest(request=encode_request(outputs=[1] * 161)), "outputs"),
+        (pb.RerankRequest(states=pb.Tensor(shape=[1] * 321)), "states"),
+        (pb.EncodeStreamRequest(request=encode_request(outputs=[1] * 321)), "outputs"),
     ],
 )
 def test_a_list_that_is_too_long_is_named(message: pb.EncodeRequest, field: str) -> None:

@@ -15,7 +15,8 @@ from phs_milvus.contract.errors import ImageError, InvalidInput
 from phs_milvus.contract.types import Encoding, Focus, Limits
 from phs_milvus.pointing.prompts import Box, to_array, to_runs
 from phs_milvus.search import zooms
-from phs_milvus.search.zooms import combined, encode_zooms, encode_zooms_many, query_db_scores, used_zooms
+from phs_milvus.search.parts import parts_of
+from phs_milvus.search.zooms import combined, encode_zooms, encode_zooms_many, used_zooms
 from phs_server.flow.focus import bounding_box, foveal_grid, zoom_region
 from phs_server.flow.preprocess import Decode
 from phs_server.model import checkpoint
@@ -172,7 +173,7 @@ EVERYTHING = Outputs(state=True, head_weights=True, attention=True)
 
 
 def test_zoom_one_with_every_head_is_the_crop(encoder: Encoder, picture: np.ndarray) -> None:
-    zoomed = encoder.encode(picture, BOX, focus=Focus(heads_on=4, zoom=1))
+    zoomed = encoder.encode(picture, BOX, focus=Focus(heads_on=4, attention_shift=0, zoom=1))
     crop = encoder.encode(picture[9:52, 13:60])
     assert np.abs(zoomed.embedding - crop.embedding).max() < 1e-6
 
@@ -214,7 +215,7 @@ def test_many_queries_at_many_scales(
 ) -> None:
     """Side by side or over a stream: each query is as alone, in order, and one bad query fails alone."""
     monkeypatch.setattr(zooms, "_FEW", few)
-    focus = Focus(attention_shift=1, zoom=(0, 2))
+    focus = Focus(attention_shift=1, zoom=(0, 2), ann_heads=None)
     results = encode_zooms_many(encoder, [picture, picture, b"no", picture], [BOX, None, BOX, Box(0, 0, 9, 9)], focus)
     assert isinstance(results.pop(2), ImageError)
     for result, prompt, parts in zip(results, (BOX, None, Box(0, 0, 9, 9)), (2, 0, 2), strict=True):
@@ -224,7 +225,7 @@ def test_many_queries_at_many_scales(
 
 
 def test_scales_are_averaged(encoder: Encoder, picture: np.ndarray) -> None:
-    focus = Focus(heads_on=1, attention_shift=1, zoom=(0, 2, 1.25))
+    focus = Focus(heads_on=1, attention_shift=1, zoom=(0, 2, 1.25), ann_heads=None)
     query = encode_zooms(encoder, picture, BOX, focus)
     singles = [
         encoder.encode(picture, BOX, focus=Focus(heads_on=1, attention_shift=1, zoom=z), outputs=EVERYTHING)
@@ -234,7 +235,7 @@ def test_scales_are_averaged(encoder: Encoder, picture: np.ndarray) -> None:
     assert np.abs(query.embedding - mean / np.linalg.norm(mean)).max() < 1e-6
     states = np.stack([single.state for single in singles])
     expected = [encoder.rerank(s.embedding[None], s.head_weights[None], states)[0] for s in singles]
-    assert np.abs(query_db_scores(encoder, query, states) - np.mean(expected, axis=0)).max() < 1e-6
+    assert np.abs(parts_of([query]).query_db_scores(encoder, states) - np.mean(expected, axis=0)).max() < 1e-6
     (many,) = encode_zooms_many(encoder, [picture], [BOX], focus)
     assert isinstance(many, Encoding) and len(many.per_zoom) == 3
     assert np.abs(many.embedding - query.embedding).max() < 1e-5
@@ -249,6 +250,8 @@ def test_scales_are_averaged(encoder: Encoder, picture: np.ndarray) -> None:
         {"heads_on": 2.5},
         {"heads_on": 2**33},
         {"heads_on": "2"},
+        {"ann_heads": 0},
+        {"ann_heads": "some"},
         {"attention_shift": "1"},
         {"zoom": "2"},
         {"zoom": [0, None]},
@@ -273,12 +276,14 @@ def test_one_encoding_has_one_zoom(encoder: Encoder, picture: np.ndarray) -> Non
 
 
 def test_fovea_through_the_server(encoder: Encoder, picture: np.ndarray) -> None:
-    plain, biased = (encoder.encode(picture, BOX, focus=Focus(heads_on=4, fovea=alpha)) for alpha in (0, 50))
+    plain, biased = (
+        encoder.encode(picture, BOX, focus=Focus(heads_on=4, attention_shift=0, fovea=alpha)) for alpha in (0, 50)
+    )
     assert np.abs(plain.embedding - biased.embedding).max() > 1e-3
 
 
 def test_presets(encoder: Encoder, picture: np.ndarray) -> None:
-    assert Focus.paper() == Focus()
+    assert Focus.paper() == Focus(attention_shift=0, ann_heads=None) != Focus()
     robust = encode_zooms(encoder, picture, BOX, Focus.robust())
     by_hand = encode_zooms(encoder, picture, BOX, Focus(4, attention_shift=1, zoom=(0, 1.25, 2)))
     assert robust.head_weights.tolist() == [1, 1, 1, 1]

@@ -115,7 +115,7 @@ def test_a_prompt_without_zoom_sees_the_same_pixels_as_no_prompt() -> None:
     plain, width, height = prepare_image(buffer.getvalue(), 56, Image.Resampling.BICUBIC, Limits())
     everything = MaskRuns(width, height, np.array([0, width * height], np.uint32))
     decode = Decode(56, Image.Resampling.BICUBIC, Limits())
-    prompted = view(buffer.getvalue(), everything, Focus(), grid=4, decode=decode)
+    prompted = view(buffer.getvalue(), everything, Focus.paper(), grid=4, decode=decode)
     assert np.array_equal(prompted.pixels, plain)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from phs_milvus.contract.location import LocateTarget
 from phs_server.model import checkpoint
 from phs_server.model.batch import PromptBatch
 from phs_server.model.engine import FocusEngine, compact
@@ -70,3 +71,27 @@ def test_patch_tokens_are_the_models_last_hidden_state(family: Path) -> None:
     ours = loaded.backbone.patch_tokens(loaded.backbone.tokens(pixels))
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() < 1e-4 * max(1.0, float(theirs.abs().max()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; none is at hand")
+@pytest.mark.parametrize("gpu_mode", ["graphs", "eager"])
+def test_kept_on_a_gpu_they_give_what_the_cpu_gives(family: Path, gpu_mode: str) -> None:
+    """Two batches, so that a graph's next replay would overwrite what was not copied."""
+    cpu = FocusEngine(checkpoint.load(str(family)), "cpu", "float32")
+    gpu = FocusEngine(checkpoint.load(str(family)), "cuda:0", "float32", gpu_mode)
+    gpu.warm_up(4)
+    pixels, prompts = batch(gpu)
+    plain = PromptBatch(np.zeros_like(prompts.masks), np.full(3, gpu.backbone.heads))
+    _, tokens = gpu.encode_and_keep(pixels, plain)
+    gpu.encode(pixels[::-1].copy(), plain)
+    tokens = [compact(each) for each in tokens]
+    assert all(each.is_cuda and each.dtype == torch.float16 for each in tokens)
+    found, expected = gpu.encode_kept(tokens, prompts), cpu.encode(pixels, prompts)
+    assert (found.embedding * expected.embedding).sum(axis=1).min() > 0.9999
+    (feature,) = gpu.region_features(tokens[0], prompts.masks[:1])
+    _, on_cpu = cpu.encode_and_keep(pixels, plain)
+    (same,) = cpu.region_features(on_cpu[0], prompts.masks[:1])
+    assert feature @ same > 0.999
+    target = LocateTarget(expected.embedding[0], expected.head_weights[0], same)
+    ours, theirs = gpu.locate(tokens, target), cpu.locate(on_cpu, target)
+    assert np.abs(ours.score - theirs.score).max() < 5e-3 and np.abs(ours.extent - theirs.extent).max() < 2e-2

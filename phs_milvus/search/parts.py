@@ -1,0 +1,71 @@
+"""What candidates are compared with: a query at several zooms, or of several examples, has several parts.
+
+Each score of a candidate is the sum of its scores against the parts, weighted by their shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.contract.types import Encoding, Float16Array, Float32Array
+
+# What counter-examples weigh against examples (benchmarks/quality, "Several examples").
+UNLIKE_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A query as candidates are compared with it.
+
+    Attributes:
+        first: the first example's encoding, its zooms combined.
+        encodings: P encodings, each of one zoom of one example.
+        shares: float32 [P], what each part weighs in a score. Those of examples sum to 1; those of counter-examples
+            are negative.
+    """
+
+    first: Encoding
+    encodings: Sequence[Encoding]
+    shares: Float32Array
+
+    @property
+    def ann_embedding(self) -> Float32Array:
+        """float32 [E]: its dot product with a row's embedding is the "ann" score. Of norm 1 if there is one part."""
+        embeddings = np.stack([encoding.required("embedding") for encoding in self.encodings])
+        embedding: Float32Array = self.shares @ embeddings
+        return embedding
+
+    def query_db_scores(self, encoder: Encoder, states: Float16Array) -> Float32Array:
+        """The "query_db" scores of K states: float32 [K].
+
+        Args:
+            states: float16 [K, 2, D].
+
+        Raises:
+            InvalidInput: an encoding has no head weights, or the states do not fit the model.
+            EncoderError: the server could not answer, or its answer was wrong.
+        """
+        weights = np.stack([encoding.required("head_weights") for encoding in self.encodings])
+        embeddings = np.stack([_query_db_embedding(encoding) for encoding in self.encodings])
+        scores: Float32Array = self.shares @ encoder.rerank(embeddings, weights, states)
+        return scores
+
+
+def parts_of(like: Sequence[Encoding], unlike: Sequence[Encoding] = ()) -> Parts:
+    """The parts of examples and counter-examples; each of them counts the same, and each of its zooms."""
+    encodings: list[Encoding] = []
+    shares: list[float] = []
+    for group, weight in ((like, 1.0), (unlike, -UNLIKE_WEIGHT)):
+        for example in group:
+            zooms = example.per_zoom or (example,)
+            encodings += zooms
+            shares += [weight / len(group) / len(zooms)] * len(zooms)
+    return Parts(like[0], encodings, np.array(shares, np.float32))
+
+
+def _query_db_embedding(encoding: Encoding) -> Float32Array:
+    return encoding.required("embedding") if encoding.query_db_embedding is None else encoding.query_db_embedding

@@ -1,0 +1,139 @@
+"""What can be searched for: a picture with a prompt, a row's own picture, or several examples of one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from phs_milvus.contract.errors import InvalidInput, shown
+from phs_milvus.contract.images import ImageSource, load_image
+from phs_milvus.contract.types import Encoding
+from phs_milvus.milvus.rows import Id
+from phs_milvus.pointing.prompts import Prompt
+from phs_milvus.search.pictures import below
+
+if TYPE_CHECKING:
+    from phs_milvus.milvus.collection import FocusedCollection
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A query image that is a row of the collection, given by its id; this machine must be able to read its file."""
+
+    id: Id
+
+
+@dataclass(frozen=True)
+class Query:
+    """An image, and the prompt that says what to look for in it."""
+
+    image: ImageSource | StoredImage
+    prompt: Prompt | None = None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Several examples of one thing, and of what it is not: "like these, not those".
+
+    Attributes:
+        like: at least one. A candidate's score is the mean of its scores against each of them.
+        unlike: their mean score is taken off, with the weight `phs_milvus.search.parts.UNLIKE_WEIGHT`.
+
+    Raises:
+        InvalidInput: there is nothing in `like`.
+    """
+
+    like: Sequence[Query | Encoding]
+    unlike: Sequence[Query | Encoding] = ()
+
+    def __post_init__(self) -> None:
+        if not self.like:
+            raise InvalidInput("there must be at least one example of what to look for", "like")
+
+
+Question: TypeAlias = Query | Encoding | Examples
+
+
+def examples_of(question: Question) -> list[Query | Encoding]:
+    """Everything that must be encoded to answer a question, in the order like, unlike."""
+    return [*question.like, *question.unlike] if isinstance(question, Examples) else [question]
+
+
+def place_of(number: int, questions: Sequence[Question]) -> str:
+    """Where the example of this number is, over all questions, for messages: "query 2, unlike 0"; "" for a lone one."""
+    for position, question in enumerate(questions):
+        count = len(examples_of(question))
+        if number < count:
+            query = f"query {position}" if len(questions) > 1 else ""
+            if not isinstance(question, Examples) or count == 1:
+                return query
+            likes = len(question.like)
+            example = f"like {number}" if number < likes else f"unlike {number - likes}"
+            return f"{query}, {example}" if query else example
+        number -= count
+    raise IndexError(number)
+
+
+class Pointed(NamedTuple):
+    """A Query whose picture is at hand: no StoredImage any more."""
+
+    image: ImageSource
+    prompt: Prompt | None
+
+
+def digest_of(example: Pointed | Encoding) -> str:
+    """sha256 of the bytes of a query's picture, in hex.
+
+    Raises:
+        ImageError: the picture cannot be read.
+        InvalidInput: an Encoding, which does not say what picture it is of.
+    """
+    if isinstance(example, Encoding):
+        raise InvalidInput("a query that is encoded already does not say what picture it is of", "exclude_query")
+    return load_image(example.image).digest
+
+
+def with_files(
+    collection: FocusedCollection, examples: Sequence[Query | Encoding], image_root: Path | None
+) -> list[Pointed | Encoding]:
+    """The examples with every StoredImage replaced by its file, with one lookup in the collection.
+
+    Args:
+        image_root: the folder of the files, as image_root / id; None: each row's "path" field says where its file is.
+
+    Raises:
+        InvalidInput: there is no such row, its id leads out of `image_root`, or it has no path and there is no
+            `image_root`.
+    """
+    layout = collection.layout
+    stored = [one.image.id for one in examples if isinstance(one, Query) and isinstance(one.image, StoredImage)]
+    ids = list(dict.fromkeys(stored))
+    has_path = image_root is None and (layout.dynamic or "path" in layout.others)
+    # The rows are looked up under image_root too, so that an invented id is an error there as well.
+    rows = collection.get(ids, output_fields=["path"] if has_path else []) if ids else []
+    found = {row[layout.id]: row for row in rows}
+
+    def located(query: Query) -> Pointed:
+        image = query.image
+        if isinstance(image, StoredImage):
+            image = _file_of(image.id, found, collection.name, image_root)
+        return Pointed(image, query.prompt)
+
+    return [located(one) if isinstance(one, Query) else one for one in examples]
+
+
+def _file_of(row_id: Id, rows: Mapping[Id, dict[str, Any]], collection: str, image_root: Path | None) -> ImageSource:
+    if row_id not in rows:
+        raise InvalidInput(f"no row with id {shown(row_id)!r} in collection '{collection}'", "image")
+    if image_root is not None:
+        if (file := below(image_root, str(row_id))) is None:
+            raise InvalidInput(f"row {shown(row_id)!r} leads out of image_root, {image_root}", "image")
+        return file
+    path: str | None = rows[row_id].get("path")
+    if not path:
+        raise InvalidInput(
+            f"row {shown(row_id)!r} does not say where its file is; pass image_root to FocusedSearch", "image"
+        )
+    return path
