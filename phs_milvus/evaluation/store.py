@@ -30,6 +30,8 @@ from phs_milvus.evaluation.edits import Edit, Pixels
 from phs_milvus.pointing.prompts import Mask
 
 BATCH = 64
+# Runs of all masks of one request: a few hundred outlines as people draw them.
+_MOST_RUNS = 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,7 @@ class Store:
         missing = {key: look for key, look in zip(keys, looks, strict=True) if not self._has(key)}
         if missing:
             with tqdm(total=len(missing), desc=doing, unit="look", dynamic_ncols=True) as bar:
-                items = _items(missing)
+                items = _items(missing, self._most_together)
                 # Attention maps are large, and only plain looks need theirs.
                 for attention in (True, False):
                     some = [item for item in items if attention == any(look.mask is None for _, look in item)]
@@ -185,6 +187,14 @@ class Store:
         finally:
             self._write(rows)
 
+    @property
+    def _most_together(self) -> int:
+        """Looks that one request may ask for: more would make too large an answer for this server."""
+        info = self._info
+        patches = info.grid_height * info.grid_width
+        each = 4 * (info.embedding_size + info.hidden_size + info.heads * (patches + 2))
+        return max(1, min(wire.MOST_PROMPTS, info.limits.message_bytes // (2 * each)))
+
     def _write(self, rows: Sequence[_Row]) -> None:
         """In one short transaction: other runs may write to the same file."""
         with self._translated_errors(), self._db:
@@ -213,14 +223,25 @@ class Store:
         )
 
 
-def _items(looks: Mapping[bytes, Look]) -> list[_Item]:
-    """Looks by what the model sees once for all of them; those of a picture follow each other."""
+def _items(looks: Mapping[bytes, Look], most: int) -> list[_Item]:
+    """Looks by what the model sees once for all of them, at most so many together; a picture's follow each other."""
     pictures: dict[str, dict[Hashable, _Item]] = {}
     for key, look in looks.items():
         pictures.setdefault(look.digest, {}).setdefault(look.trunk, []).append((key, look))
-    together = (item for trunks in pictures.values() for item in trunks.values())
-    most = wire.MOST_PROMPTS
-    return [item[start : start + most] for item in together for start in range(0, len(item), most)]
+    return [part for trunks in pictures.values() for item in trunks.values() for part in _split(item, most)]
+
+
+def _split(item: _Item, most: int) -> Iterator[_Item]:
+    part: _Item = []
+    runs = 0
+    for key, look in item:
+        more = 0 if look.mask is None else len(look.mask.runs)
+        if part and (len(part) == most or runs + more > _MOST_RUNS):
+            yield part
+            part, runs = [], 0
+        part.append((key, look))
+        runs += more
+    yield part
 
 
 def _sent(items: Iterable[_Item], limit: int) -> Iterator[tuple[ImageSource, list[Aim]]]:

@@ -4,10 +4,12 @@ be one by one."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.errors import ImageError
@@ -72,16 +74,27 @@ def test_a_picture_is_one_image_to_the_model_and_so_is_each_crop(
     assert np.allclose(together[0].attention, alone[0].attention, atol=1e-5)
 
 
-def test_more_masks_than_one_request_takes(
+def test_what_is_too_much_for_one_request_makes_several(
     counted: tuple[Encoder, Views], make_images: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
     encoder, views = counted
     (path,) = make_images(tmp_path / "photo", 1)
-    looks = [Look(path, "digest", mask, focus=Focus(attention_shift=1)) for mask in boxes(160, 120, MOST_PROMPTS + 1)]
-    with Store(tmp_path, encoder.info) as store:
-        before = views()
-        assert len(store.see(looks, encoder)) == MOST_PROMPTS + 1
-        assert views() - before == 2
+    masks = boxes(160, 120, MOST_PROMPTS + 1)
+    small = replace(encoder.info, limits=replace(encoder.info.limits, message_bytes=16384))
+    noise = np.random.default_rng(0).random((3, 800, 800)) < 0.5  # 320,000 runs each
+    large = tmp_path / "large.png"
+    Image.new("RGB", (800, 800)).save(large)
+    cases = (
+        (path, masks, encoder.info, 2),
+        (path, masks, small, 6),
+        (large, tuple(map(MaskRuns.from_array, noise)), encoder.info, 3),
+    )
+    for number, (photo, some, info, requests) in enumerate(cases):
+        looks = [Look(photo, "digest", mask, focus=Focus(attention_shift=1)) for mask in some]
+        with Store(tmp_path / str(number), info) as store:
+            before = views()
+            assert len(store.see(looks, encoder)) == len(some)
+            assert views() - before == requests
 
 
 def test_table1_asks_before_it_scores(counted: tuple[Encoder, Views], labels: Path, tmp_path: Path) -> None:
