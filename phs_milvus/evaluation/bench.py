@@ -10,12 +10,12 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,13 @@ class QuerySet:
         return QuerySet(
             self.images[chosen], tuple(self.labels[r] for r in chosen), tuple(self.masks[r] for r in chosen)
         )
+
+
+class Ask(NamedTuple):
+    """A way to look at a query that takes an encoding of its own: under an edit of its pixels, or under a focus."""
+
+    edit: Edit | None = None
+    focus: Focus = Focus.paper()
 
 
 class Bench:
@@ -193,14 +200,24 @@ class Bench:
         self, queries: QuerySet, *, edit: Edit | None = None, focus: Focus = Focus.paper()
     ) -> tuple[Float16Array, Float32Array]:
         """The queries encoded under an edit or a focus: (states [Q, 2, D], head scores [Q, H])."""
-        images = self.dataset.images
-        looks = [
-            Look(images[index].path, self.digests[index], mask, edit, focus)
-            for index, mask in zip(queries.images, queries.masks, strict=True)
-        ]
+        looks = self._looks(queries, Ask(edit, focus))
         with self.timed("encoding queries"):
             seen = self._store.see(looks, self.encoder, edit.name if edit else "queries")
         return np.stack([s.state for s in seen]), np.stack([s.scores for s in seen])
+
+    def look_ahead(self, queries: QuerySet, asks: Iterable[Ask]) -> None:
+        """Encodes the queries in all these ways at once, so that `look` finds them: the looks at one picture then share
+        what its prompts do not change."""
+        with self.timed("encoding queries"):
+            looks = [look for ask in asks for look in self._looks(queries, ask)]
+            self._store.fill(looks, self.encoder, "queries")
+
+    def _looks(self, queries: QuerySet, ask: Ask) -> list[Look]:
+        images = self.dataset.images
+        return [
+            Look(images[index].path, self.digests[index], mask, ask.edit, ask.focus)
+            for index, mask in zip(queries.images, queries.masks, strict=True)
+        ]
 
     def head_scores(self, queries: QuerySet) -> Float32Array:
         """float32 [Q, H]: share of each head's whole-image attention that falls on the mask; needs no encoding."""
@@ -216,23 +233,9 @@ class Bench:
         return self._shares[key]
 
     def readout(self, states: Float16Array, weights: Float32Array) -> Float32Array:
-        """float32 [n, E]: states [n, 2, D] read out with weights [n, H].
-
-        Reranking the unit vectors of the embedding space gives every coordinate of the candidates' embeddings, so no
-        other call is needed.
-        """
-        axes = np.eye(self.info.embedding_size, dtype=np.float32)
-        embeddings = np.empty((len(states), self.info.embedding_size), np.float32)
-        distinct, group = np.unique(weights, axis=0, return_inverse=True)
-        block = max(1, _PAIRS // len(axes))
+        """float32 [n, E]: states [n, 2, D] read out with weights [n, H]."""
         with self.timed("scoring"):
-            for index, shared in enumerate(distinct):
-                members = np.flatnonzero(group.reshape(-1) == index)
-                repeated = np.broadcast_to(shared, (len(axes), len(shared)))
-                for start in range(0, len(members), block):
-                    some = members[start : start + block]
-                    embeddings[some] = self.encoder.rerank(axes, repeated, states[some], timeout=_TIMEOUT_SECONDS).T
-        return embeddings
+            return self.encoder.readout(states, weights, timeout=_TIMEOUT_SECONDS)
 
     def rerank(
         self, embeddings: Float32Array, weights: Float32Array, states: Float16Array | None = None

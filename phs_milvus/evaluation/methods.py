@@ -5,14 +5,14 @@ Q = queries, K = images of the dataset, H = heads, E = embedding size. Scores co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus, MaskRuns
-from phs_milvus.evaluation.bench import Bench, QuerySet
+from phs_milvus.evaluation.bench import Ask, Bench, QuerySet
 from phs_milvus.evaluation.edits import Edit
 from phs_milvus.evaluation.head_weights import fixed_weights, head_weights
 from phs_milvus.search.scores import Score, blended
@@ -55,6 +55,10 @@ class Edited:
     def name(self) -> str:
         return self.edit.name
 
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return (Ask(edit=self.edit),)
+
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         states, _ = bench.look(queries, edit=self.edit)
         return bench.readout(states, _ones(bench, queries)) @ bench.embeddings.T
@@ -70,8 +74,16 @@ class Foveal:
     def name(self) -> str:
         return f"FA, alpha {self.alpha:g}"
 
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return (Ask(focus=self._focus),)
+
+    @property
+    def _focus(self) -> Focus:
+        return Focus(attention_shift=0, fovea=self.alpha)
+
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
-        states, _ = bench.look(queries, focus=Focus(attention_shift=0, fovea=self.alpha))
+        states, _ = bench.look(queries, focus=self._focus)
         return bench.readout(states, _ones(bench, queries)) @ bench.embeddings.T
 
 
@@ -96,6 +108,10 @@ class Focused:
     def name(self) -> str:
         return self.label or describe(self.focus, self.score, self.pick, self.scaled)
 
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return _asks_of(self.focus)
+
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         parts = [self._at_one_zoom(bench, queries, single) for single in self.focus.per_zoom]
         return np.mean(parts, axis=0) if len(parts) > 1 else parts[0]
@@ -119,7 +135,7 @@ class Focused:
     def read(self, bench: Bench, queries: QuerySet, single: Focus) -> tuple[Float32Array, Float32Array]:
         """The queries at one zoom, read out with the heads of `heads_on`: (embeddings [Q, E], head weights [Q, H])."""
         states: Float16Array
-        if single.attention_shift or single.single_zoom:
+        if _is_encoded(single):
             states, scores = bench.look(queries, focus=single)
         else:
             states, scores = bench.states[queries.images], bench.head_scores(queries)
@@ -158,6 +174,10 @@ class TwoStage:
     def name(self) -> str:
         score = None if self.score == "query_db" else self.score
         return f"{describe(self.focus, score, 'top', True)}, two-stage K={self.candidates}"
+
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return _asks_of(self.focus)
 
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         encoded = self._encoded(bench, queries)
@@ -200,8 +220,28 @@ class Average:
     def name(self) -> str:
         return self.label or "mean of " + " and ".join(part.name for part in self.parts)
 
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return tuple(asks_of(self.parts))
+
     def scores(self, bench: Bench, queries: QuerySet) -> Float32Array:
         return np.mean([part.scores(bench, queries) for part in self.parts], axis=0)
+
+
+def asks_of(methods: Iterable[Method]) -> list[Ask]:
+    """What `Bench.look` will be asked for by methods that say so by a property `asks`; others ask when they score."""
+    return list(dict.fromkeys(ask for method in methods for ask in getattr(method, "asks", ())))
+
+
+def _asks_of(focus: Focus) -> tuple[Ask, ...]:
+    # Head counts are a matter of the readout.
+    alike = replace(focus, heads_on=None, ann_heads=None)
+    return tuple(Ask(focus=single) for single in alike.per_zoom if _is_encoded(single))
+
+
+def _is_encoded(single: Focus) -> bool:
+    """Whether a query is encoded for it; otherwise its picture's state and attention are enough."""
+    return bool(single.attention_shift or single.single_zoom)
 
 
 _SCORES = {"ann": "Query-Only", "query_db": "Query-DB", "blend": "blend"}

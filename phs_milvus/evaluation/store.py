@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.client.requests import Outputs
+from phs_milvus.client.requests import Aim, Outputs
+from phs_milvus.contract import wire
 from phs_milvus.contract.errors import ImageError, InvalidInput, PhsError, reason_of, shown
-from phs_milvus.contract.images import decode_upright, load_image
+from phs_milvus.contract.images import ImageSource, decode_upright, load_image
 from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus, MaskRuns, ModelInfo
-from phs_milvus.evaluation.edits import Edit
-from phs_milvus.pointing.prompts import Mask, Prompt
+from phs_milvus.evaluation.edits import Edit, Pixels
+from phs_milvus.pointing.prompts import Mask
 
 BATCH = 64
+# Runs of all masks of one request: a few hundred outlines as people draw them.
+_MOST_RUNS = 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,15 @@ class Look:
             what.update(f" {self.mask.width} {self.mask.height} ".encode() + self.mask.runs.astype("<u4").tobytes())
         return what.digest()[:16]
 
+    @property
+    def trunk(self) -> Hashable:
+        """Equal for looks at the same pixels, which the server's model sees once for all of them: at a picture with
+        and without masks, and at one crop of it. Edits and foveal attention share nothing."""
+        if self.edit is not None or (self.mask is not None and self.focus.fovea):
+            return self.key
+        zoom = 0.0 if self.mask is None else float(self.focus.single_zoom)
+        return (self.digest, zoom, self.mask.runs.tobytes()) if self.mask is not None and zoom else self.digest
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -69,6 +81,12 @@ class Seen:
     state: Float16Array
     scores: Float32Array
     attention: Float32Array | None
+
+
+# Looks, with their keys, that one request asks for.
+_Item = list[tuple[bytes, Look]]
+# key, state, scores, attention
+_Row = tuple[bytes, bytes, bytes, bytes | None]
 
 
 class Store:
@@ -90,12 +108,16 @@ class Store:
                 "CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, state BLOB, scores BLOB, attention BLOB)"
             )
 
-    def see(self, looks: Sequence[Look], encoder: Encoder, doing: str = "encoding") -> list[Seen]:
-        """The answers to `looks`, in order; what is not stored is asked and stored.
+    def fill(self, looks: Sequence[Look], encoder: Encoder, doing: str = "encoding") -> None:
+        """Asks and stores what is not stored. The more at once, the more share their work: see `Look.trunk`.
 
         Raises:
             PhsError: an image that cannot be encoded; what was encoded before it stays stored.
         """
+        self._asked(looks, encoder, doing, None)
+
+    def see(self, looks: Sequence[Look], encoder: Encoder, doing: str = "encoding") -> list[Seen]:
+        """The answers to `looks`, in order; what is not stored is asked and stored, and raises as `fill` does."""
         keys = self._asked(looks, encoder, doing, None)
         return [self._load(key) for key in keys]
 
@@ -111,10 +133,12 @@ class Store:
         keys = [look.key for look in looks]
         missing = {key: look for key, look in zip(keys, looks, strict=True) if not self._has(key)}
         if missing:
-            with tqdm(total=len(missing), desc=doing, unit="image", dynamic_ncols=True) as bar:
-                ordered = sorted(missing.items(), key=lambda item: _asked_together(item[1]))
-                for _, group in groupby(ordered, key=lambda item: _asked_together(item[1])):
-                    self._ask(list(group), encoder, bar, failed)
+            with tqdm(total=len(missing), desc=doing, unit="look", dynamic_ncols=True) as bar:
+                items = _items(missing, self._most_together)
+                # Attention maps are large, and only plain looks need theirs.
+                for attention in (True, False):
+                    some = [item for item in items if attention == any(look.mask is None for _, look in item)]
+                    self._ask(some, encoder, bar, failed, attention)
         return keys
 
     def close(self) -> None:
@@ -136,44 +160,51 @@ class Store:
         self.close()
 
     def _ask(
-        self, items: list[tuple[bytes, Look]], encoder: Encoder, bar: Any, failed: dict[bytes, ImageError] | None
+        self,
+        items: Sequence[_Item],
+        encoder: Encoder,
+        bar: Any,
+        failed: dict[bytes, ImageError] | None,
+        attention: bool,
     ) -> None:
-        looks = [look for _, look in items]
-        focus = Focus(
-            attention_shift=looks[0].focus.attention_shift, zoom=looks[0].focus.zoom, fovea=looks[0].focus.fovea
+        results = encoder.encode_aims(
+            _sent(items, encoder.info.limits.image_bytes),
+            outputs=Outputs(state=True, head_weights=True, attention=attention),
         )
-        results = encoder.encode_many(
-            (_image(look, encoder.info.limits.image_bytes) for look in looks),
-            (_prompt(look) for look in looks),
-            focus=focus,
-            outputs=Outputs(state=True, head_weights=True, attention=looks[0].mask is None),
-        )
-        rows: list[tuple[bytes, bytes, bytes, bytes | None]] = []
+        rows: list[_Row] = []
         try:
-            for (key, look), result in zip(items, results, strict=True):
+            for item, result in zip(items, results, strict=True):
                 if isinstance(result, ImageError) and failed is not None:
-                    failed[key] = result
-                    bar.update()
-                    continue
-                if isinstance(result, PhsError):
-                    raise type(result)(f"{look.path}: {result}") from result
-                rows.append(self._row(key, result))
-                bar.update()
-                if len(rows) == BATCH:
+                    failed.update((key, result) for key, _ in item)
+                elif isinstance(result, PhsError):
+                    raise type(result)(f"{item[0][1].path}: {result}") from result
+                else:
+                    rows += [self._row(key, look, one) for (key, look), one in zip(item, result, strict=True)]
+                bar.update(len(item))
+                if len(rows) >= BATCH:
                     self._write(rows)
                     rows = []
         finally:
             self._write(rows)
 
-    def _write(self, rows: list[tuple[bytes, bytes, bytes, bytes | None]]) -> None:
+    @property
+    def _most_together(self) -> int:
+        """Looks that one request may ask for: more would make too large an answer for this server."""
+        info = self._info
+        patches = info.grid_height * info.grid_width
+        each = 4 * (info.embedding_size + info.hidden_size + info.heads * (patches + 2))
+        return max(1, min(wire.MOST_PROMPTS, info.limits.message_bytes // (2 * each)))
+
+    def _write(self, rows: Sequence[_Row]) -> None:
         """In one short transaction: other runs may write to the same file."""
         with self._translated_errors(), self._db:
             self._db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", rows)
 
-    def _row(self, key: bytes, encoding: Encoding) -> tuple[bytes, bytes, bytes, bytes | None]:
+    def _row(self, key: bytes, look: Look, encoding: Encoding) -> _Row:
         assert encoding.state is not None
         scores = np.zeros(self._info.heads, np.float32) if encoding.head_scores is None else encoding.head_scores
-        attention = None if encoding.attention is None else encoding.attention.astype("<f4").tobytes()
+        plain = encoding.attention if look.mask is None else None
+        attention = None if plain is None else plain.astype("<f4").tobytes()
         return key, encoding.state.astype("<f2").tobytes(), scores.astype("<f4").tobytes(), attention
 
     def _has(self, key: bytes) -> bool:
@@ -192,23 +223,54 @@ class Store:
         )
 
 
-def _asked_together(look: Look) -> tuple[Any, ...]:
-    """Looks with equal values can share one stream."""
-    return look.mask is None, look.edit is not None, look.focus.attention_shift, look.focus.zoom, look.focus.fovea
+def _items(looks: Mapping[bytes, Look], most: int) -> list[_Item]:
+    """Looks by what the model sees once for all of them, at most so many together; a picture's follow each other."""
+    pictures: dict[str, dict[Hashable, _Item]] = {}
+    for key, look in looks.items():
+        pictures.setdefault(look.digest, {}).setdefault(look.trunk, []).append((key, look))
+    return [part for trunks in pictures.values() for item in trunks.values() for part in _split(item, most)]
 
 
-def _image(look: Look, limit: int) -> Path | bytes:
-    """What to send for a look, in `limit` bytes where that can be."""
-    if look.edit is None or look.mask is None:
-        return look.path
-    pixels = np.asarray(decode_upright(load_image(look.path).data))
-    edited = Image.fromarray(look.edit.apply(pixels, look.mask.to_array()))
-    # Lossless both; BMP is many times faster to write and read, and too large for photos of over 11 megapixels.
-    fits = 3 * edited.width * edited.height < limit - 64 * 1024
+def _split(item: _Item, most: int) -> Iterator[_Item]:
+    part: _Item = []
+    runs = 0
+    for key, look in item:
+        more = 0 if look.mask is None else len(look.mask.runs)
+        if part and (len(part) == most or runs + more > _MOST_RUNS):
+            yield part
+            part, runs = [], 0
+        part.append((key, look))
+        runs += more
+    yield part
+
+
+def _sent(items: Iterable[_Item], limit: int) -> Iterator[tuple[ImageSource, list[Aim]]]:
+    """What to send for each item: an image, in `limit` bytes where that can be, and how to look at it."""
+    pixels_of = lru_cache(maxsize=1)(_pixels)  # a picture's edits follow each other
+    for item in items:
+        _, look = item[0]
+        if look.edit is None or look.mask is None:
+            yield look.path, [_aim(look) for _, look in item]
+        else:
+            edited = Image.fromarray(look.edit.apply(pixels_of(look.path), look.mask.to_array()))
+            yield _lossless(edited, limit), [Aim(None)]
+
+
+def _aim(look: Look) -> Aim:
+    if look.mask is None:
+        return Aim(None)
+    # Head counts are a matter of the readout.
+    asked = Focus(attention_shift=look.focus.attention_shift, zoom=look.focus.zoom, fovea=look.focus.fovea)
+    return Aim(Mask(look.mask), asked)
+
+
+def _pixels(path: Path) -> Pixels:
+    return np.asarray(decode_upright(load_image(path).data))
+
+
+def _lossless(image: Image.Image, limit: int) -> bytes:
+    # BMP is many times faster to write and read, and too large for photos of over 11 megapixels.
+    fits = 3 * image.width * image.height < limit - 64 * 1024
     buffer = io.BytesIO()
-    edited.save(buffer, "BMP") if fits else edited.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "BMP") if fits else image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _prompt(look: Look) -> Prompt | None:
-    return None if look.mask is None or look.edit is not None else Mask(look.mask)

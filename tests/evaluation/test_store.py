@@ -21,7 +21,7 @@ from phs_milvus.contract.errors import ImageError, InvalidInput, PhsError
 from phs_milvus.contract.types import Focus, MaskRuns
 from phs_milvus.evaluation import Bench, QuerySet, Store, WholeImage, evaluate, load, object_queries
 from phs_milvus.evaluation.edits import CROP, MASK_BLACK
-from phs_milvus.evaluation.store import BATCH, Look, _image
+from phs_milvus.evaluation.store import BATCH, Look, _sent
 
 SCRIPT = """
 import sys
@@ -52,7 +52,7 @@ def test_edited_photos_are_sent_as_they_are_in_a_format_that_fits(
     look = Look(path, "digest", mask=mask, edit=MASK_BLACK)
     formats = {}
     for limit in (2**25, 100_000):
-        sent = _image(look, limit)
+        ((sent, _),) = _sent([[(b"key", look)]], limit)
         assert isinstance(sent, bytes)
         with Image.open(io.BytesIO(sent)) as image, Image.open(path) as photo:
             formats[limit] = image.format

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from phs_milvus.evaluation.bench import Bench, QuerySet
 from phs_milvus.evaluation.measures import DEPTH, DEPTHS, Outcome, evaluate, evaluate_all, paired
-from phs_milvus.evaluation.methods import Method, WholeImage
+from phs_milvus.evaluation.methods import Method, WholeImage, asks_of
 from phs_milvus.evaluation.plots import Plot
 from phs_milvus.evaluation.queries import ObjectQuery
 
@@ -62,9 +62,10 @@ class Study:
         return self.bench.info.heads
 
     def measure(self, methods: Iterable[Method], queries: QuerySet | None = None) -> list[Outcome]:
-        """Evaluates methods side by side, with a progress bar."""
+        """Evaluates methods side by side, with a progress bar; the queries are encoded for all of them before."""
         methods = list(methods)
         chosen = self.pointed if queries is None else queries
+        self.bench.look_ahead(chosen, asks_of(methods))
         with tqdm(total=len(methods) * len(chosen), unit="query", dynamic_ncols=True, leave=False) as bar:
 
             def done(method: Method, count: int) -> None:
