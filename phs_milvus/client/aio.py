@@ -16,7 +16,6 @@ from phs_milvus.client.bulk import RetryBudget, Window
 from phs_milvus.client.feeds import EncodeFeed, Feed, LazyImage, LocateFeed
 from phs_milvus.client.pictures import AsyncPicture, Delivery
 from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
-from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
@@ -76,8 +75,9 @@ class AsyncEncoder(EncoderBase):
         aims = requests.aims_of(prompts, focus)
         source = image if isinstance(image, AsyncPicture) else await self.open(image)
         encodings: list[Encoding] = []
-        for start in range(0, len(aims), wire.MOST_PROMPTS):
-            encodings += await self._encode(source, aims[start : start + wire.MOST_PROMPTS], outputs, timeout)
+        most = requests.most_prompts(source)
+        for start in range(0, len(aims), most):
+            encodings += await self._encode(source, aims[start : start + most], outputs, timeout)
         return encodings
 
     async def encode_many(

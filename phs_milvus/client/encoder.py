@@ -36,7 +36,6 @@ from phs_milvus.client.feeds import EncodeFeed, Feed, LazyImage, LocateFeed
 from phs_milvus.client.pictures import Delivery, Picture
 from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
 from phs_milvus.client.stream import Stream
-from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
@@ -156,9 +155,9 @@ class Encoder(EncoderBase):
         """
         aims = requests.aims_of(prompts, focus)
         source = load_image(image)
-        if len(aims) > wire.MOST_PROMPTS and not isinstance(source, Picture):
+        most = requests.most_prompts(source)
+        if len(aims) > most and not isinstance(source, Picture):
             source = self.open(source)  # whose bytes need not go with every request
-        most = wire.MOST_PROMPTS
         parts = (
             self._encode(source, aims[start : start + most], outputs, timeout) for start in range(0, len(aims), most)
         )

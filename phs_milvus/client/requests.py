@@ -24,7 +24,16 @@ from phs_milvus.contract.errors import (
 )
 from phs_milvus.contract.images import EncodedImage, ImageSource
 from phs_milvus.contract.proxies import proxy_note
-from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array, Focus, Limits, ModelInfo, Pointing
+from phs_milvus.contract.types import (
+    MOST_MASK_PIXELS,
+    MOST_READOUTS,
+    Float16Array,
+    Float32Array,
+    Focus,
+    Limits,
+    ModelInfo,
+    Pointing,
+)
 from phs_milvus.pointing.prompts import Prompt, to_runs
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -103,6 +112,11 @@ def aims_of(prompts: Sequence[Prompt | None], focus: Focus | Sequence[Focus]) ->
     if len(focuses) != len(prompts):
         raise InvalidInput(f"{len(focuses)} for {len(prompts)} prompts", "focus")
     return [Aim(prompt, each) for prompt, each in zip(prompts, focuses, strict=True)]
+
+
+def most_prompts(image: EncodedImage) -> int:
+    """How many prompts for an image one request takes."""
+    return max(1, min(wire.MOST_PROMPTS, MOST_MASK_PIXELS // (image.width * image.height)))
 
 
 def encode_request(

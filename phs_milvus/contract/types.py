@@ -180,6 +180,10 @@ class MaskRuns:
 MOST_READOUTS = 100_000
 
 
+# Pixels of distinct masks that one Encode request may hold together: a second or two of work.
+MOST_MASK_PIXELS = 2**28
+
+
 class RerankInputs(NamedTuple):
     """Q queries and the K stored states that each of them is to be scored against.
 

@@ -25,7 +25,7 @@ from phs_milvus.client.requests import Aim, Outputs
 from phs_milvus.contract import wire
 from phs_milvus.contract.errors import ImageError, InvalidInput, PhsError, reason_of, shown
 from phs_milvus.contract.images import ImageSource, decode_upright, load_image
-from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus, MaskRuns, ModelInfo
+from phs_milvus.contract.types import MOST_MASK_PIXELS, Encoding, Float16Array, Float32Array, Focus, MaskRuns, ModelInfo
 from phs_milvus.evaluation.edits import Edit, Pixels
 from phs_milvus.pointing.prompts import Mask
 
@@ -233,14 +233,14 @@ def _items(looks: Mapping[bytes, Look], most: int) -> list[_Item]:
 
 def _split(item: _Item, most: int) -> Iterator[_Item]:
     part: _Item = []
-    runs = 0
+    runs = pixels = 0
     for key, look in item:
-        more = 0 if look.mask is None else len(look.mask.runs)
-        if part and (len(part) == most or runs + more > _MOST_RUNS):
+        more, size = (0, 0) if look.mask is None else (len(look.mask.runs), look.mask.width * look.mask.height)
+        if part and (len(part) == most or runs + more > _MOST_RUNS or pixels + size > MOST_MASK_PIXELS):
             yield part
-            part, runs = [], 0
+            part, runs, pixels = [], 0, 0
         part.append((key, look))
-        runs += more
+        runs, pixels = runs + more, pixels + size
     yield part
 
 

@@ -121,6 +121,11 @@ def count_runs(request: pb.EncodeRequest) -> int:
     return len(request.mask.runs) + sum(len(prompt.mask.runs) for prompt in request.prompts)
 
 
+def count_images(request: pb.EncodeRequest) -> int:
+    """How many images a request is to the model, at most: each crop and each foveal prompt is one of its own."""
+    return 1 + sum(bool(prompt.focus.zoom or prompt.focus.fovea) for prompt in request.prompts[1:])
+
+
 def has_mask(request: pb.EncodeRequest) -> list[bool]:
     """Whether each prompt of a request has a mask, in the order of its answers."""
     return [prompt.HasField("mask") for prompt in request.prompts or [request]]

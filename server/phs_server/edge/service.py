@@ -179,9 +179,9 @@ class FocusEncoderService:
         image, digest = wire.image_of(request)
         check_runs(wire.count_runs(request))
         pointings = wire.pointings_of(request, pipeline.info.heads)
-        # Each crop that zoom asks for, and each foveal prompt, is an image of its own to the model.
-        more = sum(bool(focus.zoom or focus.fovea) for _, focus in pointings[1:])
-        self.admission.grow(hold, self._cost(0, more), more)
+        if owner is not None:  # bulk has waited for its room
+            more = wire.count_images(request) - 1
+            self.admission.grow(hold, self._cost(0, more), more)
         wants_features = pb.OUTPUT_REGION_FEATURE in request.outputs
         asked = Asked(image, digest, pointings, owner=owner, region_features=wants_features)
         encodings = await pipeline.encode(asked, timeout=timeout, bulk=owner is None)
@@ -274,12 +274,14 @@ class FocusEncoderService:
         async def read() -> None:
             while (data := await self._receiver.read(context, place)) is not None:
                 await window.acquire()
-                hold = await self.admission.wait(caller, self._cost(len(data), 1), images=1)
+                item = parse(kind, data)
+                images = wire.count_images(item.request) if isinstance(item, pb.EncodeStreamRequest) else 1
+                hold = await self.admission.wait(caller, self._cost(len(data), images), images)
                 holds.add(hold)
-                task = asyncio.create_task(work(parse(kind, data), hold))
+                task = asyncio.create_task(work(item, hold))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-                del data, task  # or a stream that falls silent would hold them
+                del data, item, task  # or a stream that falls silent would hold them
 
         async def finish() -> None:
             await asyncio.wait([reader])

@@ -14,7 +14,7 @@ from phs_milvus.contract.types import Float32Array
 # Boxes end between patches' centres, not only at their edges: the map is drawn so many times finer.
 _FINER = 4
 # Where between the smallest and the largest value of a map its boxes end; measured (benchmarks/quality).
-THRESHOLD = 0.55
+THRESHOLD = 0.54
 
 
 def boxes(extent: Float32Array, width: int, height: int, limit: int, threshold: float | None) -> tuple[LocatedBox, ...]:

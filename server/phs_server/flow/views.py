@@ -8,22 +8,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from phs_milvus.contract.errors import PictureNotHeld
+from phs_milvus.contract.errors import InvalidInput, PictureNotHeld
 from phs_milvus.contract.headers import Header
 from phs_milvus.contract.location import LocateTarget
-from phs_milvus.contract.types import Float32Array, Focus, Pointing, Region
+from phs_milvus.contract.types import MOST_MASK_PIXELS, Float32Array, Focus, MaskRuns, Pointing, Region
 from phs_server.flow.focus import GridPrompt, focused, whole_image
 from phs_server.flow.held import HeldPictures, Key
-from phs_server.flow.preprocess import Decode, checked_header, expanded
+from phs_server.flow.preprocess import Decode, ExpensivePicture, checked_header, expanded
 from phs_server.model.batch import PromptBatch
 
 HeadCount = Callable[[Focus], int]
+
+# Pixels of masks to expand beyond which a request waits in the line of expensive pictures.
+_USUAL_MASK_PIXELS = 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +114,15 @@ def views_of(asked: Asked, *, grid: int, head_count: HeadCount, decode: Decode, 
     width, height = picture.width, picture.height
     if picture.header is not None:
         decode.check(picture.header)  # before masks of that size are expanded
+    _check_masks(asked.pointings, width * height, decode)
     together: dict[tuple[Region | None, int], list[tuple[int, GridPrompt]]] = {}
+    inside, last = np.empty((0, 0), np.bool_), None
     for place, (mask, focus) in enumerate(asked.pointings):
         region, prompt = None, whole_image()
         if mask is not None:
-            region, prompt = focused(expanded(mask, width, height), focus, head_count(focus), grid)
+            if last is None or not same_mask(mask, last):
+                inside, last = expanded(mask, width, height), mask
+            region, prompt = focused(inside, focus, head_count(focus), grid)
         # A foveal prompt changes the trunk, so that no other prompt shares it.
         alone = place if prompt.fovea is not None else -1
         together.setdefault((region, alone), []).append((place, prompt))
@@ -169,6 +177,22 @@ def masks_of(prompts: Sequence[GridPrompt], patches: int) -> Float32Array:
     """float32 [B, N]; zeros without a prompt."""
     nothing = np.zeros(patches, np.float32)
     return np.stack([nothing if prompt.mask is None else prompt.mask for prompt in prompts])
+
+
+def _check_masks(pointings: Sequence[Pointing], pixels: int, decode: Decode) -> None:
+    """Masks are expanded to the picture's pixels, one after the other: a millisecond for every 200,000."""
+    masks = [pointing.mask for pointing in pointings if pointing.mask is not None]
+    distinct = sum(not same_mask(one, other) for one, other in pairwise(masks)) + bool(masks)
+    if distinct > 1 and distinct * pixels > MOST_MASK_PIXELS:
+        most = max(1, MOST_MASK_PIXELS // pixels)
+        raise InvalidInput(f"{distinct} masks of a picture of {pixels} pixels; send {most} in one request", "prompts")
+    if distinct * pixels > _USUAL_MASK_PIXELS and not decode.take_expensive:
+        raise ExpensivePicture
+
+
+def same_mask(one: MaskRuns, other: MaskRuns) -> bool:
+    """Whether two masks select the same pixels."""
+    return (one.width, one.height) == (other.width, other.height) and np.array_equal(one.runs, other.runs)
 
 
 def _picture(asked: Asked, decode: Decode, held: HeldPictures) -> _Picture:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
@@ -19,6 +21,12 @@ TOKENS = "one-token-of-mine-1", "another-token-of-mine-2"
 
 def by_digest(image: bytes, **fields: object) -> pb.EncodeRequest:
     return pb.EncodeRequest(digest=hashlib.sha256(image).digest(), **fields)
+
+
+def png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def not_held(call: object) -> bool:
@@ -82,3 +90,18 @@ def test_prompts_share_one_answer(stub: pb_grpc.FocusEncoderStub) -> None:
     plain = stub.Encode(pb.EncodeRequest(image=jpeg()), timeout=20)
     assert np.abs(float32(answer.encodings[1].embedding) - float32(plain.embedding)).max() < 2e-3
     assert answer.encodings[2].region.x1 < 160
+
+
+def test_masks_of_a_huge_picture_are_counted_before_they_are_expanded(stub: pb_grpc.FocusEncoderStub) -> None:
+    """64 masks of 100 megapixels would hold a decode thread for half a minute, without any picture to decode."""
+    image = png(9000, 9000)
+    stub.Encode(pb.EncodeRequest(image=image), timeout=60)
+    masks = [
+        pb.Mask(width=9000, height=9000, runs=[start, 1, 9000 * 9000 - start - 1]) for start in range(0, 20_000, 5000)
+    ]
+    request = by_digest(image, prompts=[pb.Prompt(mask=mask) for mask in masks])
+    error = failure(lambda: stub.Encode(request, timeout=20))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith("prompts: 4 masks") and "send 3 in one request" in error.details()
+    same = by_digest(image, prompts=[pb.Prompt(mask=masks[1])] * 8)
+    assert len(stub.Encode(same, timeout=60).encodings) == 8
