@@ -13,10 +13,11 @@ B = images, T = tokens, N = patches, D = hidden size, H = heads, E = embedding s
 from __future__ import annotations
 
 import copy
+import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phs_milvus.contract.types import Float32Array
 from phs_server.model.backbone import Backbone
@@ -80,11 +81,10 @@ class Locator:
         weights = sought.head_weights
         readout = self.patch_readout(last, values, weights, sought.embedding)
         extent = readout
-        evidence = standard(readout) + standard(self.patch_evidence(last, values, weights, sought.embedding))
+        evidence = standard(self.patch_evidence(last, values, weights, sought.embedding))
         if sought.all_heads_embedding is not None:
-            every, embedding = torch.ones_like(weights), sought.all_heads_embedding
-            evidence = evidence + standard(self.patch_readout(last, values, every, embedding))
-            evidence = (evidence + standard(self.patch_evidence(last, values, every, embedding))) / 2
+            every = torch.ones_like(weights)
+            evidence = evidence + standard(self.patch_evidence(last, values, every, sought.all_heads_embedding))
         match = torch.zeros_like(readout[:, 0])
         if sought.region_feature is not None:
             matches = self.region_match(tokens, sought.region_feature)
@@ -92,7 +92,7 @@ class Locator:
             evidence = evidence + standard(matches)
             match = matches.topk(min(_BEST_MATCHES, matches.shape[1])).values.mean(dim=1)
         score = self.refocused_score(tokens, last, readout, sought)
-        return standard(evidence), extent, score, match
+        return standard(smoothed(evidence)), extent, score, match
 
     def patch_readout(self, last: LastLayer, values: Tensor, weights: Tensor, embedding: Tensor) -> Tensor:
         """R: float32 [B, N], cosines."""
@@ -116,11 +116,11 @@ class Locator:
 
     def region_match(self, tokens: Tensor, feature: Tensor) -> Tensor:
         """M: float32 [B, N], cosines."""
-        return torch.nn.functional.normalize(self._backbone.patch_tokens(tokens), dim=-1) @ feature
+        return nn.functional.normalize(self._backbone.patch_tokens(tokens), dim=-1) @ feature
 
     def region_features(self, tokens: Tensor, masks: Tensor) -> Tensor:
         """tokens [1, T, D] and masks float [P, N] in [0, 1] -> float32 [P, D], l2-normalised."""
-        return torch.nn.functional.normalize(masks @ self._backbone.patch_tokens(tokens)[0], dim=-1)
+        return nn.functional.normalize(masks @ self._backbone.patch_tokens(tokens)[0], dim=-1)
 
     def refocused_score(self, tokens: Tensor, last: LastLayer, readout: Tensor, sought: Sought) -> Tensor:
         """float32 [B]: the image read out with all of its attention on where it is likest to what is sought."""
@@ -130,6 +130,14 @@ class Locator:
         attention = shifted_attention(last.attention, mask, full)
         outputs = self._backbone.last.pool_patches(attention, tokens.to(self._backbone.dtype))
         return self._backbone.readout(last.residual, outputs, sought.head_weights.unsqueeze(0)) @ sought.embedding
+
+
+def smoothed(values: Tensor) -> Tensor:
+    """Maps [B, N] of a square grid, each patch averaged with its eight neighbours by 1 2 1 in both directions."""
+    side = math.isqrt(values.shape[1])
+    grid = nn.functional.pad(values.view(-1, 1, side, side), (1, 1, 1, 1), mode="replicate")
+    line = torch.tensor([0.25, 0.5, 0.25], device=values.device)
+    return nn.functional.conv2d(grid, torch.outer(line, line)[None, None]).flatten(1)
 
 
 def weighted(first: Tensor, second: Tensor, weight: float) -> Tensor:
