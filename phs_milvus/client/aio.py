@@ -34,6 +34,7 @@ class AsyncEncoder(EncoderBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._channels: dict[str | None, grpc.aio.Channel] = {}
+        self._stubs: dict[str | None, pb_grpc.FocusEncoderStub] = {}
         self._stub = self._stub_of(None)
 
     async def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
@@ -210,14 +211,15 @@ class AsyncEncoder(EncoderBase):
         return stream
 
     def _stub_of(self, server: str | None) -> pb_grpc.FocusEncoderStub:
-        if server not in self._channels:
+        if server not in self._stubs:
             target, options = (self._target, self._options) if server is None else (server, self._direct_options())
             self._channels[server] = (
                 grpc.aio.insecure_channel(target, options)
                 if self._credentials is None
                 else grpc.aio.secure_channel(target, self._credentials, options)
             )
-        return pb_grpc.FocusEncoderStub(self._channels[server])
+            self._stubs[server] = pb_grpc.FocusEncoderStub(self._channels[server])
+        return self._stubs[server]
 
     async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:

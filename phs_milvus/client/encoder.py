@@ -69,6 +69,7 @@ class Encoder(EncoderBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._channels: dict[str | None, grpc.Channel] = {}
+        self._stubs: dict[str | None, pb_grpc.FocusEncoderStub] = {}
         self._opening = threading.Lock()
         self._stub = self._stub_of(None)
 
@@ -364,14 +365,15 @@ class Encoder(EncoderBase):
     def _stub_of(self, server: str | None) -> pb_grpc.FocusEncoderStub:
         """Calls of one of several servers, whose connection is opened on first use; None: of all of them in turn."""
         with self._opening:
-            if server not in self._channels:
+            if server not in self._stubs:
                 target, options = (self._target, self._options) if server is None else (server, self._direct_options())
                 self._channels[server] = (
                     grpc.insecure_channel(target, options)
                     if self._credentials is None
                     else grpc.secure_channel(target, self._credentials, options)
                 )
-            return pb_grpc.FocusEncoderStub(self._channels[server])
+                self._stubs[server] = pb_grpc.FocusEncoderStub(self._channels[server])
+            return self._stubs[server]
 
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:

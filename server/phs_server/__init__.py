@@ -9,4 +9,4 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # milliseconds. Where anything else wants a core, and be it the process that decodes, the thread that spins keeps away
 # the one that it waits for: a picture took three times the processor time (benchmarks/README.md). Read when torch is
 # first imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -59,6 +59,7 @@ class _Entry(Generic[Item, Result]):
     key: Hashable
     size: int
     deadline: float | None
+    waits: bool
     submitted: float = field(default_factory=time.monotonic)
     future: Future[Completed[Result]] = field(default_factory=Future)
 
@@ -107,6 +108,7 @@ class Batcher(Generic[Item, Result]):
         priority: Priority = Priority.INTERACTIVE,
         key: Hashable = None,
         size: int = 0,
+        waits: bool = True,
     ) -> Future[Completed[Result]]:
         """Queues an item.
 
@@ -114,11 +116,12 @@ class Batcher(Generic[Item, Result]):
             deadline: time.monotonic() seconds after which the item is dropped with `Expired`.
             key: only items of equal keys share a batch.
             size: bytes the item holds while it waits.
+            waits: whether it may wait for others to fill its batch; False for one that costs less than the waiting.
 
         Raises:
             QueueFull, Closed: at once, without waiting.
         """
-        entry: _Entry[Item, Result] = _Entry(item, key, size, deadline)
+        entry: _Entry[Item, Result] = _Entry(item, key, size, deadline, waits)
         with self._changed:
             if self._closed:
                 raise Closed("shutting down")
@@ -201,7 +204,8 @@ class Batcher(Generic[Item, Result]):
 
     def _wait_for_company(self) -> None:
         """Lets a batch fill until the first item has waited its share. Called with the lock held."""
-        until = min(queue[0].submitted for queue in self._waiting.values() if queue) + self._max_delay
+        firsts = [queue[0] for queue in self._waiting.values() if queue]
+        until = min(first.submitted + self._max_delay * first.waits for first in firsts)
         while 0 < self.depth < self._max_batch_size and not self._closed:
             left = until - time.monotonic()
             if left <= 0:

@@ -273,6 +273,7 @@ class Pipeline:
                 # the same thing is located together.
                 key=(view.is_foveal, id(view.target)),
                 size=view.nbytes,
+                waits=view.tokens is None,
             )
             for view in decoded.result
         ]
