@@ -91,3 +91,15 @@ def test_mistakes_of_locating(photo_search: FocusedSearch, encoder: Encoder, pho
     encoded = photo_search.search([encoder.encode(photos[7])], limit=2, score="ann")
     with pytest.raises(InvalidInput, match="Encoding"):
         encoded.locate()
+
+
+def test_a_picture_that_was_opened_is_searched_like_its_path(
+    photo_search: FocusedSearch, encoder: Encoder, photos: list[Path]
+) -> None:
+    picture = encoder.open(photos[9])
+    for prompt in (PROMPT, Box(60, 30, 150, 110), None):
+        by_path, opened = photo_search.search(photos[9], prompt), photo_search.search(picture, prompt)
+        scores = {hit.id: hit.score for hit in by_path}
+        assert all(abs(hit.score - scores.get(hit.id, hit.score)) < 2e-3 for hit in opened)
+        assert opened[0].id == by_path[0].id
+    assert picture.sent == {None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -39,6 +40,9 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FocusEncoder"].full_name
 _BROKEN = "the thread that runs the model has died; restart the server"
 # A request in progress is held as a protobuf message and as arrays, an answer as bytes of Python and of gRPC.
 _COPIES = 2
+
+# Images of one Locate call that go before bulk: someone waits for the first hits, not for a thousand.
+_LOCATED_PROMPTLY = 32
 
 Answer = Callable[[Any, Hold, float | None], Awaitable[Message]]
 Item = TypeVar("Item", bound=Message)
@@ -234,6 +238,7 @@ class FocusEncoderService:
             raise InvalidInput("must be in the first message, alone", "query")
         self._ready(first.query.expected_fingerprint)
         target = wire.target_from_pb(first.query, pipeline.info)
+        number = itertools.count()
 
         async def answer(item: pb.LocateRequest, hold: Hold) -> pb.LocateResponse:
             try:
@@ -242,7 +247,8 @@ class FocusEncoderService:
                 image, digest = wire.image_of(item)
                 asked = Asked(image, digest, target=target, owner=caller.identity)
                 with self._work():
-                    return wire.location_to_pb(item.id, await self._ready().locate(asked))
+                    location = await self._ready().locate(asked, bulk=next(number) >= _LOCATED_PROMPTLY)
+                return wire.location_to_pb(item.id, location)
             except Exception as error:
                 return wire.locate_error(item.id, *self._item_failed("Locate", error))
 

@@ -19,18 +19,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from phs_milvus.contract.decoding import Decoder
-from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, InvalidInput, ModelError, ServerDraining
+from phs_milvus.contract.errors import DeadlineExceeded, InvalidInput, ModelError, ServerDraining
 from phs_milvus.contract.location import Location
-from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, ModelInfo, RerankInputs, Timings
+from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, RerankInputs, Timings
 from phs_server.config import Settings
-from phs_server.flow.batcher import Batcher, Closed, Completed, Expired, Priority, QueueFull
+from phs_server.flow.answered import answered, deadline_of
+from phs_server.flow.batcher import Batcher, Completed, Priority
 from phs_server.flow.boxes import boxes
+from phs_server.flow.describe import describe
 from phs_server.flow.held import HeldPictures
 from phs_server.flow.preprocess import Decode, ExpensivePicture
 from phs_server.flow.runner import ViewRunner
@@ -39,12 +41,9 @@ from phs_server.model import checkpoint
 from phs_server.model.batch import Encoded
 from phs_server.model.devices import available_cores, resolve_devices
 from phs_server.model.engine import FocusEngine
-from phs_server.model.head_selection import default_head_count
 
 log = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 # What to compute of stored states, given a function that ends it by raising.
 _OfStates = Callable[[FocusEngine, Callable[[], None]], Float32Array]
 
@@ -83,7 +82,7 @@ class Pipeline:
             )
             for backbone, device in zip(backbones, devices, strict=True)
         ]
-        self.info = _describe(loaded, self._engines[0], settings)
+        self.info = describe(loaded, self._engines[0], settings)
         self._batch_limit = settings.max_batch_size
         self._closing = threading.Event()
         self._held = HeldPictures(settings.max_held_bytes)
@@ -174,10 +173,10 @@ class Pipeline:
                 )
         return [encodings[place] for place in range(len(encodings))]
 
-    async def locate(self, asked: Asked, *, timeout: float | None = None) -> Location:
-        """Where in the image `asked.target` is; raises as `encode` does."""
+    async def locate(self, asked: Asked, *, timeout: float | None = None, bulk: bool = False) -> Location:
+        """Where in the image `asked.target` is; takes and raises what `encode` does."""
         assert asked.target is not None
-        decoded, (done,) = await self._run(asked, timeout, bulk=False)
+        decoded, (done,) = await self._run(asked, timeout, bulk)
         (view,), (located,) = decoded.result, done.result
         for part in located:
             if not np.isfinite(part).all():
@@ -218,7 +217,7 @@ class Pipeline:
         return await self._computed(lambda engine, check: engine.read_out(states, weights, check), size, timeout)
 
     async def _computed(self, compute: _OfStates, size: int, timeout: float | None) -> Float32Array:
-        deadline, ended = _deadline(timeout), threading.Event()
+        deadline, ended = deadline_of(timeout), threading.Event()
 
         def check() -> None:
             if self._closing.is_set():
@@ -227,7 +226,7 @@ class Pipeline:
                 raise DeadlineExceeded("the deadline passed, or the call was cancelled, while states were read out")
 
         try:
-            return (await _answered(self._of_states, (compute, check), deadline, size=size)).result
+            return (await answered(self._of_states, (compute, check), deadline, size=size)).result
         finally:
             ended.set()
 
@@ -260,11 +259,11 @@ class Pipeline:
         self, asked: Asked, timeout: float | None, bulk: bool
     ) -> tuple[Completed[list[View]], list[Completed[list[Any]]]]:
         """The request's views, and what the model gives for each of them."""
-        deadline = _deadline(timeout)
+        deadline = deadline_of(timeout)
         priority = Priority.BULK if bulk else Priority.INTERACTIVE
         decoded = await self._decoded(asked, deadline, priority)
         parts = [
-            _answered(
+            answered(
                 self._encodes,
                 view,
                 deadline,
@@ -291,8 +290,8 @@ class Pipeline:
     async def _decoded(self, asked: Asked, deadline: float | None, priority: Priority) -> Completed[list[View]]:
         size = len(asked.image)
         with suppress(ExpensivePicture):
-            return await _answered(self._decodes, asked, deadline, priority=priority, size=size)
-        return await _answered(self._expensive_decodes, asked, deadline, priority=priority, size=size)
+            return await answered(self._decodes, asked, deadline, priority=priority, size=size)
+        return await answered(self._expensive_decodes, asked, deadline, priority=priority, size=size)
 
     def _decode(self, decoder: Decoder, take_expensive: bool) -> Decode:
         shape = self._preprocessing
@@ -323,46 +322,3 @@ class Pipeline:
 def _compute(engine: FocusEngine, items: Sequence[tuple[_OfStates, Callable[[], None]]]) -> list[Float32Array]:
     """On a thread for states."""
     return [compute(engine, check) for compute, check in items]
-
-
-def _describe(loaded: checkpoint.Checkpoint, engine: FocusEngine, settings: Settings) -> ModelInfo:
-    heads = loaded.backbone.heads
-    if settings.default_heads > heads:
-        raise ModelError(f"default_heads is {settings.default_heads}, but model '{loaded.model_id}' has {heads} heads")
-    return ModelInfo(
-        model_id=loaded.model_id,
-        model_type=loaded.model_type,
-        fingerprint=loaded.fingerprint,
-        heads=heads,
-        hidden_size=loaded.backbone.hidden_size,
-        embedding_size=loaded.backbone.readout.embedding_size,
-        grid_height=loaded.preprocessing.grid,
-        grid_width=loaded.preprocessing.grid,
-        image_size=loaded.preprocessing.image_size,
-        default_heads=settings.default_heads or default_head_count(heads),
-        precision=engine.precision,
-        limits=settings.limits,
-    )
-
-
-def _deadline(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + timeout
-
-
-async def _answered(
-    batcher: Batcher[Item, Result], item: Item, deadline: float | None, **options: Any
-) -> Completed[Result]:
-    """Submits to a batcher and awaits the answer, with the batcher's errors as ours."""
-    try:
-        # The future in no variable: it holds its exception, whose traceback holds this frame, a circle that would keep
-        # the request's bytes until Python collects its oldest generation, hundreds of MiB later.
-        return await asyncio.wrap_future(batcher.submit(item, deadline, **options))
-    except asyncio.CancelledError:
-        batcher.drop_unwanted()  # what nobody waits for holds no memory until its turn
-        raise
-    except QueueFull as error:
-        raise EncoderBusy(str(error)) from None
-    except Expired as error:
-        raise DeadlineExceeded(str(error)) from None
-    except Closed as error:
-        raise ServerDraining(str(error)) from None
