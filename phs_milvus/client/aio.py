@@ -17,7 +17,6 @@ from phs_milvus.client.feeds import EncodeFeed, Feed, LazyImage, LocateFeed
 from phs_milvus.client.pictures import AsyncPicture, Delivery
 from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
 from phs_milvus.contract._pb import encoder_pb2 as pb
-from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
 from phs_milvus.contract.location import LocateTarget, Location
@@ -31,11 +30,8 @@ Result = TypeVar("Result")
 class AsyncEncoder(EncoderBase):
     """`Encoder` for asyncio: the same arguments, results and errors. Create and use it on one event loop."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._channels: dict[str | None, grpc.aio.Channel] = {}
-        self._stubs: dict[str | None, pb_grpc.FocusEncoderStub] = {}
-        self._stub = self._stub_of(None)
+    _insecure_channel = staticmethod(grpc.aio.insecure_channel)
+    _secure_channel = staticmethod(grpc.aio.secure_channel)
 
     async def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
         """See `Encoder.fetch_info`."""
@@ -74,9 +70,11 @@ class AsyncEncoder(EncoderBase):
     ) -> list[Encoding]:
         """See `Encoder.encode_prompts`."""
         aims = requests.aims_of(prompts, focus)
-        source = image if isinstance(image, AsyncPicture) else await self.open(image)
+        source = await asyncio.to_thread(load_image, image)
         encodings: list[Encoding] = []
         most = requests.most_prompts(source)
+        if len(aims) > most and not isinstance(source, AsyncPicture):
+            source = await self.open(source)  # whose bytes need not go with every request
         for start in range(0, len(aims), most):
             encodings += await self._encode(source, aims[start : start + most], outputs, timeout)
         return encodings
@@ -95,6 +93,17 @@ class AsyncEncoder(EncoderBase):
         items = ((image, [Aim(prompt, focus)]) for image, prompt in requests.pairs(images, prompts))
         async for result in self._streamed(EncodeFeed(items, outputs), in_flight, timeout):
             yield result if isinstance(result, PhsError) else result[0]
+
+    def encode_aims(
+        self,
+        items: Iterable[tuple[ImageSource, Sequence[Aim]]],
+        *,
+        outputs: Outputs = Outputs(),
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout: float | None = None,
+    ) -> AsyncIterator[list[Encoding] | PhsError]:
+        """See `Encoder.encode_aims`."""
+        return self._streamed(EncodeFeed(items, outputs), in_flight, timeout)
 
     def locate(
         self,
@@ -146,7 +155,7 @@ class AsyncEncoder(EncoderBase):
 
     async def close(self) -> None:
         """Closes the connection; calls in progress fail."""
-        for channel in self._channels.values():
+        for channel in list(self._channels.values()):
             await channel.close()
 
     async def __aenter__(self) -> AsyncEncoder:
@@ -158,13 +167,13 @@ class AsyncEncoder(EncoderBase):
     async def _encode(
         self, source: EncodedImage, aims: Sequence[Aim], outputs: Outputs, timeout: float | None
     ) -> list[Encoding]:
-        delivery = Delivery(source, self._servers)
+        delivery, left = Delivery(source, self._servers), self._deadline(timeout)
         while True:
             request = await asyncio.to_thread(
                 requests.encode_request, source, aims, outputs, self._expected, self._limits, delivery.by_digest
             )
             try:
-                answer = await self._call(self._stub_of(delivery.server).Encode, request, timeout)
+                answer = await self._call(self._stub_of(delivery.server).Encode, request, left())
             except (PictureNotHeld, EncoderBusy, EncoderUnavailable) as error:
                 delivery.failed(error)
                 continue
@@ -209,17 +218,6 @@ class AsyncEncoder(EncoderBase):
         for message in feed.opening:
             stream.send(message)
         return stream
-
-    def _stub_of(self, server: str | None) -> pb_grpc.FocusEncoderStub:
-        if server not in self._stubs:
-            target, options = (self._target, self._options) if server is None else (server, self._direct_options())
-            self._channels[server] = (
-                grpc.aio.insecure_channel(target, options)
-                if self._credentials is None
-                else grpc.aio.secure_channel(target, self._credentials, options)
-            )
-            self._stubs[server] = pb_grpc.FocusEncoderStub(self._channels[server])
-        return self._stubs[server]
 
     async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:

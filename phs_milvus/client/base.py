@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
 from phs_milvus.client import answers, requests
 from phs_milvus.client.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
 from phs_milvus.client.requests import DEFAULT_ADDRESS, DEFAULT_TIMEOUT
 from phs_milvus.contract._pb import encoder_pb2 as pb
+from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.types import Limits, ModelInfo
 
 
 class EncoderBase:
-    """A client's arguments, checked; see `Encoder`. Opens no connection.
+    """A client's arguments, checked, and its connections, which are opened when they are first used; see `Encoder`.
 
     Attributes:
         address: as it is shown to people.
     """
+
+    _insecure_channel: Callable[..., Any]
+    _secure_channel: Callable[..., Any]
 
     def __init__(
         self,
@@ -34,6 +43,10 @@ class EncoderBase:
         self._limits = Limits()
         self._metadata = token_metadata(token)
         self._credentials, self._options = channel_credentials(tls), channel_options(address, tls)
+        # By server, None for all of them in turn; opened on first use.
+        self._channels: dict[str | None, Any] = {}
+        self._stubs: dict[str | None, pb_grpc.FocusEncoderStub] = {}
+        self._opening = threading.Lock()
 
     @property
     def timeout(self) -> float:
@@ -46,6 +59,29 @@ class EncoderBase:
         self._expected = requests.bound_to(self._expected, info)
         self._info, self._limits = info, info.limits
         return info
+
+    @property
+    def _stub(self) -> pb_grpc.FocusEncoderStub:
+        """Calls of any server."""
+        return self._stub_of(None)
+
+    def _stub_of(self, server: str | None) -> pb_grpc.FocusEncoderStub:
+        """Calls of one of several servers; None: of all of them in turn."""
+        with self._opening:
+            if server not in self._stubs:
+                target, options = (self._target, self._options) if server is None else (server, self._direct_options())
+                self._channels[server] = (
+                    self._insecure_channel(target, options)
+                    if self._credentials is None
+                    else self._secure_channel(target, self._credentials, options)
+                )
+                self._stubs[server] = pb_grpc.FocusEncoderStub(self._channels[server])
+            return self._stubs[server]
+
+    def _deadline(self, timeout: float | None) -> Callable[[], float]:
+        """What is left, in seconds, of the time that a call may take with all its attempts."""
+        until = time.monotonic() + (timeout or self._timeout)
+        return lambda: max(0.001, until - time.monotonic())
 
     def _direct_options(self) -> list[tuple[str, int | str]]:
         """Options of a connection to one of several servers: what that one refuses goes to another, without a pause."""

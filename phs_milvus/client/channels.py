@@ -35,7 +35,7 @@ _SERVICE_CONFIG = {
         {"name": [{"service": "phs.v1.FocusEncoder"}], "retryPolicy": _RETRIES},
         # Bulk encodes resend unanswered items themselves (phs_milvus.client.bulk); gRPC would have to buffer every
         # message of the stream to do so.
-        {"name": [{"service": "phs.v1.FocusEncoder", "method": "EncodeStream"}]},
+        {"name": [{"service": "phs.v1.FocusEncoder", "method": name} for name in ("EncodeStream", "Locate")]},
     ],
 }
 

@@ -21,7 +21,6 @@ Create an Encoder after forking, not before: gRPC channels do not survive a fork
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -37,7 +36,6 @@ from phs_milvus.client.pictures import Delivery, Picture
 from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
 from phs_milvus.client.stream import Stream
 from phs_milvus.contract._pb import encoder_pb2 as pb
-from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
 from phs_milvus.contract.location import LocateTarget, Location
@@ -66,12 +64,8 @@ class Encoder(EncoderBase):
         EncoderUnavailable: several addresses were given and the name of one does not resolve.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._channels: dict[str | None, grpc.Channel] = {}
-        self._stubs: dict[str | None, pb_grpc.FocusEncoderStub] = {}
-        self._opening = threading.Lock()
-        self._stub = self._stub_of(None)
+    _insecure_channel = staticmethod(grpc.insecure_channel)
+    _secure_channel = staticmethod(grpc.secure_channel)
 
     def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
         """Asks the server for its model and limits: one call over the network.
@@ -300,7 +294,7 @@ class Encoder(EncoderBase):
 
     def close(self) -> None:
         """Closes the connection; calls in progress fail."""
-        for channel in self._channels.values():
+        for channel in list(self._channels.values()):
             channel.close()
 
     def __enter__(self) -> Encoder:
@@ -313,12 +307,12 @@ class Encoder(EncoderBase):
         self, source: EncodedImage, aims: Sequence[Aim], outputs: Outputs, timeout: float | None
     ) -> list[Encoding]:
         """One Encode call, as often as it takes."""
-        delivery = Delivery(source, self._servers)
+        delivery, left = Delivery(source, self._servers), self._deadline(timeout)
         while True:
             by_digest = delivery.by_digest
             request = requests.encode_request(source, aims, outputs, self._expected, self._limits, by_digest)
             try:
-                answer = self._call(self._stub_of(delivery.server).Encode, request, timeout)
+                answer = self._call(self._stub_of(delivery.server).Encode, request, left())
             except (PictureNotHeld, EncoderBusy, EncoderUnavailable) as error:
                 delivery.failed(error)
                 continue
@@ -361,19 +355,6 @@ class Encoder(EncoderBase):
         for message in feed.opening:
             stream.send(message)
         return stream
-
-    def _stub_of(self, server: str | None) -> pb_grpc.FocusEncoderStub:
-        """Calls of one of several servers, whose connection is opened on first use; None: of all of them in turn."""
-        with self._opening:
-            if server not in self._stubs:
-                target, options = (self._target, self._options) if server is None else (server, self._direct_options())
-                self._channels[server] = (
-                    grpc.insecure_channel(target, options)
-                    if self._credentials is None
-                    else grpc.secure_channel(target, self._credentials, options)
-                )
-                self._stubs[server] = pb_grpc.FocusEncoderStub(self._channels[server])
-            return self._stubs[server]
 
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:

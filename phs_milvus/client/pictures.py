@@ -109,6 +109,13 @@ class AsyncPicture(Opened):
         )
         return encodings
 
+    async def explain(
+        self, prompt: Prompt | None = None, *, focus: Focus = Focus.paper(), timeout: float | None = None
+    ) -> Explanation:
+        """See `Picture.explain`."""
+        explanation: Explanation = await self.encoder.explain(self, prompt, focus=focus, timeout=timeout)
+        return explanation
+
 
 class Delivery:
     """The attempts to get one image's prompts answered: to which server, and with the image's bytes or its digest.

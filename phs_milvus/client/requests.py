@@ -123,6 +123,8 @@ def encode_request(
     source: EncodedImage, aims: Sequence[Aim], outputs: Outputs, expected: str, limits: Limits, by_digest: bool = False
 ) -> pb.EncodeRequest:
     """The request for one image under up to `wire.MOST_PROMPTS` prompts; by_digest: without its bytes."""
+    if not aims:
+        raise InvalidInput("none given; Aim(None) is the whole image", "prompts")
     pointings = [Pointing(to_runs(prompt, source.width, source.height), focus) for prompt, focus in aims]
     request = wire.encode_request(
         b"" if by_digest else source.data,

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.contract.types import Float32Array, Region
+
+MOST_BOXES = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,9 @@ class LocateTarget:
         limit: boxes per image at most.
         threshold: in (0, 1), where between the smallest and the largest value of an image's map its boxes end; None:
             the server's default.
+
+    Raises:
+        InvalidInput: `limit` or `threshold` is out of range.
     """
 
     embedding: Float32Array
@@ -31,6 +37,12 @@ class LocateTarget:
     all_heads_embedding: Float32Array | None = None
     limit: int = 5
     threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= MOST_BOXES:
+            raise InvalidInput(f"must be 1 to {MOST_BOXES} in each image, got {self.limit}", "boxes")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise InvalidInput(f"must be above 0 and below 1, got {self.threshold}", "threshold")
 
     @property
     def arrays(self) -> tuple[Float32Array | None, ...]:

@@ -34,6 +34,7 @@ from phs_milvus.search.queries import (
     StoredImage,
     digest_of,
     examples_of,
+    files_of,
     place_of,
     with_files,
 )
@@ -179,6 +180,8 @@ class FocusedSearch:
         check_score(score, min_score)
         if localize is not None and not 1 <= localize <= MAX_LIMIT:
             raise InvalidInput(f"must be 1 to {MAX_LIMIT} or None, got {localize}", "localize")
+        if not 1 <= limit <= MAX_LIMIT:
+            raise InvalidInput(f"must be 1 to {MAX_LIMIT}, got {limit}", "limit")
         first, asked_focus = max(limit, localize or 0), focus
         if score == "ann" or not rerank:  # what only stage two would need is not encoded
             score, focus = "ann", focus.stage_one
@@ -220,10 +223,10 @@ class FocusedSearch:
         if isinstance(example, Encoding):
             return None
 
-        def own_file(row_id: Id) -> ImageSource:
-            return self.locate(StoredImage(row_id))
+        def own_files(ids: Sequence[Id]) -> dict[Id, ImageSource]:
+            return files_of(self._collection, ids, self._image_root)
 
-        return QueryLocator(self._encoder, example.image, example.prompt, focus, own_file)
+        return QueryLocator(self._encoder, example.image, example.prompt, focus, own_files)
 
     def _encode(
         self, questions: Sequence[Question], focus: Focus, with_digests: bool
@@ -325,12 +328,12 @@ def _third_stage(
 
 def _stage_one_depth(limit: int, candidates: int | None, score: Score) -> int:
     """The number of rows to ask of Milvus."""
-    if not 1 <= limit <= MAX_LIMIT:
-        raise InvalidInput(f"must be 1 to {MAX_LIMIT}, got {limit}", "limit")
     if score == "ann":
         return limit
     if candidates is None:
         return min(MAX_LIMIT, max(MIN_CANDIDATES, _CANDIDATES_PER_HIT * limit))
     if not limit <= candidates <= MAX_LIMIT:
-        raise InvalidInput(f"must be {limit} (the limit) to {MAX_LIMIT}, got {candidates}", "candidates")
+        raise InvalidInput(
+            f"must be {limit} (limit, or localize if that is more) to {MAX_LIMIT}, got {candidates}", "candidates"
+        )
     return candidates

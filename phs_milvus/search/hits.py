@@ -77,8 +77,8 @@ class SearchResult(Sequence[Hit]):
     Attributes:
         query: the query's Encoding, with head scores and head weights, and `per_zoom` where the focus has several
             zooms; the first example's where there are several.
-        encode_ms, ann_ms, rerank_ms, locate_ms: milliseconds of wall time for each part, divided equally among the
-            queries of one call.
+        encode_ms, ann_ms, rerank_ms: milliseconds of wall time for each part, divided equally among the queries of one
+            call; locate_ms: of this query.
     """
 
     hits: list[Hit]
@@ -92,7 +92,7 @@ class SearchResult(Sequence[Hit]):
     def locate(
         self, images: PictureSource | None = None, *, boxes: int = DEFAULT_BOXES, threshold: float | None = None
     ) -> SearchResult:
-        """Looks into the hits' pictures for what the query points at; their order stays.
+        """Looks into the hits' pictures for what the query points at, of several examples the first; their order stays.
 
         Args:
             images: where the pictures are: a folder, a URL with {id} in it, or a function of a row's id (see
@@ -166,7 +166,7 @@ class SearchResult(Sequence[Hit]):
 def _best_box(hit: Hit) -> str:
     """For the table: the best box, and how many others there are."""
     if not hit.boxes:
-        return "no picture" if hit.location_error else ""
+        return "not found: see location_error" if hit.location_error else ""
     box = ",".join(map(str, hit.boxes[0].region))
     return f"{box} (+{len(hit.boxes) - 1})" if len(hit.boxes) > 1 else box
 

@@ -8,7 +8,7 @@ search.search("street.jpg", Box(40, 60, 180, 220), localize=20, images="photos/"
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -33,7 +33,7 @@ def target_of(
     boxes: int = DEFAULT_BOXES,
     threshold: float | None = None,
 ) -> LocateTarget:
-    """What to look for in hits: one Encode of the query, which costs milliseconds where the server holds the picture.
+    """What to look for in hits: one Encode of the query, which costs milliseconds for a Picture that the server holds.
 
     The whole picture is looked at, whatever the focus zooms to: so are the hits.
 
@@ -64,14 +64,15 @@ class QueryLocator:
 
     Attributes:
         image, prompt, focus: the query.
-        own_file: where a row's picture is if nothing else is said; raises a PhsError where it is not known.
+        own_files: where rows' pictures are if nothing else is said, by the rows' ids; without those where it is not
+            known.
     """
 
     encoder: Encoder
     image: ImageSource
     prompt: Prompt | None
     focus: Focus
-    own_file: Callable[[Id], ImageSource]
+    own_files: Callable[[Sequence[Id]], Mapping[Id, ImageSource]]
 
     def located(
         self,
@@ -82,7 +83,7 @@ class QueryLocator:
         threshold: float | None = None,
     ) -> list[Hit]:
         """The hits, in their order, with what was found in their pictures; raises as `SearchResult.locate`."""
-        find = self.own_file if images is None else finder(images)
+        find = finder(self.own_files([hit.id for hit in hits]).get if images is None else images)
         target = target_of(self.encoder, self.image, self.prompt, self.focus, boxes=boxes, threshold=threshold)
         found = self.encoder.locate(target, [partial(find, hit.id) for hit in hits])
         has_feature = target.region_feature is not None
@@ -103,6 +104,8 @@ def localized_score(score: float, location: Location, has_feature: bool) -> floa
 
 def _with(hit: Hit, found: Location | PhsError, has_feature: bool) -> Hit:
     if isinstance(found, PhsError):
-        return replace(hit, location=None, localized_score=None, location_error=shown(found))
-    score = localized_score(hit.score, found, has_feature)
+        return replace(hit, location=None, location_error=shown(found))
+    score = hit.localized_score  # of an earlier look, which made it of the same parts
+    if score is None:
+        score = localized_score(hit.score, found, has_feature)
     return replace(hit, location=found, localized_score=score, location_error=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -118,13 +119,8 @@ def with_files(
         InvalidInput: there is no such row, its id leads out of `image_root`, or it has no path and there is no
             `image_root`.
     """
-    layout = collection.layout
     stored = [one.image.id for one in examples if isinstance(one, Query) and isinstance(one.image, StoredImage)]
-    ids = list(dict.fromkeys(stored))
-    has_path = image_root is None and (layout.dynamic or "path" in layout.others)
-    # The rows are looked up under image_root too, so that an invented id is an error there as well.
-    rows = collection.get(ids, output_fields=["path"] if has_path else []) if ids else []
-    found = {row[layout.id]: row for row in rows}
+    found = _rows_of(collection, stored, image_root)
 
     def located(query: Query) -> Pointed:
         image = query.image
@@ -133,6 +129,24 @@ def with_files(
         return Pointed(image, query.prompt)
 
     return [located(one) if isinstance(one, Query) else one for one in examples]
+
+
+def files_of(collection: FocusedCollection, ids: Sequence[Id], image_root: Path | None) -> dict[Id, ImageSource]:
+    """The file of each row, with one lookup; without the rows of which `with_files` would say that there is none."""
+    rows = _rows_of(collection, ids, image_root)
+    files = {}
+    for row_id in ids:
+        with suppress(InvalidInput):
+            files[row_id] = _file_of(row_id, rows, collection.name, image_root)
+    return files
+
+
+def _rows_of(collection: FocusedCollection, ids: Sequence[Id], image_root: Path | None) -> dict[Id, dict[str, Any]]:
+    layout = collection.layout
+    has_path = image_root is None and (layout.dynamic or "path" in layout.others)
+    # The rows are looked up under image_root too, so that an invented id is an error there as well.
+    rows = collection.get(list(dict.fromkeys(ids)), output_fields=["path"] if has_path else []) if ids else []
+    return {row[layout.id]: row for row in rows}
 
 
 def _file_of(row_id: Id, rows: Mapping[Id, dict[str, Any]], collection: str, image_root: Path | None) -> ImageSource:

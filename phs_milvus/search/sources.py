@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote, urlsplit
@@ -68,7 +68,7 @@ def _fetched(template: str, row_id: Id) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:
             data: bytes = answer.read(Limits.image_bytes + 1)
-    except (OSError, ValueError) as error:  # urllib's and http.client's are both
+    except (OSError, ValueError, HTTPException) as error:
         raise ImageError(f"cannot fetch {shown(url)}: {reason_of(error)}") from error
     if len(data) > Limits.image_bytes:
         raise ImageError(f"{shown(url)} is over {Limits.image_bytes} bytes")

@@ -54,6 +54,15 @@ def test_mask_round_trip_and_wrong_sums() -> None:
         MaskRuns(2, 3, np.array([5], np.uint32)).to_array()
 
 
+def test_images_are_counted_as_the_model_sees_them() -> None:
+    def count(*zooms: float) -> int:
+        return wire.count_images(wire.encode_request(b"x", [Pointing(None, Focus(zoom=zoom)) for zoom in zooms]))
+
+    assert [count(0), count(2), count(0, 0), count(0, 2), count(2, 0), count(2, 2), count(2, 0, 3, 0)] == [
+        1, 1, 1, 2, 2, 2, 3,
+    ]  # fmt: skip
+
+
 def test_absent_and_present_masks_differ() -> None:
     assert wire.pointings_of(wire.encode_request(b"x", [Pointing(None, Focus())]), 4)[0].mask is None
     assert wire.pointings_of(pb.EncodeRequest(mask=pb.Mask()), 4)[0].mask is not None

@@ -125,14 +125,14 @@ def test_a_file_at_which_the_server_stops_fails_alone(
 
     paths = make_images(root, 12)
     poison = paths[5].read_bytes()
-    prepare = Pipeline._prepare
+    views = Pipeline._views
 
     def held(self: Pipeline, decode: Any, items: Any) -> Any:
-        if items[0][0] == poison:
+        if items[0].image == poison:
             time.sleep(6)
-        return prepare(self, decode, items)
+        return views(self, decode, items)
 
-    monkeypatch.setattr(Pipeline, "_prepare", held)
+    monkeypatch.setattr(Pipeline, "_views", held)
     with (
         ServerThread(Settings(model=str(tiny_model), port=0, precision="float32", decode_threads=1)) as server,
         Encoder(server.address, timeout=4) as waiting,

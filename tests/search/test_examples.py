@@ -52,16 +52,19 @@ def test_a_score_of_several_examples_is_the_mean_of_theirs(
     assert [hit.score for hit in result] == sorted((hit.score for hit in result), reverse=True)
 
 
+def names(result: SearchResult) -> list[object]:
+    """Of the pictures, one of which is there twice: its two rows are tied, and either may come first."""
+    return ["image-0000.jpg" if hit.id == "copy.jpg" else hit.id for hit in result]
+
+
 def test_examples_stand_beside_other_queries(photo_search: FocusedSearch, encoder: Encoder, photos: list[Path]) -> None:
     encoded = Reranker(encoder).query(photos[2], PROMPT)
     pair = Examples([Query(photos[1], PROMPT), encoded])
     first, second = photo_search.search_many([pair, Query(photos[3])], limit=5)
-    assert [hit.id for hit in first] == [hit.id for hit in photo_search.search([*pair.like], limit=5)]
-    assert [hit.id for hit in second] == [hit.id for hit in photo_search.search(photos[3], limit=5)]
+    assert names(first) == names(photo_search.search([*pair.like], limit=5))
+    assert names(second) == names(photo_search.search(photos[3], limit=5))
     apart = photo_search.search(photos[1], PROMPT, unlike=[Query(photos[2])], limit=5)
-    assert [hit.id for hit in apart] == [
-        hit.id for hit in photo_search.search([Query(photos[1], PROMPT)], unlike=[Query(photos[2])], limit=5)
-    ]
+    assert names(apart) == names(photo_search.search([Query(photos[1], PROMPT)], unlike=[Query(photos[2])], limit=5))
 
 
 def test_wrong_examples_are_named(photo_search: FocusedSearch, photos: list[Path]) -> None:

@@ -52,6 +52,15 @@ def test_the_third_stage_ranks_what_was_looked_into(photo_search: FocusedSearch,
     assert [hit.id for hit in strict] == [hit.id for hit in third if hit.score >= floor]
 
 
+def test_looking_again_changes_no_score(photo_search: FocusedSearch, photos: list[Path]) -> None:
+    third = photo_search.search(photos[7], PROMPT, limit=5, localize=5)
+    again = third.locate(boxes=1)
+    assert [(hit.id, hit.score, hit.localized_score) for hit in again] == [
+        (hit.id, hit.score, hit.localized_score) for hit in third
+    ]
+    assert all(len(hit.boxes) == 1 for hit in again)
+
+
 def test_a_missing_picture_keeps_its_score_and_is_said(photo_search: FocusedSearch, photos: list[Path]) -> None:
     missing = photos[3].name
     result = photo_search.search(
@@ -78,16 +87,27 @@ def test_without_a_prompt_and_with_several_examples(photo_search: FocusedSearch,
 
 
 def test_mistakes_of_locating(photo_search: FocusedSearch, encoder: Encoder, photos: list[Path]) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        photo_search.search(photos[7], PROMPT, localize=0)
-    assert caught.value.field == "localize"
+    for wrong, field in (
+        ({"localize": 0}, "localize"),
+        ({"limit": 0, "localize": 20}, "limit"),
+        ({"limit": 10, "localize": 20, "candidates": 15}, "candidates"),
+        ({"localize": 2, "boxes": 0}, "boxes"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            photo_search.search(photos[7], PROMPT, **wrong)
+        assert caught.value.field == field
     result = photo_search.search(photos[7], PROMPT, limit=2)
     with pytest.raises(InvalidInput) as caught:
         result.locate("no/such/folder")
     assert caught.value.field == "images"
-    for wrong in ({"threshold": 1.5}, {"boxes": 1000}):
-        with pytest.raises(InvalidInput):
+    for wrong, field in (
+        ({"threshold": 1.5}, "threshold"),
+        ({"threshold": 0.0}, "threshold"),
+        ({"boxes": -1}, "boxes"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
             result.locate(**wrong)
+        assert caught.value.field == field
     encoded = photo_search.search([encoder.encode(photos[7])], limit=2, score="ann")
     with pytest.raises(InvalidInput, match="Encoding"):
         encoded.locate()

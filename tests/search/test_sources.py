@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -53,6 +54,23 @@ def test_what_is_missing_is_said(folder: Path, web: str) -> None:
             load_image(find("none.jpg"))
     with pytest.raises(ImageError, match="no picture of row '../secret.jpg'"):
         finder(folder)("../secret.jpg")
+
+
+def test_a_web_server_that_answers_with_noise() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for noise in (b"not HTTP at all\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nshort"):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(noise)
+
+        threading.Thread(target=answer, daemon=True).start()
+        find = finder(f"http://127.0.0.1:{listener.getsockname()[1]}/{{id}}")
+        for _ in range(2):
+            with pytest.raises(ImageError, match="a.jpg"):
+                find("a.jpg")
 
 
 @pytest.mark.parametrize("source", ["no/such/folder", "ftp://host/{id}", "https://host/pictures", "file:///{id}"])

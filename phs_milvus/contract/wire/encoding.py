@@ -123,7 +123,8 @@ def count_runs(request: pb.EncodeRequest) -> int:
 
 def count_images(request: pb.EncodeRequest) -> int:
     """How many images a request is to the model, at most: each crop and each foveal prompt is one of its own."""
-    return 1 + sum(bool(prompt.focus.zoom or prompt.focus.fovea) for prompt in request.prompts[1:])
+    alone = [bool(prompt.focus.zoom or prompt.focus.fovea) for prompt in request.prompts]
+    return max(1, sum(alone) + (not all(alone)))
 
 
 def has_mask(request: pb.EncodeRequest) -> list[bool]:

@@ -6,20 +6,16 @@ import numpy as np
 
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import InvalidInput
-from phs_milvus.contract.location import LocateTarget, Location
+from phs_milvus.contract.location import MOST_BOXES, LocateTarget, Location
 from phs_milvus.contract.types import Float32Array, ModelInfo
 from phs_milvus.contract.wire.encoding import region_to_pb
 from phs_milvus.contract.wire.states import check_lengths, checked_weights
 from phs_milvus.contract.wire.tensors import tensor_from_pb, tensor_to_pb
 
-_DEFAULT_LIMIT, _MOST_BOXES = 5, 256
-
 
 def locate_query(target: LocateTarget, expected_fingerprint: str = "") -> pb.LocateRequest:
     """The first message of a Locate call."""
-    query = pb.LocateQuery(
-        limit=target.limit, threshold=target.threshold or 0.0, expected_fingerprint=expected_fingerprint
-    )
+    query = pb.LocateQuery(limit=target.limit, threshold=target.threshold, expected_fingerprint=expected_fingerprint)
     for field in ("embedding", "head_weights", "region_feature", "all_heads_embedding"):
         array = getattr(target, field)
         if array is not None:
@@ -33,8 +29,8 @@ def target_from_pb(query: pb.LocateQuery, info: ModelInfo) -> LocateTarget:
     Raises:
         InvalidInput: a tensor does not fit the model, or a number is out of range.
     """
-    if query.limit > _MOST_BOXES:
-        raise InvalidInput(f"is {query.limit}; {_MOST_BOXES} boxes are the most", "limit")
+    if query.limit > MOST_BOXES:
+        raise InvalidInput(f"is {query.limit}; {MOST_BOXES} boxes are the most", "limit")
     if not 0 <= query.threshold < 1:
         raise InvalidInput(f"must be above 0 and below 1, got {query.threshold:g}", "threshold")
     weights = tensor_from_pb(query.head_weights, "head_weights", np.float32, [info.heads])
@@ -43,14 +39,14 @@ def target_from_pb(query: pb.LocateQuery, info: ModelInfo) -> LocateTarget:
         head_weights=checked_weights(weights),
         region_feature=_optional(query, "region_feature", info.hidden_size),
         all_heads_embedding=_optional(query, "all_heads_embedding", info.embedding_size),
-        limit=query.limit or _DEFAULT_LIMIT,
+        limit=query.limit or LocateTarget.limit,
         threshold=query.threshold or None,
     )
 
 
-def locate_image(item: int, image: bytes, digest: bytes = b"") -> pb.LocateRequest:
-    """One image of a Locate call, or the digest of one."""
-    return pb.LocateRequest(id=item, image=image, digest=digest)
+def locate_image(item: int, image: bytes) -> pb.LocateRequest:
+    """One image of a Locate call."""
+    return pb.LocateRequest(id=item, image=image)
 
 
 def location_to_pb(item: int, location: Location) -> pb.LocateResponse:

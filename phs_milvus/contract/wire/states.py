@@ -88,7 +88,7 @@ def checked_weights(weights: Float32Array) -> Float32Array:
     Raises:
         InvalidInput: one that is too large to compute with.
     """
-    largest = float(np.abs(weights).max())
+    largest = float(np.abs(weights).max(initial=0))
     if largest > _MOST_WEIGHT:
         raise InvalidInput(f"holds {largest:g}; use weights from -{_MOST_WEIGHT:g} to {_MOST_WEIGHT:g}", "head_weights")
     return weights

@@ -31,7 +31,8 @@ class Caller:
     @property
     def identity(self) -> str:
         """Whose pictures it may ask for again; the same for all callers where the server cannot tell them apart."""
-        return f"token {self.token}" if self.token else f"certificate {self.certificate}" if self.certificate else ""
+        known = (("token", self.token), ("certificate", self.certificate))
+        return " ".join(f"{kind} {value}" for kind, value in known if value)
 
     @property
     def is_private(self) -> bool:

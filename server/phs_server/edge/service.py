@@ -65,6 +65,7 @@ class FocusEncoderService:
         self._readers: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[Any]] = set()
         self._broken = False
+        self._draining = False
 
     def handlers(self, calls: Calls) -> dict[str, grpc.RpcMethodHandler]:
         """The methods by name."""
@@ -88,6 +89,7 @@ class FocusEncoderService:
 
     def drain(self) -> None:
         """Ends every stream once what was read off it is answered; clients send the rest elsewhere."""
+        self._draining = True
         for reader in self._readers:
             reader.cancel()
 
@@ -238,6 +240,7 @@ class FocusEncoderService:
             raise InvalidInput("must be in the first message, alone", "query")
         self._ready(first.query.expected_fingerprint)
         target = wire.target_from_pb(first.query, pipeline.info)
+        del first  # or it would live as long as the stream
         number = itertools.count()
 
         async def answer(item: pb.LocateRequest, hold: Hold) -> pb.LocateResponse:
@@ -267,6 +270,8 @@ class FocusEncoderService:
         Raises:
             ServerDraining: the server is shutting down, and what was read is answered.
         """
+        if self._draining:
+            raise ServerDraining("the server is shutting down; send this call again")
         window = asyncio.Semaphore(self._stream_window)
         finished: asyncio.Queue[tuple[Hold, bytes] | None] = asyncio.Queue()
         tasks: set[asyncio.Task[None]] = set()

@@ -24,7 +24,7 @@ class Key(NamedTuple):
 
 
 class Held(NamedTuple):
-    """tokens: float16 [T, D] on the device that made them; width, height: the upright image in pixels."""
+    """tokens: [T, D] in 2 bytes a number, on the device that made them; width, height: the upright image in pixels."""
 
     tokens: Tensor
     width: int

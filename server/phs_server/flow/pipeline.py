@@ -186,8 +186,11 @@ class Pipeline:
         return Location(
             evidence=self._on_grid(located.evidence)[0],
             peak=((column + 0.5) * view.width / grid, (row + 0.5) * view.height / grid),
-            boxes=boxes(
-                self._on_grid(located.extent)[0], view.width, view.height, asked.target.limit, asked.target.threshold
+            # Milliseconds for a fine grid, which the event loop has not.
+            boxes=await asyncio.to_thread(
+                boxes,
+                *(self._on_grid(located.extent)[0], view.width, view.height),
+                *(asked.target.limit, asked.target.threshold),
             ),
             score=float(located.score),
             match=float(located.match),
@@ -270,7 +273,8 @@ class Pipeline:
                 priority=priority,
                 # One view that changes the trunk would take all of its batch off the recorded graphs. What looks for
                 # the same thing is located together.
-                key=(view.is_foveal, id(view.target)),
+                # And what is held is answered at once, not with pictures that take a thousand times longer.
+                key=(view.is_foveal, view.tokens is None, id(view.target)),
                 size=view.nbytes,
                 waits=view.tokens is None,
             )

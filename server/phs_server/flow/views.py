@@ -117,12 +117,17 @@ def views_of(asked: Asked, *, grid: int, head_count: HeadCount, decode: Decode, 
     _check_masks(asked.pointings, width * height, decode)
     together: dict[tuple[Region | None, int], list[tuple[int, GridPrompt]]] = {}
     inside, last = np.empty((0, 0), np.bool_), None
+    seen: dict[tuple[float, float], tuple[Region | None, GridPrompt]] = {}
     for place, (mask, focus) in enumerate(asked.pointings):
         region, prompt = None, whole_image()
         if mask is not None:
             if last is None or not same_mask(mask, last):
-                inside, last = expanded(mask, width, height), mask
-            region, prompt = focused(inside, focus, head_count(focus), grid)
+                inside, last, seen = expanded(mask, width, height), mask, {}
+            where = focus.single_zoom, focus.fovea
+            if where not in seen:
+                seen[where] = focused(inside, focus, head_count(focus), grid)
+            region, prompt = seen[where]
+            prompt = prompt._replace(heads_on=head_count(focus), attention_shift=focus.attention_shift)
         # A foveal prompt changes the trunk, so that no other prompt shares it.
         alone = place if prompt.fovea is not None else -1
         together.setdefault((region, alone), []).append((place, prompt))
@@ -180,9 +185,12 @@ def masks_of(prompts: Sequence[GridPrompt], patches: int) -> Float32Array:
 
 
 def _check_masks(pointings: Sequence[Pointing], pixels: int, decode: Decode) -> None:
-    """Masks are expanded to the picture's pixels, one after the other: a millisecond for every 200,000."""
-    masks = [pointing.mask for pointing in pointings if pointing.mask is not None]
-    distinct = sum(not same_mask(one, other) for one, other in pairwise(masks)) + bool(masks)
+    """Masks are expanded to the picture's pixels and brought to the grid, one after the other, each at every zoom: a
+    millisecond for every 200,000."""
+    looks = [(mask, focus.single_zoom, focus.fovea) for mask, focus in pointings if mask is not None]
+    distinct = bool(looks) + sum(
+        one[1:] != other[1:] or not same_mask(one[0], other[0]) for one, other in pairwise(looks)
+    )
     if distinct > 1 and distinct * pixels > MOST_MASK_PIXELS:
         most = max(1, MOST_MASK_PIXELS // pixels)
         raise InvalidInput(f"{distinct} masks of a picture of {pixels} pixels; send {most} in one request", "prompts")

@@ -29,6 +29,8 @@ from phs_server.model.reranking import StateReader
 
 log = logging.getLogger(__name__)
 
+# Images located at once: each puts as many rows as it has patches through the readout.
+_LOCATED_TOGETHER = 4
 # With the model's own float32 embedding, for an engine that is to be served.
 _LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.999, "float16": 0.999}
 
@@ -147,8 +149,12 @@ class FocusEngine:
         )
         assert embedding is not None and weights is not None
         sought = Sought(embedding, weights, *optional)
-        with self._lock:
-            return Located(*(part.cpu().numpy() for part in self._locator.locate(self._stacked(tokens), sought)))
+        parts = []
+        for start in range(0, len(tokens), _LOCATED_TOGETHER):
+            with self._lock:
+                located = self._locator.locate(self._stacked(tokens[start : start + _LOCATED_TOGETHER]), sought)
+                parts.append([part.cpu().numpy() for part in located])
+        return Located(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def _halving(
         self, pixels: np.ndarray, prompts: PromptBatch[np.ndarray], keep: bool
@@ -247,6 +253,9 @@ def _shifts(prompts: PromptBatch[np.ndarray]) -> np.ndarray:
 def compact(tokens: Tensor) -> Tensor:
     """A copy of tokens in 2 bytes a number; in full where a number is too large for that."""
     if tokens.element_size() == 2:
-        return tokens.clone()
+        copy = tokens.clone()
+        if tokens.is_cuda:  # made on another stream, whose next batch would take its memory before it is copied
+            torch.cuda.current_stream(tokens.device).synchronize()
+        return copy
     half = tokens.half()
     return half if bool(half.isfinite().all()) else tokens.clone()

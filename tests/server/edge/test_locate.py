@@ -114,6 +114,7 @@ def test_readouts_are_the_embeddings_of_states(stub: pb_grpc.FocusEncoderStub) -
     for changes, field in (
         ((states[:0], weights), "states"),
         ((states, weights[:2]), "head_weights"),
+        ((states, weights[:0]), "head_weights"),
         ((states, weights[:, :2]), "head_weights"),
         ((states, 1e6 * np.ones_like(weights)), "head_weights"),
     ):
