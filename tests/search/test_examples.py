@@ -24,6 +24,7 @@ from phs_milvus import (
     state,
 )
 from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.search.hits import SearchResult
 from phs_milvus.search.parts import UNLIKE_WEIGHT
 
 PROMPT = Box(20, 20, 90, 100)

@@ -106,8 +106,8 @@ def test_mistakes_of_locating(photo_search: FocusedSearch, encoder: Encoder, pho
         ({"boxes": -1}, "boxes"),
     ):
         with pytest.raises(InvalidInput) as caught:
-            result.locate(**wrong)
-        assert caught.value.field == field
+            result.locate(**{name: value})
+        assert caught.value.field == name
     encoded = photo_search.search([encoder.encode(photos[7])], limit=2, score="ann")
     with pytest.raises(InvalidInput, match="Encoding"):
         encoded.locate()
