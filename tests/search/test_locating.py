@@ -100,11 +100,7 @@ def test_mistakes_of_locating(photo_search: FocusedSearch, encoder: Encoder, pho
     with pytest.raises(InvalidInput) as caught:
         result.locate("no/such/folder")
     assert caught.value.field == "images"
-    for wrong, field in (
-        ({"threshold": 1.5}, "threshold"),
-        ({"threshold": 0.0}, "threshold"),
-        ({"boxes": -1}, "boxes"),
-    ):
+    for name, value in (("threshold", 1.5), ("threshold", 0.0), ("boxes", -1)):
         with pytest.raises(InvalidInput) as caught:
             result.locate(**{name: value})
         assert caught.value.field == name
