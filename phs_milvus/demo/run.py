@@ -48,7 +48,7 @@ _WRITTEN = re.compile(r"demo\.db|index\.html|query-\d+\.png")
 _SHOWN = 6
 _HITS = 7
 # In each hit of the default search.
-_BOXES = 2
+_BOXES = 1
 _MEASURED = 300
 
 

@@ -18,7 +18,7 @@ THRESHOLD = 0.54
 
 
 def boxes(extent: Float32Array, width: int, height: int, limit: int, threshold: float | None) -> tuple[LocatedBox, ...]:
-    """The bounding boxes of all blobs, best first; the first holds the map's maximum.
+    """The bounding boxes of all blobs of at least a patch's size, best first; the first holds the map's maximum.
 
     Args:
         extent: float32 [grid_height, grid_width].
@@ -36,6 +36,8 @@ def boxes(extent: Float32Array, width: int, height: int, limit: int, threshold: 
     found = []
     for blob in _blobs(extent >= level):
         y, x = np.array(blob).T
+        if len(blob) < _FINER**2 and extent[y, x].max() < high:
+            continue  # less than a patch: noise between centres
         region = (
             math.floor(x.min() * width / columns),
             math.floor(y.min() * height / rows),

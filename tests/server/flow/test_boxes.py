@@ -31,7 +31,14 @@ def test_every_blob_has_its_box_best_first() -> None:
 
 
 def test_corners_do_not_join_blobs() -> None:
-    assert len(boxes(grid("90", "08"), 10, 10, limit=5, threshold=0.5)) == 2
+    extent = grid("9900", "9900", "0088", "0088")
+    assert len(boxes(extent, 40, 40, limit=5, threshold=0.6)) == 2
+
+
+def test_what_is_less_than_a_patch_is_noise_unless_it_is_the_best() -> None:
+    extent = grid("9000", "0000", "0000", "0005")
+    assert [box.region[:2] for box in boxes(extent, 40, 40, limit=5, threshold=0.5)] == [(0, 0)]
+    assert len(boxes(extent, 40, 40, limit=5, threshold=0.98)) == 1
 
 
 def test_the_threshold_is_a_share_of_the_range() -> None:
