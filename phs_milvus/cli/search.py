@@ -128,7 +128,7 @@ def _search(options: argparse.Namespace) -> int:
         )
         if (options.locate or options.save_boxes) and not options.localize:
             result = result.locate(options.images, boxes=options.boxes)
-        image = search.locate(StoredImage(options.image)) if options.stored else options.image
+        image = search.file_of(StoredImage(options.image)) if options.stored else options.image
     if options.json:
         print(json.dumps(result.rows(), indent=2, default=str))
     else:

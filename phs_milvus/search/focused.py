@@ -207,7 +207,7 @@ class FocusedSearch:
             return results
         return [_third_stage(result, localize, images, boxes, limit, min_score) for result in results]
 
-    def locate(self, image: ImageSource | StoredImage) -> ImageSource:
+    def file_of(self, image: ImageSource | StoredImage) -> ImageSource:
         """The file of a StoredImage; any other image is returned unchanged.
 
         Raises:

@@ -143,8 +143,8 @@ def test_an_id_does_not_lead_out_of_image_root(
     )
     search = FocusedSearch(collection, encoder, image_root=tmp_path)
     with pytest.raises(InvalidInput, match="leads out of image_root"):
-        search.locate(StoredImage(name))
-    assert search.locate(StoredImage("..a/b.jpg")) == tmp_path / "..a/b.jpg"
+        search.file_of(StoredImage(name))
+    assert search.file_of(StoredImage("..a/b.jpg")) == tmp_path / "..a/b.jpg"
 
 
 @pytest.mark.parametrize(
