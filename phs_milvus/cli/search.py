@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
-from phs_milvus.cli.places import not_the_same
+from phs_milvus.cli.places import existing_folder, not_the_same, output_file
 from phs_milvus.cli.pointing import (
     add_example_flags,
     add_prompt_flags,
@@ -20,6 +21,8 @@ from phs_milvus.cli.pointing import (
     score_of,
     settings_of,
 )
+from phs_milvus.contract.errors import ImageError
+from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Explanation, Focus
 from phs_milvus.search.pictures import below
 from phs_milvus.search.scores import SCORES
@@ -100,13 +103,21 @@ def add_commands(commands: Any) -> None:
 
 def _search(options: argparse.Namespace) -> int:
     from phs_milvus.milvus.collection import FocusedCollection
+    from phs_milvus.search.coco import is_boxes, save_boxes
     from phs_milvus.search.focused import FocusedSearch
     from phs_milvus.search.queries import Query, StoredImage
+    from phs_milvus.search.sources import finder
 
     prompt = prompt_of(options)
     like, unlike = ([example_of(text) for text in texts] for texts in (options.like, options.unlike))
     not_the_same(options.save, options.image, "save")
-    not_the_same(options.save_boxes, options.image, "save_boxes")
+    if options.save_boxes:
+        output_file(Path(options.save_boxes), "save_boxes", is_boxes)
+        not_the_same(options.save_boxes, options.save or "", "save_boxes")
+    if options.save:
+        existing_folder(str(Path(options.save).parent), "save")
+    # Before anything is searched: a folder that is not there would be noticed last.
+    find = finder(options.images) if options.images else None
     with open_encoder(options) as encoder, open_milvus(options) as client:
         collection = FocusedCollection.open(client, options.collection)
         search = FocusedSearch(collection, encoder, image_root=options.root)
@@ -136,15 +147,16 @@ def _search(options: argparse.Namespace) -> int:
         times = f"encode {result.encode_ms:.0f} ms, Milvus {result.ann_ms:.0f} ms, rerank {result.rerank_ms:.0f} ms"
         times += f", locate {result.locate_ms:.0f} ms" if result.locate_ms else ""
         print(f"\n{times}", file=sys.stderr)
+    lost = [hit for hit in result if hit.location_error]
+    if lost:
+        print(f"{len(lost)} hit(s) could not be looked into; the first: {lost[0].location_error}", file=sys.stderr)
     if options.save_boxes:
-        from phs_milvus.search.coco import save_boxes
-
         save_boxes(result.hits, options.save_boxes)
         print(f"saved {options.save_boxes}", file=sys.stderr)
     if options.save:
         from phs_milvus.search.contact_sheet import save, search_sheet
 
-        save(search_sheet(image, prompt, result.hits, lambda hit: _file_of(hit, options.root)), options.save)
+        save(search_sheet(image, prompt, result.hits, lambda hit: _picture_of(hit, options.root, find)), options.save)
     return 0
 
 
@@ -222,6 +234,11 @@ def _output_fields(options: argparse.Namespace) -> list[str]:
     return fields
 
 
-def _file_of(hit: Any, root: str | None) -> str | Path | None:
-    """A hit's picture file: below --root if given, else where ingest found it."""
+def _picture_of(hit: Any, root: str | None, find: Callable[[Any], ImageSource] | None) -> ImageSource | None:
+    """A hit's picture: of --images, else below --root, else where ingest found it; None where there is none."""
+    if find is not None:
+        try:
+            return find(hit.id)
+        except ImageError:
+            return None
     return below(Path(root), str(hit.id)) if root else hit.fields.get("path")

@@ -155,6 +155,7 @@ class AsyncEncoder(EncoderBase):
 
     async def close(self) -> None:
         """Closes the connection; calls in progress fail."""
+        self._closed = True
         for channel in list(self._channels.values()):
             await channel.close()
 

@@ -12,6 +12,7 @@ from phs_milvus.client.channels import Address, Tls, channel_credentials, channe
 from phs_milvus.client.requests import DEFAULT_ADDRESS, DEFAULT_TIMEOUT
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract._pb import encoder_pb2_grpc as pb_grpc
+from phs_milvus.contract.errors import EncoderUnavailable
 from phs_milvus.contract.types import Limits, ModelInfo
 
 
@@ -47,6 +48,7 @@ class EncoderBase:
         self._channels: dict[str | None, Any] = {}
         self._stubs: dict[str | None, pb_grpc.FocusEncoderStub] = {}
         self._opening = threading.Lock()
+        self._closed = False
 
     @property
     def timeout(self) -> float:
@@ -68,6 +70,8 @@ class EncoderBase:
     def _stub_of(self, server: str | None) -> pb_grpc.FocusEncoderStub:
         """Calls of one of several servers; None: of all of them in turn."""
         with self._opening:
+            if self._closed:
+                raise EncoderUnavailable("this Encoder is closed; use it, and what came of it, inside its `with`")
             if server not in self._stubs:
                 target, options = (self._target, self._options) if server is None else (server, self._direct_options())
                 self._channels[server] = (

@@ -294,6 +294,7 @@ class Encoder(EncoderBase):
 
     def close(self) -> None:
         """Closes the connection; calls in progress fail."""
+        self._closed = True
         for channel in list(self._channels.values()):
             channel.close()
 

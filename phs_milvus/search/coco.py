@@ -40,6 +40,15 @@ def boxes_as_coco(hits: Sequence[Hit]) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": [_CATEGORY]}
 
 
+def is_boxes(path: Path) -> bool:
+    """Whether a file was written by `save_boxes`, and so may be written again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("categories") == [_CATEGORY]
+
+
 def save_boxes(hits: Sequence[Hit], path: str | Path) -> None:
     """Writes `boxes_as_coco`.
 

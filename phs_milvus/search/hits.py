@@ -166,7 +166,7 @@ class SearchResult(Sequence[Hit]):
 def _best_box(hit: Hit) -> str:
     """For the table: the best box, and how many others there are."""
     if not hit.boxes:
-        return "not found: see location_error" if hit.location_error else ""
+        return "not located" if hit.location_error else ""
     box = ",".join(map(str, hit.boxes[0].region))
     return f"{box} (+{len(hit.boxes) - 1})" if len(hit.boxes) > 1 else box
 

@@ -64,6 +64,11 @@ def test_ingest_search_explain_info(run: Run, photos: list[Path], tmp_path: Path
     assert [image["file_name"] for image in coco["images"]] == [row["id"] for row in rows]
     x, y, width, height = coco["annotations"][0]["bbox"]
     assert [x, y, x + width, y + height] == rows[0]["boxes"][0]["box"] and coco["annotations"][0]["image_id"] == 1
+    (tmp_path / "precious.json").write_text('{"mine": 1}')
+    for flags in (("--save-boxes", "precious.json"), ("--save-boxes", "photos"), ("--save", "none/hits.png")):
+        refused = run("search", photos[4], *flags)
+        assert refused.returncode == 1 and flags[0].strip("-").replace("-", "_") in refused.stderr
+    assert (tmp_path / "precious.json").read_text() == '{"mine": 1}'
     third = run("search", photos[4], "--box", "20,20,90,100", "--limit", 3, "--localize", 6, "--images", "photos")
     assert "where" in third.stdout and "locate" in third.stderr
     nowhere = run("search", photos[4], "--locate", "--images", "none")

@@ -13,6 +13,8 @@ from phs_milvus.contract.types import Float32Array
 
 # Boxes end between patches' centres, not only at their edges: the map is drawn so many times finer.
 _FINER = 4
+# Further boxes score at most this share of the best one's score less: what scores less is hardly ever the thing.
+_NEAR = 0.1
 # Where between the smallest and the largest value of a map its boxes end; measured (benchmarks/quality).
 THRESHOLD = 0.54
 
@@ -45,7 +47,9 @@ def boxes(extent: Float32Array, width: int, height: int, limit: int, threshold: 
             math.ceil((y.max() + 1) * height / rows),
         )
         found.append(LocatedBox(region, float(extent[y, x].max())))
-    return tuple(sorted(found, key=lambda box: -box.score)[:limit])
+    found.sort(key=lambda box: -box.score)
+    least = found[0].score - _NEAR * abs(found[0].score)
+    return tuple(box for box in found[:limit] if box.score >= least)
 
 
 def finer(grid: Float32Array) -> Float32Array:

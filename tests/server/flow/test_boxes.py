@@ -22,16 +22,17 @@ def test_the_finer_grid_is_linear_between_centres() -> None:
 
 
 def test_every_blob_has_its_box_best_first() -> None:
-    extent = grid("9900", "9900", "0000", "0006", "0006")
+    extent = grid("9900", "9900", "0000", "0009", "0009")
+    extent[3:, 3] = 0.85
     found = boxes(extent, 80, 100, limit=5, threshold=0.5)
-    # The level is 0.45: half way between the cells of 0.9 and of 0, and a quarter of the way from 0.6.
+    # The level is 0.45: half way between the cells of 0.9 and of 0, and somewhat nearer to those of 0.85.
     assert [box.region for box in found] == [(0, 0, 40, 40), (65, 65, 80, 100)]
-    assert [round(box.score, 2) for box in found] == [0.9, 0.6]
+    assert [round(box.score, 2) for box in found] == [0.9, 0.85]
     assert len(boxes(extent, 80, 40, limit=1, threshold=0.5)) == 1
 
 
 def test_corners_do_not_join_blobs() -> None:
-    extent = grid("9900", "9900", "0088", "0088")
+    extent = grid("9900", "9900", "0099", "0099")
     assert len(boxes(extent, 40, 40, limit=5, threshold=0.6)) == 2
 
 
@@ -39,6 +40,10 @@ def test_what_is_less_than_a_patch_is_noise_unless_it_is_the_best() -> None:
     extent = grid("9000", "0000", "0000", "0005")
     assert [box.region[:2] for box in boxes(extent, 40, 40, limit=5, threshold=0.5)] == [(0, 0)]
     assert len(boxes(extent, 40, 40, limit=5, threshold=0.98)) == 1
+
+
+def test_what_is_much_less_than_the_best_is_left_out() -> None:
+    assert len(boxes(grid("9900", "9900", "0000", "0007", "0007"), 80, 100, limit=5, threshold=0.5)) == 1
 
 
 def test_the_threshold_is_a_share_of_the_range() -> None:
