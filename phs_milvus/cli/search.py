@@ -23,6 +23,7 @@ from phs_milvus.cli.pointing import (
 )
 from phs_milvus.contract.errors import ImageError
 from phs_milvus.contract.images import ImageSource
+from phs_milvus.contract.location import LocateTarget
 from phs_milvus.contract.types import Explanation, Focus
 from phs_milvus.search.pictures import below
 from phs_milvus.search.scores import SCORES
@@ -74,7 +75,13 @@ def add_commands(commands: Any) -> None:
         help="where the pictures of rows are, for --locate and --localize: a folder, or a URL with {id} in it "
         "(default: --root, or where ingest found them)",
     )
-    search.add_argument("--boxes", type=int, default=5, metavar="N", help="boxes in a hit at most (default: 5)")
+    search.add_argument(
+        "--boxes",
+        type=int,
+        default=LocateTarget.limit,
+        metavar="N",
+        help="boxes in a hit at most (default: %(default)s)",
+    )
     search.add_argument("--save-boxes", metavar="OUT.json", help="write the boxes as a COCO file")
     search.add_argument("--settings", metavar="FILE", help="focus, score and candidates as phs-milvus tune chose them")
     search.add_argument("--json", action="store_true", help="print rows as JSON")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -22,7 +23,7 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 
-class Feed(Generic[Item, Result]):
+class Feed(ABC, Generic[Item, Result]):
     """Items to messages, and answers to results.
 
     Attributes:
@@ -58,14 +59,17 @@ class Feed(Generic[Item, Result]):
         read = None if info is None else partial(self._read, answer, info, address)
         return answers.record(window, answer, read, address)
 
+    @abstractmethod
     def _request(self, item: Item, expected: str, limits: Limits) -> Any:
-        raise NotImplementedError
+        """What an item is on the wire, without its number; raises a PhsError where it cannot be used."""
 
+    @abstractmethod
     def _message(self, request: Any, number: int) -> Message:
-        raise NotImplementedError
+        """The message to send for it."""
 
+    @abstractmethod
     def _read(self, answer: Any, info: ModelInfo, address: str, message: Any) -> Result:
-        raise NotImplementedError
+        """The result in the answer to that message."""
 
 
 class EncodeFeed(Feed[tuple[ImageSource, Sequence[Aim]], list[Encoding]]):

@@ -1,6 +1,9 @@
-"""A mask on the patch grid: the server computes it for every prompt, evaluation for prompts that need no encoding."""
+"""The patch grid: masks on it, which the server computes for every prompt and evaluation for prompts that need no
+encoding; and the blobs of what stands out on it, which both draw boxes around."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -43,3 +46,16 @@ def _overlap(cells: int, size: int) -> Float32Array:
     shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     shares: Float32Array = (np.clip(shared, 0, None) / (size / cells)).astype(np.float32)
     return shares
+
+
+def blobs(inside: npt.NDArray[np.bool_]) -> Iterator[list[tuple[int, int]]]:
+    """The (row, column) of the cells of each set of set cells that touch, corners not counted."""
+    left = {(int(row), int(column)) for row, column in np.argwhere(inside)}
+    while left:
+        blob = [left.pop()]
+        for row, column in blob:
+            for cell in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+                if cell in left:
+                    left.remove(cell)
+                    blob.append(cell)
+        yield blob

@@ -11,13 +11,13 @@ import numpy as np
 from tabulate import tabulate
 
 from phs_milvus.contract.errors import InvalidInput
-from phs_milvus.contract.location import LocatedBox, Location
+from phs_milvus.contract.location import LocatedBox, LocateTarget, Location
 from phs_milvus.contract.types import Encoding, Float32Array
 from phs_milvus.milvus.rows import Candidates
 from phs_milvus.search.scores import Score, blended
 from phs_milvus.search.sources import PictureSource
 
-DEFAULT_BOXES = 5
+DEFAULT_BOXES = LocateTarget.limit
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from phs_milvus.contract.errors import PhsError
+from phs_milvus.contract.grid import blobs
 from phs_milvus.contract.location import LocatedBox, Location
 from phs_milvus.contract.types import Float32Array, Focus
 from phs_milvus.evaluation.bench import QuerySet
@@ -105,13 +106,7 @@ def _of_map(values: Float32Array, width: int, height: int) -> tuple[tuple[float,
     rows, columns = values.shape
     row, column = divmod(int(values.argmax()), columns)
     inside = values >= (values.min() + values.max()) / 2
-    blob, left = [(row, column)], set(map(tuple, np.argwhere(inside).tolist())) - {(row, column)}
-    for y, x in blob:
-        for cell in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
-            if cell in left:
-                left.remove(cell)
-                blob.append(cell)
-    y, x = np.array(blob).T
+    y, x = np.array(next(blob for blob in blobs(inside) if (row, column) in blob)).T
     box = (x.min() * width / columns, y.min() * height / rows)
     end = ((x.max() + 1) * width / columns, (y.max() + 1) * height / rows)
     return ((column + 0.5) * width / columns, (row + 0.5) * height / rows), (*box, *end)

@@ -174,23 +174,22 @@ class FocusEncoderService:
         return max(_COPIES * size, images * 3 * side * side)
 
     async def _encode(self, request: pb.EncodeRequest, hold: Hold, timeout: float | None) -> pb.EncodeResponse:
-        return await self._encoded(request, hold, timeout, owner=hold.caller.identity)
+        return await self._encoded(request, timeout, hold)
 
-    async def _encoded(
-        self, request: pb.EncodeRequest, hold: Hold, timeout: float | None, owner: str | None
-    ) -> pb.EncodeResponse:
-        """Answers one request; owner: who asks by a call of its own, None for bulk."""
+    async def _encoded(self, request: pb.EncodeRequest, timeout: float | None, hold: Hold | None) -> pb.EncodeResponse:
+        """Answers one request; hold: of a call of its own, None for bulk, which has waited for its room."""
         pipeline = self._ready(request.expected_fingerprint)
         wire.check_outputs(request.outputs)
         image, digest = wire.image_of(request)
         check_runs(wire.count_runs(request))
         pointings = wire.pointings_of(request, pipeline.info.heads)
-        if owner is not None:  # bulk has waited for its room
+        if hold is not None:
             more = wire.count_images(request) - 1
             self.admission.grow(hold, self._cost(0, more), more)
         wants_features = pb.OUTPUT_REGION_FEATURE in request.outputs
+        owner = None if hold is None else hold.caller.identity
         asked = Asked(image, digest, pointings, owner=owner, region_features=wants_features)
-        encodings = await pipeline.encode(asked, timeout=timeout, bulk=owner is None)
+        encodings = await pipeline.encode(asked, timeout=timeout, bulk=hold is None)
         self._observe(encodings[0].timings)
         return wire.encodings_to_pb(encodings, request)
 
@@ -221,16 +220,18 @@ class FocusEncoderService:
     async def _encode_stream(self, context: grpc.aio.ServicerContext, caller: Caller, place: Place) -> None:
         """Answers items as they are done, bulk."""
 
-        async def answer(item: pb.EncodeStreamRequest, hold: Hold) -> pb.EncodeStreamResponse:
+        async def answer(item: pb.EncodeStreamRequest) -> pb.EncodeStreamResponse:
             try:
                 with self._work():
-                    response = await self._encoded(item.request, hold, None, owner=None)
+                    response = await self._encoded(item.request, None, None)
                 return pb.EncodeStreamResponse(id=item.id, response=response)
             except Exception as error:
                 return wire.stream_error(item.id, *self._item_failed("EncodeStream", error))
 
         self._ready()
-        await self._items(pb.EncodeStreamRequest, answer, context, caller, place)
+        await self._items(
+            pb.EncodeStreamRequest, lambda item: wire.count_images(item.request), answer, context, caller, place
+        )
 
     async def _locate(self, context: grpc.aio.ServicerContext, caller: Caller, place: Place) -> None:
         """Answers images as they are done, once the first message has said what to look for."""
@@ -243,7 +244,7 @@ class FocusEncoderService:
         del first  # or it would live as long as the stream
         number = itertools.count()
 
-        async def answer(item: pb.LocateRequest, hold: Hold) -> pb.LocateResponse:
+        async def answer(item: pb.LocateRequest) -> pb.LocateResponse:
             try:
                 if item.HasField("query"):
                     raise InvalidInput("is for the first message of a call; open another one", "query")
@@ -255,17 +256,21 @@ class FocusEncoderService:
             except Exception as error:
                 return wire.locate_error(item.id, *self._item_failed("Locate", error))
 
-        await self._items(pb.LocateRequest, answer, context, caller, place)
+        await self._items(pb.LocateRequest, lambda _: 1, answer, context, caller, place)
 
     async def _items(
         self,
         kind: type[Item],
-        answer: Callable[[Item, Hold], Awaitable[Message]],
+        images_of: Callable[[Item], int],
+        answer: Callable[[Item], Awaitable[Message]],
         context: grpc.aio.ServicerContext,
         caller: Caller,
         place: Place,
     ) -> None:
         """Reads items of a stream as there is room for them, and sends their answers in the order they are done.
+
+        Args:
+            images_of: how many images an item is to the model.
 
         Raises:
             ServerDraining: the server is shutting down, and what was read is answered.
@@ -278,7 +283,7 @@ class FocusEncoderService:
         holds: set[Hold] = set()
 
         async def work(item: Item, hold: Hold) -> None:
-            data = (await answer(item, hold)).SerializeToString()
+            data = (await answer(item)).SerializeToString()
             self.admission.resize(hold, _COPIES * len(data))
             finished.put_nowait((hold, data))
 
@@ -286,7 +291,7 @@ class FocusEncoderService:
             while (data := await self._receiver.read(context, place)) is not None:
                 await window.acquire()
                 item = parse(kind, data)
-                images = wire.count_images(item.request) if isinstance(item, pb.EncodeStreamRequest) else 1
+                images = images_of(item)
                 hold = await self.admission.wait(caller, self._cost(len(data), images), images)
                 holds.add(hold)
                 task = asyncio.create_task(work(item, hold))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from phs_milvus.contract.grid import blobs
 from phs_milvus.contract.location import LocatedBox
 from phs_milvus.contract.types import Float32Array
 
@@ -36,7 +35,7 @@ def boxes(extent: Float32Array, width: int, height: int, limit: int, threshold: 
     level = low + (THRESHOLD if threshold is None else threshold) * (high - low)
     rows, columns = extent.shape
     found = []
-    for blob in _blobs(extent >= level):
+    for blob in blobs(extent >= level):
         y, x = np.array(blob).T
         if len(blob) < _FINER**2 and extent[y, x].max() < high:
             continue  # less than a patch: noise between centres
@@ -63,16 +62,3 @@ def _between(size: int) -> Float32Array:
     """float32 [4 * size, size]: what each of `size` values weighs at each of the finer places."""
     places = np.clip((np.arange(_FINER * size) + 0.5) / _FINER - 0.5, 0, size - 1)
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)
-
-
-def _blobs(inside: npt.NDArray[np.bool_]) -> Iterator[list[tuple[int, int]]]:
-    """The (row, column) of the cells of each set of set cells that touch, corners not counted."""
-    left = {(int(row), int(column)) for row, column in np.argwhere(inside)}
-    while left:
-        blob = [left.pop()]
-        for row, column in blob:
-            for cell in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-                if cell in left:
-                    left.remove(cell)
-                    blob.append(cell)
-        yield blob

@@ -39,7 +39,7 @@ class HeldPictures:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, Held] = OrderedDict()
         # How many entries each picture has, and its size.
@@ -65,14 +65,14 @@ class HeldPictures:
 
     def put(self, key: Key, held: Held) -> None:
         """Holds tokens in place of those used longest ago; not where they alone are over the limit."""
-        if held.tokens.nbytes > self._limit:
+        if held.tokens.nbytes > self.limit:
             return
         with self._lock:
             if key in self._entries:
                 self._count(key, self._entries.pop(key), -1)
             self._entries[key] = held
             self._count(key, held, 1)
-            while self.bytes_held > self._limit:
+            while self.bytes_held > self.limit:
                 self._count(*self._entries.popitem(last=False), -1)
 
     def _count(self, key: Key, held: Held, change: int) -> None:

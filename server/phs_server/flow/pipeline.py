@@ -304,6 +304,8 @@ class Pipeline:
     def _views(self, decode: Decode, items: Sequence[Asked]) -> list[list[View]]:
         """On a decode thread. Raises ExpensivePicture where the picture is for the other line."""
         (asked,) = items
+        if not self._held.limit:  # nor is anything hashed or kept for it
+            asked = dataclasses.replace(asked, owner=None)
         foveal = any(pointing.mask is not None and pointing.focus.fovea for pointing in asked.pointings)
         if foveal and not self._engines[0].has_fovea:
             raise InvalidInput(f"fovea is not for {self.info.model_type} models in this transformers release", "focus")

@@ -26,6 +26,7 @@ from phs_server.model.batch import PromptBatch
 
 HeadCount = Callable[[Focus], int]
 
+_NOT_HELD = "this server does not hold the picture of this digest; send its bytes"
 # Pixels of masks to expand beyond which a request waits in the line of expensive pictures.
 _USUAL_MASK_PIXELS = 2**25
 
@@ -144,7 +145,7 @@ def views_of(asked: Asked, *, grid: int, head_count: HeadCount, decode: Decode, 
         pixels = None
         if tokens is None:
             if picture.header is None:
-                raise PictureNotHeld("this server does not hold the picture of this digest; send its bytes")
+                raise PictureNotHeld(_NOT_HELD)
             # Without zoom the pixels are those of the same image without a prompt.
             pixels = decode(picture.header, region)
         views.append(
@@ -210,5 +211,5 @@ def _picture(asked: Asked, decode: Decode, held: HeldPictures) -> _Picture:
         return _Picture(header, *header.upright_size, digest)
     size = None if asked.owner is None else held.size_of(asked.owner, asked.digest)
     if size is None:
-        raise PictureNotHeld("this server does not hold the picture of this digest; send its bytes")
+        raise PictureNotHeld(_NOT_HELD)
     return _Picture(None, *size, asked.digest)
