@@ -74,6 +74,7 @@ ARROWS = {
         milvus     -> contract
         search     -> contract pointing client milvus
         ingest     -> contract client milvus
+        integrations -> contract pointing client milvus search
         evaluation -> contract pointing client milvus search ingest
         demo       -> contract pointing client milvus search ingest evaluation
         cli        -> contract pointing client milvus search ingest evaluation demo

@@ -11,7 +11,7 @@
     sign = {"image": "street.jpg", "box": [300, 60, 380, 200]}
     print(pipeline.run({"retriever": {"query": bicycle}, "ranker": {"query": sign}})["ranker"]["documents"])
 
-A pipeline is loaded from its YAML by `Pipeline.loads(text, allowed_modules=["phs_milvus.*"])`; Haystack 2 takes no list.
+A pipeline comes from its YAML by `Pipeline.loads(text, allowed_modules=["phs_milvus.*"])`; Haystack 2 takes no list.
 """
 
 from __future__ import annotations
