@@ -1,4 +1,4 @@
-"""The client in Node, which knows the contract from its .proto alone, against a real server and against our own search."""
+"""The client in Node, which knows the contract from its .proto alone, against a real server and our own search."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def test_a_picture_is_sent_once(node: Path, encoder: Encoder, address: str, phot
         "import('./phs.mjs').then(async ({ Encoder, numbers }) => {"
         f"const encoder = new Encoder('{address}'); const image = (await import('fs')).readFileSync('{photos[7]}');"
         "const calls = []; const call = encoder.call.bind(encoder);"
-        "encoder.call = (method, request) => { calls.push(request.image ? 'image' : 'digest'); return call(method, request); };"
+        "encoder.call = (method, request) => {"
+        "  calls.push(request.image ? 'image' : 'digest'); return call(method, request); };"
         "await encoder.encode(image, {}); const answer = await encoder.encode(image, {});"
         "console.log(JSON.stringify({ calls, embedding: [...numbers(answer.embedding)] })); encoder.close(); })"
     )
