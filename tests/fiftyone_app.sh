@@ -23,7 +23,7 @@ if [[ ! -e "$venv/ready" ]]; then
         exit
     fi
     # Last on the path: what both have is FiftyOne's.
-    "$repo/.venv/bin/python" -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path("purelib")!r})")' \
+    "$repo/.venv/bin/python" -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
         >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_clone.pth"
     touch "$venv/ready"
 fi

@@ -29,11 +29,13 @@ from phs_milvus.client.channels import Tls
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import DEFAULT_ADDRESS
 from phs_milvus.contract.types import Focus
+from phs_milvus.integrations.finding import find
 from phs_milvus.integrations.questions import question_of
 from phs_milvus.integrations.reranking import STATE_FIELD, Candidate, rank
 from phs_milvus.milvus.collection import FocusedCollection
 from phs_milvus.milvus.connection import connect
 from phs_milvus.search.focused import FocusedSearch
+from phs_milvus.search.hits import Hit
 from phs_milvus.search.queries import Question
 from phs_milvus.search.scores import Score
 
@@ -120,8 +122,8 @@ class FocusedRetriever:
             filter: a Milvus expression over the rows' fields, in place of one in search_kwargs.
 
         Returns:
-            {"documents": [...]}, best first. A document's meta holds its fields and all its scores, as
-            `SearchResult.rows` gives them.
+            {"documents": [...]}, best first. A document's meta holds its fields and its scores: ann_score,
+            query_db_score and blend_score.
 
         Raises:
             As `warm_up` and `FocusedSearch.search`.
@@ -129,15 +131,14 @@ class FocusedRetriever:
         self.warm_up()
         assert self._open is not None
         options = {
-            "output_fields": ["*"],
             **self.search_kwargs,
             **({} if filter is None else {"filter": filter}),
             "limit": self.top_k if top_k is None else top_k,
             "score": self.score,
             "focus": self.focus,
         }
-        (result,) = self._open[2].search_many([_question(query)], **options)
-        return {"documents": [self._document(row) for row in result.rows()]}
+        found = find(self._open[2], _question(query), **options)
+        return {"documents": [self._document(hit, metadata) for hit, metadata in found]}
 
     @component.output_types(documents=list[Document])
     async def run_async(
@@ -158,9 +159,9 @@ class FocusedRetriever:
         """The component of `to_dict`."""
         return default_from_dict(cls, data)
 
-    def _document(self, row: dict[str, Any]) -> Document:
-        path = row.get(self.path_field)
-        return Document(id=str(row["id"]), meta=row | ({"file_path": path} if path else {}), score=row["score"])
+    def _document(self, hit: Hit, metadata: dict[str, Any]) -> Document:
+        path = metadata.get(self.path_field)
+        return Document(id=str(hit.id), meta=metadata | ({"file_path": path} if path else {}), score=hit.score)
 
 
 @component

@@ -26,6 +26,7 @@ from pydantic import ConfigDict, Field
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.types import Focus
+from phs_milvus.integrations.finding import find
 from phs_milvus.integrations.questions import question_of
 from phs_milvus.integrations.reranking import STATE_FIELD, Candidate, Ranked, rank
 from phs_milvus.search.focused import FocusedSearch
@@ -44,8 +45,8 @@ class FocusedRetriever(BaseRetriever):
         search_kwargs: further arguments of `FocusedSearch.search`, for every call: filter, score, focus, localize, ...
         content_field: the field that becomes a document's page_content; its id, where it has no such field.
 
-    A document's metadata holds its fields and all its scores, as `SearchResult.rows` gives them. Errors are those of
-    `FocusedSearch.search`.
+    A document's metadata holds its fields, and its scores: relevance_score, by which it is ranked, ann_score,
+    query_db_score and blend_score. Errors are those of `FocusedSearch.search`.
     """
 
     search: FocusedSearch
@@ -56,12 +57,15 @@ class FocusedRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: Any, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        options = {"k": self.k, "output_fields": ["*"], **self.search_kwargs, **kwargs}
+        options = {"k": self.k, **self.search_kwargs, **kwargs}
         limit = options.pop("k")
-        (result,) = self.search.search_many([question_of(query)], **{"limit": limit, **options})
         return [
-            Document(page_content=str(row.get(self.content_field) or row["id"]), id=str(row["id"]), metadata=row)
-            for row in result.rows()
+            Document(
+                page_content=str(metadata.get(self.content_field) or hit.id),
+                id=str(hit.id),
+                metadata={**metadata, "relevance_score": hit.score},
+            )
+            for hit, metadata in find(self.search, question_of(query), **{"limit": limit, **options})
         ]
 
     async def _aget_relevant_documents(

@@ -32,8 +32,10 @@ from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Focus
+from phs_milvus.integrations.finding import find
 from phs_milvus.integrations.questions import question_of
 from phs_milvus.integrations.reranking import STATE_FIELD, Candidate, rank
+from phs_milvus.milvus.rows import Id
 from phs_milvus.search.focused import FocusedSearch
 from phs_milvus.search.queries import Question
 from phs_milvus.search.scores import Score
@@ -63,7 +65,7 @@ class FocusedRetriever(BaseRetriever):
         path_field: the field that becomes a node's image_path.
         search_kwargs: further arguments of `FocusedSearch.search`: filter, score, focus, localize, ...
 
-    A node's metadata holds its fields and all its scores, as `SearchResult.rows` gives them; language models and
+    A node's metadata holds its fields and its scores: ann_score, query_db_score and blend_score; language models and
     embeddings see none of it. Errors are those of `FocusedSearch.search`.
     """
 
@@ -78,19 +80,19 @@ class FocusedRetriever(BaseRetriever):
     ) -> None:
         super().__init__(callback_manager=callback_manager)
         self._search = search
-        self._options = {"limit": similarity_top_k, "output_fields": ["*"], **(search_kwargs or {})}
+        self._options = {"limit": similarity_top_k, **(search_kwargs or {})}
         self._path_field = path_field
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        (result,) = self._search.search_many([_question(query_bundle)], **self._options)
-        return [NodeWithScore(node=self._node(row), score=row["score"]) for row in result.rows()]
+        found = find(self._search, _question(query_bundle), **self._options)
+        return [NodeWithScore(node=self._node(hit.id, metadata), score=hit.score) for hit, metadata in found]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
-    def _node(self, row: dict[str, Any]) -> ImageNode:
-        hidden = {"excluded_embed_metadata_keys": list(row), "excluded_llm_metadata_keys": list(row)}
-        return ImageNode(id_=str(row["id"]), image_path=row.get(self._path_field), metadata=row, **hidden)
+    def _node(self, row_id: Id, metadata: dict[str, Any]) -> ImageNode:
+        hidden = {"excluded_embed_metadata_keys": list(metadata), "excluded_llm_metadata_keys": list(metadata)}
+        return ImageNode(id_=str(row_id), image_path=metadata.get(self._path_field), metadata=metadata, **hidden)
 
 
 class FocusedRerank(BaseNodePostprocessor):

@@ -171,7 +171,7 @@ def test_rows_belong_to_samples_by_their_id_too(
 def test_the_form_says_what_is_missing(dataset: Any) -> None:
     """What the App shows before anything runs."""
     operator = foo.get_operator(OPERATOR)
-    for selected, invalid in (([], True), ([list(dataset)[0].id], False)):
+    for selected, invalid in (([], True), ([dataset.first().id], False)):
         context = ExecutionContext({"dataset_name": dataset.name, "selected": selected})
         form = operator.resolve_input(context).type
         assert {"collection", "limit", "filter"} <= set(form.properties)

@@ -55,7 +55,8 @@ def test_the_example(search: FocusedSearch, milvus_uri: str, address: str, tmp_p
     }
     found = run_example(module, tmp_path, places)
     assert set(found["pipeline"].graph.nodes) == {"retriever", "ranker"}
-    found["pipeline"].close()
+    for name in ("retriever", "ranker"):
+        found["pipeline"].get_component(name).close()
 
 
 def test_documents_are_the_hits_of_a_search(

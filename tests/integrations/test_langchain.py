@@ -41,10 +41,13 @@ def test_documents_are_the_hits_of_a_search(search: FocusedSearch, photos: list[
     ids, scores = expected(search, asked)
     documents = FocusedRetriever(search=search, k=7).invoke(asked)
     assert [document.id for document in documents] == ids[:7]
-    assert [document.metadata["score"] for document in documents] == pytest.approx([scores[name] for name in ids[:7]])
+    assert [document.metadata["relevance_score"] for document in documents] == pytest.approx(
+        [scores[name] for name in ids[:7]]
+    )
     best = documents[0]
     assert best.page_content == best.metadata["path"] == str(photos[3])
-    assert best.metadata["rank"] == 1 and best.metadata["digest"]
+    assert best.metadata["blend_score"] == best.metadata["relevance_score"] and best.metadata["digest"]
+    assert not {"rank", "score", "ann_rank", "query_db_rank"} & set(best.metadata)  # a reranker would not know of them
 
 
 def test_every_way_to_ask_gives_the_same_documents(search: FocusedSearch, photos: list[Path]) -> None:
@@ -66,7 +69,7 @@ def test_arguments_of_one_call_and_of_every_call(search: FocusedSearch, photos: 
     own = f'id == "{photos[5].name}"'
     retriever = FocusedRetriever(search=search, search_kwargs={"score": "query_db", "filter": own})
     (only,) = retriever.invoke(query(photos))
-    assert only.id == photos[5].name and only.metadata["score"] == only.metadata["query_db_score"]
+    assert only.id == photos[5].name and only.metadata["relevance_score"] == only.metadata["query_db_score"]
     assert len(retriever.invoke(query(photos), filter="", k=4)) == 4
     assert len(asyncio.run(retriever.ainvoke(query(photos), filter="", k=4))) == 4
 
