@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -47,7 +47,7 @@ _ENOUGH_COMPARED, _ENOUGH_MISSING = 24, 256
 _ROWS_PER_PAGE = 2048
 _MOST_ROWS = 100_000
 
-RowPicture = Callable[[dict[str, Any]], ImageSource | None]
+RowPicture: TypeAlias = "Callable[[dict[str, Any]], ImageSource | None]"
 
 
 @dataclass

@@ -103,7 +103,7 @@ class SideStates:
         self.model = model
         self.attachment = attachment
         self._client = client
-        self._table = Table(client, name, key)
+        self._table = Table(client, name, key, all_visible=False)
         self._row_bytes = state_codec.text_length(model.hidden_size) + 256
         self._cache: TTLCache[Id, StoredState] = TTLCache(_CACHE_BYTES, _CACHE_SECONDS, getsizeof=_size_of)
         self._lock = threading.Lock()

@@ -28,16 +28,17 @@ class Table:
 
     Attributes:
         key: name of the primary key field.
+        all_visible: False where another process may have written a moment ago what the first read must see.
     """
 
-    def __init__(self, client: MilvusClient, name: str, key: str) -> None:
+    def __init__(self, client: MilvusClient, name: str, key: str, *, all_visible: bool = True) -> None:
         self.key = key
         self._client = client
         self._name = name
         self._lite = is_lite(client)
         # A server searches a snapshot that may be seconds old, so the first search after a write of ours asks for the
         # current state. Reads by id always do.
-        self._written = False
+        self._written = not all_visible
         with translated_errors(f"cannot load collection {name!r}"):
             client.load_collection(name)  # Milvus Lite needs this after every reopen
 
