@@ -16,7 +16,6 @@ import numpy as np
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import Outputs
-from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, EncoderError, ImageError, InvalidInput, ModelMismatch, PhsError
 from phs_milvus.contract.images import EncodedImage, load_image
 from phs_milvus.contract.types import Encoding
@@ -288,8 +287,7 @@ class _Run:
             for found in self._collection.get(part, ["*", at.embedding, at.state]):
                 name, digest = found.pop(at.id), found.pop(str(at.digest))
                 embedding = np.array(found.pop(at.embedding), dtype=np.float32)
-                state = state_codec.unpack([found.pop(at.state)], self._collection.model.hidden_size)[0]
-                rows.append(Row(name, embedding, state, digest, found | {"path": str(self._base / name)}))
+                rows.append(Row(name, embedding, found.pop(at.state), digest, found | {"path": str(self._base / name)}))
             self._collection.upsert(rows)
 
     def check_prunable(self) -> None:

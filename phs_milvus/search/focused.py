@@ -305,7 +305,7 @@ class FocusedSearch:
         query_db = None
         if score != "ann":
             try:
-                states = state.unpack(candidates.states or [], self._encoder.info.hidden_size, candidates.ids)
+                states = state.unpack_stored(candidates.states or [], self._encoder.info.hidden_size, candidates.ids)
             except StateError as error:
                 raise StateError(f"collection '{self._collection.name}', {error}") from None
             query_db = query.query_db_scores(self._encoder, states)
