@@ -98,7 +98,7 @@ def unpack(packed: Sequence[str], hidden_size: int, names: Sequence[object] | No
         float16 [K, 2, D].
 
     Raises:
-        StateError: a row does not hold a state of this size; the message names the first such row.
+        StateError: a row does not hold a state of this size; the message names it.
     """
     states = unpack_stored(packed, hidden_size, names)
     return states.to_float16() if isinstance(states, Int8States) else states
