@@ -55,8 +55,8 @@ def attached(
         side = SideStates.find(client, description)
         if side is None and model is None:
             raise CollectionError(
-                f"collection {name!r} has no states yet, so there is nothing to search by pointing; run phs-milvus "
-                f"attach {name}, or call FocusedCollection.attach(..., model=encoder.info) and then backfill"
+                f"collection {name!r} has no PHS states, which a search by pointing needs; phs-milvus attach {name} "
+                "makes them beside it (in Python: FocusedCollection.attach(..., model=encoder.info), then backfill)"
             )
         if side is not None and model is not None:
             side.model.check(model, side.name)
@@ -72,9 +72,9 @@ def opened(client: MilvusClient, name: str) -> Attached:
     """See `FocusedCollection.open`."""
     with translated_errors(f"cannot open collection {shown(name)!r}"):
         description = _described(client, name)
-        if not _has_own_states(description) and SideStates.find(client, description) is not None:
-            return attached(client, name, embedding_field=None, state_field=None, model=None, state_format="float16")
-        return _in_row(client, description, OWN_EMBEDDING, OWN_STATE, None)
+        if _has_own_states(description):
+            return _in_row(client, description, OWN_EMBEDDING, OWN_STATE, None)
+        return attached(client, name, embedding_field=None, state_field=None, model=None, state_format="float16")
 
 
 def detach(client: MilvusClient, name: str) -> str:
