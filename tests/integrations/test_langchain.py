@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from phs_milvus import Encoder, FocusedSearch, InvalidInput, StateError
 from tests.integrations.support import BOX, expected, needs, query, run_example
+from tests.servers import REPO
 
 needs("langchain_core")
 from langchain_core.callbacks import BaseCallbackHandler  # noqa: E402
@@ -138,3 +141,14 @@ def test_documents_of_langchain_milvus_are_reranked(
     best = FocusedRerank(encoder=encoder).compress_documents(found, query(photos))
     assert [document.metadata["file"] for document in best] == expected(search, query(photos))[0]
     assert [document.metadata["file"] for document in found] != [document.metadata["file"] for document in best]
+
+
+def test_the_example_of_langchain_milvus(
+    search: FocusedSearch, address: str, photos: list[Path], tmp_path: Path
+) -> None:
+    needs("langchain_milvus")
+    script, asked = REPO / "examples/rerank_langchain_milvus.py", f"{photos[3]}:20,10,90,70"
+    command = [sys.executable, script, address, photos[0].parent, asked, "a bicycle"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [Path(line.split()[1]).name for line in done.stdout.splitlines()] == expected(search, query(photos))[0][:5]
