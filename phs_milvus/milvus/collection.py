@@ -97,6 +97,7 @@ class FocusedCollection:
         embedding_field: str,
         state_field: str,
         model: ModelInfo | None = None,
+        state_format: StateFormat = "float16",
     ) -> FocusedCollection:
         """Uses any collection that has an embedding and a PHS state, whatever its field names and key.
 
@@ -104,6 +105,7 @@ class FocusedCollection:
             embedding_field: FLOAT_VECTOR of the model's embedding size, indexed by COSINE, IP or L2.
             state_field: VARCHAR that holds packed states (`state.pack`).
             model: vouches for the model that filled it; not needed where the collection remembers.
+            state_format: what new states are packed in, where `model` vouches; stored ones of either format are read.
 
         Raises:
             CollectionError: no such collection, a field that is missing or of another type or size, or embeddings
@@ -120,7 +122,7 @@ class FocusedCollection:
             record = schema.remembered(description)
             if record and model:
                 record.check(model, name)
-            record = record or (ModelRecord.of(model) if model else None)
+            record = record or (ModelRecord.of(model, state_format) if model else None)
             layout = schema.read(client, description, embedding_field, state_field, record)
         if record is None:
             raise CollectionError(

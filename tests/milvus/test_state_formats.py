@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -47,6 +48,18 @@ def test_a_packed_state_is_stored_as_it_is(client: MilvusClient, name: str) -> N
         rows[0].state = wrong
         with pytest.raises(StateError, match=r"row 'small': a packed state of 'tiny' has 32 characters here \(int8\)"):
             collection.upsert(rows[:1])
+
+
+def test_a_collection_of_others_may_have_room_for_int8_only(client: MilvusClient, foreign: Callable[..., str]) -> None:
+    fields = {"embedding_field": "vector", "state_field": "packed", "model": INFO}
+    name = foreign(length=state_codec.text_length(D, "int8"))
+    with pytest.raises(CollectionError, match="max_length 32, but the model needs 56"):
+        FocusedCollection.attach(client, name, **fields)
+    collection = FocusedCollection.attach(client, name, **fields, state_format="int8")
+    (row,) = make_rows([7], title="t")
+    collection.insert([row])
+    (found,) = collection.search(row.embedding[None], 1, with_states=True)
+    assert found.states == [state_codec.pack(row.state, "int8")]
 
 
 def test_records_older_than_the_choice_mean_float16() -> None:
