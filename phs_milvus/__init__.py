@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from phs_milvus.client.aio import AsyncEncoder
     from phs_milvus.client.channels import Tls
     from phs_milvus.client.encoder import Encoder
+    from phs_milvus.client.journal import Journal
     from phs_milvus.client.requests import Outputs
+    from phs_milvus.client.session import AsyncBulkSession, BulkSession
     from phs_milvus.contract import state
     from phs_milvus.contract.errors import (
         CollectionError,
@@ -36,12 +38,14 @@ if TYPE_CHECKING:
         StateError,
     )
     from phs_milvus.contract.types import Encoding, Explanation, Focus, ModelInfo
+    from phs_milvus.ingest.aio import ingest_folder_async
     from phs_milvus.ingest.folder import ingest_folder
     from phs_milvus.ingest.progress import IngestReport
     from phs_milvus.milvus.collection import FocusedCollection
     from phs_milvus.milvus.connection import connect
     from phs_milvus.milvus.rows import Row
     from phs_milvus.pointing.prompts import Box, Mask, Point, Polygon
+    from phs_milvus.search.aio import AsyncFocusedSearch
     from phs_milvus.search.focused import FocusedSearch
     from phs_milvus.search.hits import Hit, SearchResult
     from phs_milvus.search.queries import Examples, Query, StoredImage
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "client.aio": ("AsyncEncoder",),
+    "client.journal": ("Journal",),
+    "client.session": ("AsyncBulkSession", "BulkSession"),
     "client.requests": ("Outputs",),
     "client.channels": ("Tls",),
     "client.encoder": ("Encoder",),
@@ -68,12 +74,14 @@ _MODULES = {
         "PromptError",
         "StateError",
     ),
+    "ingest.aio": ("ingest_folder_async",),
     "ingest.folder": ("ingest_folder",),
     "ingest.progress": ("IngestReport",),
     "milvus.connection": ("connect",),
     "pointing.prompts": ("Box", "Mask", "Point", "Polygon"),
     "search.rerank": ("Ranking", "Reranker"),
     "milvus.rows": ("Row",),
+    "search.aio": ("AsyncFocusedSearch",),
     "search.focused": ("FocusedSearch",),
     "search.hits": ("Hit", "SearchResult"),
     "search.queries": ("Examples", "Query", "StoredImage"),
@@ -82,8 +90,11 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "AsyncBulkSession",
     "AsyncEncoder",
+    "AsyncFocusedSearch",
     "Box",
+    "BulkSession",
     "CollectionError",
     "DeadlineExceeded",
     "Encoder",
@@ -101,6 +112,7 @@ __all__ = [
     "ImageError",
     "IngestReport",
     "InvalidInput",
+    "Journal",
     "Mask",
     "ModelError",
     "ModelInfo",
@@ -120,6 +132,7 @@ __all__ = [
     "Tls",
     "connect",
     "ingest_folder",
+    "ingest_folder_async",
     "state",
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 import grpc
@@ -14,7 +15,7 @@ from phs_milvus.client import answers, requests
 from phs_milvus.client.aio_stream import AsyncStreamingEncoder
 from phs_milvus.client.bulk import Window
 from phs_milvus.client.feeds import EncodeFeed, Keyed, LazyImage, LocateFeed
-from phs_milvus.client.pictures import AsyncPicture, Delivery
+from phs_milvus.client.pictures import Delivery, Opened, on_pictures
 from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
@@ -72,7 +73,7 @@ class AsyncEncoder(AsyncStreamingEncoder):
         source = await asyncio.to_thread(load_image, image)
         encodings: list[Encoding] = []
         most = requests.most_prompts(source)
-        if len(aims) > most and not isinstance(source, AsyncPicture):
+        if len(aims) > most and not isinstance(source, Opened):
             source = await self.open(source)  # whose bytes need not go with every request
         for start in range(0, len(aims), most):
             encodings += await self._encode(source, aims[start : start + most], outputs, timeout)
@@ -225,3 +226,14 @@ class AsyncEncoder(AsyncStreamingEncoder):
         except grpc.RpcError as error:
             raise requests.translate(error, self.address) from None
         return requests.readable(answer, self.address)
+
+
+@dataclass(frozen=True, eq=False)
+class AsyncPicture(Opened):
+    """`Picture` for asyncio, opened by `AsyncEncoder.open`."""
+
+    encoder: AsyncEncoder = field(kw_only=True, repr=False)
+
+    encode = on_pictures(AsyncEncoder.encode)
+    encode_prompts = on_pictures(AsyncEncoder.encode_prompts)
+    explain = on_pictures(AsyncEncoder.explain)

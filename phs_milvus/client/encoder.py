@@ -22,6 +22,7 @@ Create an Encoder after forking, not before: gRPC channels do not survive a fork
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 import grpc
@@ -30,7 +31,7 @@ import numpy as np
 from phs_milvus.client import answers, requests
 from phs_milvus.client.bulk import Window
 from phs_milvus.client.feeds import EncodeFeed, Keyed, LazyImage, LocateFeed
-from phs_milvus.client.pictures import Delivery, Picture
+from phs_milvus.client.pictures import Delivery, Opened, on_pictures
 from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
 from phs_milvus.client.stream import StreamingEncoder
 from phs_milvus.contract._pb import encoder_pb2 as pb
@@ -148,7 +149,7 @@ class Encoder(StreamingEncoder):
         aims = requests.aims_of(prompts, focus)
         source = load_image(image)
         most = requests.most_prompts(source)
-        if len(aims) > most and not isinstance(source, Picture):
+        if len(aims) > most and not isinstance(source, Opened):
             source = self.open(source)  # whose bytes need not go with every request
         parts = (
             self._encode(source, aims[start : start + most], outputs, timeout) for start in range(0, len(aims), most)
@@ -355,3 +356,21 @@ class Encoder(StreamingEncoder):
             return method(request, timeout=timeout or self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise requests.translate(error, self.address) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Picture(Opened):
+    """An image opened by `Encoder.open`, in the manner of segment-anything's set_image and predict.
+
+    Its methods are those of the Encoder without their first argument, the image.
+
+    Attributes:
+        width, height: pixels of the upright image (EXIF orientation applied), the frame of every prompt.
+        encoder: the Encoder that opened it.
+    """
+
+    encoder: Encoder = field(kw_only=True, repr=False)
+
+    encode = on_pictures(Encoder.encode)
+    encode_prompts = on_pictures(Encoder.encode_prompts)
+    explain = on_pictures(Encoder.explain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -44,6 +45,7 @@ def ingest_folder(
     progress: Progress = True,
     extensions: Collection[str] = IMAGE_EXTENSIONS,
     metadata: Metadata | None = None,
+    stop: threading.Event | None = None,
 ) -> IngestReport:
     """Encodes every image below a folder into a collection, and skips files that are stored already and unchanged.
 
@@ -64,6 +66,8 @@ def ingest_folder(
         progress: True for a bar on stderr, False for none, or a function called with (files done, files in all).
         extensions: of image files, lower case with the dot; "" stands for files without one that start like an image.
         metadata: called with the path of each new or changed file; returns JSON values by field name.
+        stop: set it, from any thread, to end early: what is in flight is stored, nothing is pruned, and the report so
+            far is returned. The next run continues.
 
     Raises:
         InvalidInput: `root` is no folder, or `prune` is set and it has no images, as an unmounted disk would have none.
@@ -77,13 +81,13 @@ def ingest_folder(
         raise InvalidInput(f"{base} is not a folder", "root")
     if not 1 <= batch_size <= _MOST_ROWS:
         raise InvalidInput(f"batch_size is 1 to {_MOST_ROWS:,}, got {batch_size}", "batch_size")
-    run = _Run(base, collection, encoder, batch_size, extensions, metadata)
+    run = _Run(base, collection, encoder, batch_size, extensions, metadata, stop or threading.Event())
     total = sum(1 for _ in walk(base, extensions))
     if prune:
         run.check_prunable()
     with closing(ProgressBar(progress, total)) as bar:
         run.encode_all(walk(base, extensions, run.fail, run.leave_out), bar)
-    if prune:
+    if prune and not run.stop.is_set():
         run.prune()
     if run.report.encoded:
         collection.flush()
@@ -118,8 +122,10 @@ class _Run:
         batch_size: int,
         extensions: Collection[str],
         metadata: Metadata | None,
+        stop: threading.Event,
     ) -> None:
         self.report = IngestReport()
+        self.stop = stop
         self._base = base
         self._collection = collection
         self._encoder = encoder
@@ -184,6 +190,8 @@ class _Run:
     def _images(self, names: Iterable[str], pool: ThreadPoolExecutor, bar: ProgressBar) -> Iterator[EncodedImage]:
         """The images to encode, read a little ahead. `_sent` gets their files in the same order."""
         for file, image in ahead(pool, self._load, self._outdated(names, pool, bar)):
+            if self.stop.is_set():
+                return
             if isinstance(image, EncodedImage):
                 self._sent.append(file)
                 yield image
