@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from phs_milvus.ingest.progress import FAILURES_KEPT, IngestReport, Progress, Pr
 from phs_milvus.milvus.collection import FocusedCollection, Row
 from phs_milvus.milvus.rows import check_text
 
+T = TypeVar("T")
 Metadata: TypeAlias = "Callable[[Path], dict[str, Any]]"
 
 _IDS_PER_LOOKUP = 1024
@@ -81,18 +83,23 @@ def ingest_folder(
         raise InvalidInput(f"{base} is not a folder", "root")
     if not 1 <= batch_size <= _MOST_ROWS:
         raise InvalidInput(f"batch_size is 1 to {_MOST_ROWS:,}, got {batch_size}", "batch_size")
-    run = _Run(base, collection, encoder, batch_size, extensions, metadata, stop or threading.Event())
-    total = sum(1 for _ in walk(base, extensions))
+    stop = stop or threading.Event()
+    run = _Run(base, collection, encoder, batch_size, extensions, metadata, stop)
+    total = sum(1 for _ in _until(stop, walk(base, extensions)))
     if prune:
         run.check_prunable()
     with closing(ProgressBar(progress, total)) as bar:
-        run.encode_all(walk(base, extensions, run.fail, run.leave_out), bar)
-    if prune and not run.stop.is_set():
+        run.encode_all(_until(stop, walk(base, extensions, run.fail, run.leave_out)), bar)
+    if prune and not stop.is_set():
         run.prune()
     if run.report.encoded:
         collection.flush()
     run.report.seconds = time.monotonic() - started
     return run.report
+
+
+def _until(stop: threading.Event, items: Iterable[T]) -> Iterator[T]:
+    return takewhile(lambda _: not stop.is_set(), items)
 
 
 def _taken(stored: str) -> InvalidInput:
@@ -125,7 +132,7 @@ class _Run:
         stop: threading.Event,
     ) -> None:
         self.report = IngestReport()
-        self.stop = stop
+        self._stop = stop
         self._base = base
         self._collection = collection
         self._encoder = encoder
@@ -189,9 +196,7 @@ class _Run:
 
     def _images(self, names: Iterable[str], pool: ThreadPoolExecutor, bar: ProgressBar) -> Iterator[EncodedImage]:
         """The images to encode, read a little ahead. `_sent` gets their files in the same order."""
-        for file, image in ahead(pool, self._load, self._outdated(names, pool, bar)):
-            if self.stop.is_set():
-                return
+        for file, image in _until(self._stop, ahead(pool, self._load, self._outdated(names, pool, bar))):
             if isinstance(image, EncodedImage):
                 self._sent.append(file)
                 yield image
