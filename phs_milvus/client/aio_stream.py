@@ -116,12 +116,15 @@ class _AsyncStream:
         self._task.cancel()
 
     async def _pump(self) -> None:
+        end: PhsError = EncoderUnavailable("the server ended the stream")
         try:
             while (answer := await self._call.read()) is not grpc.aio.EOF:
                 self._answers.put_nowait(requests.readable(answer, self._address))
                 await self._room.acquire()
-            self._answers.put_nowait(EncoderUnavailable("the server ended the stream"))
         except grpc.RpcError as error:
-            self._answers.put_nowait(requests.stream_error(error, self._address))
+            end = requests.stream_error(error, self._address)
         except PhsError as error:
-            self._answers.put_nowait(error)
+            end = error
+        except asyncio.CancelledError:  # the end of this task in any case
+            end = EncoderUnavailable("the stream was closed")
+        self._answers.put_nowait(end)

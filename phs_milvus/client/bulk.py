@@ -101,6 +101,10 @@ class Window(Generic[Result]):
         """The messages to send again after a stream broke."""
         return [message for message in self._items.values() if isinstance(message, Message)]
 
+    def unanswered_keys(self) -> list[Any]:
+        """The keys of the items that await their answers."""
+        return [self._keys[item] for item, message in self._items.items() if isinstance(message, Message)]
+
     def _finish(self, item: int, result: Result | PhsError) -> None:
         self._items[item] = result
         if not self._ordered:

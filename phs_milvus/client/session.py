@@ -69,6 +69,11 @@ class _Session(ABC, Generic[Client, Given]):
         self._window: Window[list[Encoding]] = Window(in_flight, ordered=ordered)
         self._begin(feed)
 
+    @property
+    def unanswered(self) -> list[Any]:
+        """The keys of the pictures that were sent and are not answered: after an EncoderError, its suspects."""
+        return self._window.unanswered_keys()
+
     @abstractmethod
     def _begin(self, feed: Given) -> None:
         """Makes ready to read the feed."""

@@ -11,7 +11,7 @@ import pytest
 
 from phs_milvus.client.aio import AsyncEncoder
 from phs_milvus.client.session import AsyncBulkSession
-from phs_milvus.contract.errors import ImageError, InvalidInput
+from phs_milvus.contract.errors import EncoderUnavailable, ImageError, InvalidInput
 from phs_milvus.contract.types import Encoding
 from tests.client.support import Scripted
 from tests.servers import ServerProcess
@@ -138,6 +138,24 @@ def test_cancelled_while_it_waits_for_the_feed_or_for_answers(
         await check_nothing_is_left()
 
     asyncio.run(use())
+
+
+def test_closing_the_encoder_ends_the_session(address: str, images: list[Path]) -> None:
+    async def endless() -> AsyncIterator[tuple[str, Path]]:
+        while True:
+            yield "same", images[0]
+
+    async def use() -> None:
+        encoder = AsyncEncoder(address)
+        async with AsyncBulkSession(encoder, endless()) as session:
+            await anext(session)
+            await encoder.close()
+            with pytest.raises(EncoderUnavailable, match="is closed"):
+                async for _ in session:
+                    pass
+        await check_nothing_is_left()
+
+    asyncio.run(asyncio.wait_for(use(), 60))
 
 
 def test_the_server_is_killed_in_the_middle(tiny_model: Path, images: list[Path], embeddings: np.ndarray) -> None:

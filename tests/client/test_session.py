@@ -17,7 +17,7 @@ from PIL import Image
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.journal import Journal
 from phs_milvus.client.session import BulkSession
-from phs_milvus.contract.errors import EncoderError, ImageError, InvalidInput, ModelMismatch
+from phs_milvus.contract.errors import EncoderError, EncoderUnavailable, ImageError, InvalidInput, ModelMismatch
 from phs_milvus.contract.types import Encoding
 from phs_milvus.pointing.prompts import Box
 from tests.client.support import Scripted
@@ -154,6 +154,20 @@ def test_bad_items_are_results_and_bad_feeds_are_raised(encoder: Encoder, images
     wait_for(lambda: not our_threads())
 
 
+def test_closing_the_encoder_ends_the_session(address: str, images: list[Path]) -> None:
+    def endless() -> Iterator[tuple[str, Path]]:
+        while True:
+            yield "same", images[0]
+
+    encoder = Encoder(address)
+    with BulkSession(encoder, endless()) as session:
+        next(session)
+        encoder.close()
+        with pytest.raises(EncoderUnavailable, match="is closed"):
+            list(session)
+    wait_for(lambda: not our_threads())
+
+
 def test_another_model_ends_the_session(address: str, images: list[Path]) -> None:
     with (
         Encoder(address, expected_fingerprint="f" * 64) as encoder,
@@ -214,6 +228,7 @@ def test_the_server_is_killed_in_the_middle_and_while_the_feed_waits(
         server.kill()
         with BulkSession(encoder, enumerate(images), timeout=1) as session, pytest.raises(EncoderError):
             next(session)
+        assert 0 in session.unanswered and set(session.unanswered) <= set(range(24))
     np.testing.assert_allclose([found[key] for key in range(240)], np.tile(embeddings, (10, 1)), atol=1e-5)
     np.testing.assert_allclose(found[240], embeddings[0], atol=1e-5)
 
