@@ -38,7 +38,8 @@ if TYPE_CHECKING:
         StateError,
     )
     from phs_milvus.contract.types import Encoding, Explanation, Focus, ModelInfo
-    from phs_milvus.ingest.aio import ingest_folder_async
+    from phs_milvus.ingest.aio import backfill_async, ingest_folder_async
+    from phs_milvus.ingest.backfill import BackfillReport, backfill
     from phs_milvus.ingest.folder import ingest_folder
     from phs_milvus.ingest.progress import IngestReport
     from phs_milvus.milvus.collection import FocusedCollection
@@ -74,7 +75,8 @@ _MODULES = {
         "PromptError",
         "StateError",
     ),
-    "ingest.aio": ("ingest_folder_async",),
+    "ingest.aio": ("backfill_async", "ingest_folder_async"),
+    "ingest.backfill": ("BackfillReport", "backfill"),
     "ingest.folder": ("ingest_folder",),
     "ingest.progress": ("IngestReport",),
     "milvus.connection": ("connect",),
@@ -93,6 +95,7 @@ __all__ = [
     "AsyncBulkSession",
     "AsyncEncoder",
     "AsyncFocusedSearch",
+    "BackfillReport",
     "Box",
     "BulkSession",
     "CollectionError",
@@ -130,6 +133,8 @@ __all__ = [
     "StateError",
     "StoredImage",
     "Tls",
+    "backfill",
+    "backfill_async",
     "connect",
     "ingest_folder",
     "ingest_folder_async",

@@ -1,4 +1,4 @@
-"""`ingest_folder` for asyncio: the same ingest, on a thread of its own, which stops where the task is cancelled."""
+"""`ingest_folder` and `backfill` for asyncio: the same, on a thread of their own, which a cancelled task stops."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextvars import copy_context
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
+from phs_milvus.ingest.backfill import backfill
 from phs_milvus.ingest.folder import ingest_folder
 
 P = ParamSpec("P")
@@ -41,3 +42,4 @@ def _stoppable(function: Callable[P, Report]) -> Callable[P, Coroutine[Any, Any,
 
 
 ingest_folder_async = _stoppable(ingest_folder)
+backfill_async = _stoppable(backfill)
