@@ -1,8 +1,8 @@
 """POST /rerank in the words of three services, as Milvus writes them, and whatever else may come.
 
-What Milvus 2.6 sends and reads was taken from its sources: internal/util/function/models/tei/tei.go, vllm/vllm_client.go
-and cohere/cohere_client.go (bodies, /rerank whatever the endpoint's path, "Bearer" and "bearer"), and common.go of that
-folder (30 seconds, three tries, everything but 200 an error).
+What Milvus 2.6 sends and reads was taken from its sources, internal/util/function/models: tei/tei.go,
+vllm/vllm_client.go and cohere/cohere_client.go (bodies, /rerank whatever the endpoint's path, "Bearer" and "bearer"), and
+common.go (30 seconds, three tries, everything but 200 an error).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def test_blend_is_computed_from_the_state_alone(
 ) -> None:
     packed = pack_query(parts.comparison("blend"), encoder.info.fingerprint)
     answer = post(rerank_port, {"query": packed, "texts": texts}).json
-    rows = encoder.readout(states, np.ones((1, HEADS), np.float32))
+    rows = encoder.readout(states, np.ones(HEADS, np.float32))
     expected = (rows @ parts.ann_embedding + parts.query_db_scores(encoder, states)) / 2
     found = {each["index"]: each["score"] for each in answer}
     np.testing.assert_allclose([found[index] for index in range(24)], expected, atol=1e-5)
