@@ -47,9 +47,11 @@ def unpack_query(text: object, info: ModelInfo) -> Comparison:
     if values.get("phs") != _FORMAT:
         raise InvalidInput(f"has format {shown(values.get('phs'))}; this version reads {_FORMAT}", "query")
     model = values.get("model")
+    if not isinstance(model, str):
+        raise InvalidInput("does not say which model encoded it", "query")
     if model != info.fingerprint:
         raise ModelMismatch(
-            f"the query was encoded by a model of fingerprint {shown(str(model), 12)}, and states are scored here by "
+            f"the query was encoded by a model of fingerprint {shown(model[:12])}, and states are scored here by "
             f"{info.model_id}, fingerprint {info.fingerprint[:12]}; encode the query with this model"
         )
     shares = _array(values, "shares", 1).ravel()

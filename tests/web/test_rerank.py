@@ -1,13 +1,14 @@
 """POST /rerank in the words of three services, as Milvus writes them, and whatever else may come.
 
 What Milvus 2.6 sends and reads was taken from its sources, internal/util/function/models: tei/tei.go,
-vllm/vllm_client.go and cohere/cohere_client.go (bodies, /rerank whatever the endpoint's path, "Bearer" and "bearer"), and
-common.go (30 seconds, three tries, everything but 200 an error).
+vllm/vllm_client.go and cohere/cohere_client.go (bodies, /rerank whatever the endpoint's path, "Bearer" and "bearer"),
+and common.go (30 seconds, three tries, everything but 200 an error).
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_blend_is_computed_from_the_state_alone(
 
 def test_what_is_no_state_of_this_model_scores_least(rerank_port: int, query: str, texts: list[str]) -> None:
     nan = state.pack(np.zeros((2, HIDDEN)))[:-4] + "//8="
-    bad = ["", None, 5, {}, "x" * len(texts[0]), texts[0][:-4], state.pack(np.zeros((2, HIDDEN + 1))), "é" * 256, nan]
+    bad = ["", None, 5, {}, "*" * len(texts[0]), texts[0][:-4], state.pack(np.zeros((2, HIDDEN + 1))), "é" * 256, nan]
     answer = post(rerank_port, {"query": query, "texts": [*bad, *texts[:3]]})
     found = {each["index"]: each["score"] for each in answer.json}
     good = {each["index"]: each["score"] for each in post(rerank_port, {"query": query, "texts": texts[:3]}).json}
@@ -163,7 +164,7 @@ def test_a_query_that_cannot_be_used_names_itself(
         (b'{"query": "q", "texts": "abc"}', "texts"),
         (b'{"query": "q", "documents": {"0": "abc"}}', "documents"),
         (b'{"query": NaN, "texts": []}', "body"),
-        (b'{"query": 1e999, "texts": []}', "query"),
+        (b'{"query": 1e999, "texts": []}', "body"),
         (b'{"query": null, "texts": []}', "query"),
         (b'{"texts": []}', "query"),
         (b'{"query": "[]", "texts": []}', "query"),
@@ -209,7 +210,9 @@ def test_an_encoder_that_stopped_is_waited_for_by_whoever_asks(
             before = post(web.port, body)
             assert before.status == 200
             server.kill()
+            started = time.monotonic()
             away = post(web.port, body)
+            assert time.monotonic() - started < 10  # Milvus tries three times in 30 seconds
             assert away.status == 503 and away.headers["retry-after"] == "1" and server.address in away.json["detail"]
             server.restart()
             server.wait_until_ready()
