@@ -115,6 +115,17 @@ def test_what_is_no_state_of_this_model_scores_least(rerank_port: int, query: st
     assert post(rerank_port, {"query": query, "texts": []}).json == []
 
 
+def test_both_formats_of_states_are_read(
+    rerank_port: int, query: str, texts: list[str], parts: Parts, states: Any, encoder: Encoder
+) -> None:
+    small = [state.pack(one, "int8") for one in states]
+    expected = parts.query_db_scores(encoder, state.unpack_stored(small, HIDDEN))
+    for sent in (small, [*small[:12], *texts[12:]], ["", *small[1:]]):
+        found = {each["index"]: each["score"] for each in post(rerank_port, {"query": query, "texts": sent}).json}
+        np.testing.assert_allclose([found[index] for index in range(1, 12)], expected[1:12], atol=2e-3)
+    assert found[0] == -1
+
+
 def test_states_at_the_ends_of_float16_are_scored(rerank_port: int, query: str) -> None:
     ends = [np.zeros((2, HIDDEN)), np.full((2, HIDDEN), 65504), np.tile([65504, -65504], (2, HIDDEN // 2))]
     answer = post(rerank_port, {"query": query, "texts": [state.pack(end) for end in ends]})
