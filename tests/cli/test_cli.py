@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from phs_milvus.cli.connections import _token
+from phs_milvus.client import environment
 from phs_milvus.contract.errors import InvalidInput
 from tests.cli.conftest import Run
 
@@ -152,10 +152,10 @@ def test_the_token_file_of_the_server_will_do(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("PHS_ENCODER_TOKEN_FILE", str(file))
     for text, token in (("secret\n", "secret"), ("# ours\n\n  first \nsecond\n", "first")):
         file.write_text(text)
-        assert _token() == token
+        assert environment.token() == token
     file.write_text("# none yet\n")
     with pytest.raises(InvalidInput, match="holds no token"):
-        _token()
+        environment.token()
 
 
 def test_no_encoder_there(run: Run) -> None:
