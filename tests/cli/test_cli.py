@@ -98,6 +98,17 @@ def test_ingest_search_explain_info(run: Run, photos: list[Path], tmp_path: Path
     assert facts["encoder"]["heads"] == 4
 
 
+def test_the_format_of_states_is_for_new_collections(run: Run, photos: list[Path]) -> None:
+    for wanted in ("float16", "int8"):
+        done = run("ingest", "photos", "--collection", wanted, "--state-format", wanted)
+        assert done.returncode == 0, done.stderr
+        about = json.loads(run("info", "--collection", wanted).stdout)
+        assert about["collection"]["model"]["state_format"] == wanted
+        assert about["encoder"]["state_formats"] == ["float16", "int8"]
+    done = run("ingest", "photos", "--collection", "int8", "--state-format", "float16")
+    assert done.returncode != 0 and "state_format: is float16, but collection 'int8' holds int8" in done.stderr
+
+
 def test_ingest_reports_bad_files_and_exits_1(run: Run, photos: list[Path]) -> None:
     photos[3].write_bytes(b"not a picture")
     done = run("ingest", "photos")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from phs_milvus import Encoder, FocusedSearch, InvalidInput, StateError
+from phs_milvus.search.aio import AsyncFocusedSearch
 from tests.integrations.support import BOX, expected, needs, query, run_example
 from tests.servers import REPO
 
@@ -75,6 +76,17 @@ def test_arguments_of_one_call_and_of_every_call(search: FocusedSearch, photos: 
     assert only.id == photos[5].name and only.metadata["relevance_score"] == only.metadata["query_db_score"]
     assert len(retriever.invoke(query(photos), filter="", k=4)) == 4
     assert len(asyncio.run(retriever.ainvoke(query(photos), filter="", k=4))) == 4
+
+
+def test_an_async_search_bounds_what_is_in_flight(search: FocusedSearch, photos: list[Path]) -> None:
+    async def run() -> tuple[list[list[Document]], list[Document]]:
+        async with AsyncFocusedSearch(search, in_flight=2) as bounded:
+            retriever = FocusedRetriever(search=bounded, k=5)
+            return await retriever.abatch([query(photos)] * 5), retriever.invoke(query(photos))
+
+    answers, blocking = asyncio.run(run())
+    ids = expected(search, query(photos))[0][:5]
+    assert [[document.id for document in answer] for answer in [*answers, blocking]] == [ids] * 6
 
 
 def test_errors_reach_the_caller_and_the_callbacks(search: FocusedSearch, photos: list[Path]) -> None:
