@@ -16,7 +16,8 @@ test: $(VENV)/.dev
 # What is slow by nature, which `make test` leaves out; then what runs beside a real Milvus server, and with FiftyOne.
 test-all: $(VENV)/.dev
 	$(BIN)/pytest -m slow
-	tests/milvus_standalone.sh $(BIN)/pytest tests/milvus tests/ingest tests/search
+	tests/milvus_standalone.sh $(BIN)/pytest tests/milvus tests/ingest tests/search \
+		tests/integrations --ignore tests/integrations/test_node.py
 	tests/fiftyone_app.sh python -m pytest tests/integrations/test_fiftyone.py
 
 lint: $(VENV)/.dev
