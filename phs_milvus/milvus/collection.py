@@ -119,7 +119,7 @@ class FocusedCollection:
         embedding_field: str | None = None,
         state_field: str | None = None,
         model: ModelInfo | None = None,
-        state_format: StateFormat = "float16",
+        state_format: StateFormat | None = None,
     ) -> FocusedCollection:
         """Uses any collection of embeddings that somebody else fills, whatever its field names and key.
 
@@ -133,8 +133,8 @@ class FocusedCollection:
             state_field: VARCHAR that holds packed states (`state.pack`); None: they are in the side collection.
             model: vouches for the model that filled it; not needed where the collection, or its side collection,
                 remembers. The first search looks whether it is true.
-            state_format: what new states are packed in, "float16" or "int8"; a side collection that is there has its
-                own. States of both formats are read.
+            state_format: what new states are packed in: "int8", the default of a side collection, or "float16", that of
+                a field. A side collection that is there has its own, and states of both are read.
 
         Raises:
             CollectionError: no such collection, a field that is missing or of another type or size, or embeddings
