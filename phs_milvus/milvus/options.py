@@ -22,7 +22,7 @@ class SearchOptions:
 
     Attributes:
         partition_names: the partitions to search; empty: all.
-        search_params: parameters of the index, as {"ef": 4000}, or as {"metric_type": "COSINE", "params": {"ef": 4000}}.
+        search_params: parameters of the index, as {"ef": 4000} or as {"params": {"ef": 4000}}.
         group_by_field: a field of the schema of whose values each is found once, with the row nearest to the query.
             Milvus 2.4 and later.
         consistency_level: "Strong" sees every row that was written before, for about 0.2 s more; "Session" those that

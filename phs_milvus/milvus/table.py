@@ -7,13 +7,9 @@ connecting are dealt with in creation.py and connection.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
-
-from phs_milvus.contract.errors import CollectionError, InvalidInput, MilvusUnavailable, shown
-from phs_milvus.contract.types import Float32Array
+from phs_milvus.contract.errors import CollectionError, InvalidInput, MilvusUnavailable, PhsError, shown
 from phs_milvus.milvus.connection import MilvusClient, check_server, is_lite, message_of, translated_errors
 from phs_milvus.milvus.options import READ_TIMEOUT_S, SearchOptions
 from phs_milvus.milvus.rows import Id, batches, literal
@@ -28,7 +24,7 @@ ROWS_PER_CALL = 500
 IDS_PER_PAGE = 8192
 _WRITE_TIMEOUT_S = 120.0
 _LOAD_TIMEOUT_S = 300.0
-_STRONG = "Strong"
+STRONG = "Strong"
 _PASSED_ON = ("partition_names", "group_by_field")
 
 
@@ -37,16 +33,17 @@ class Table:
 
     Attributes:
         key: name of the primary key field.
+        all_visible: False where another process may have written a moment ago what the first read must see.
     """
 
-    def __init__(self, client: MilvusClient, name: str, key: str) -> None:
+    def __init__(self, client: MilvusClient, name: str, key: str, *, all_visible: bool = True) -> None:
         self.key = key
         self._client = client
         self._name = name
         self._lite = is_lite(client)
-        # A server searches a snapshot that may be seconds old, so the first search after a write of ours asks for the
+        # A server reads a snapshot that may be seconds old, so the first read after a write of ours asks for the
         # current state.
-        self._writes = self._writes_searched = 0
+        self._writes, self._writes_seen = (0 if all_visible else 1), 0
         self._partitions: frozenset[str] = frozenset()
         with translated_errors(f"cannot load collection {name!r}"):
             client.load_collection(name, timeout=_LOAD_TIMEOUT_S)  # Milvus Lite needs this after every reopen
@@ -76,9 +73,14 @@ class Table:
         with translated_errors(f"cannot flush collection {self._name!r}"):
             self._client.flush(self._name, timeout=_WRITE_TIMEOUT_S)
 
+    def partitions(self) -> list[str]:
+        """The names of the partitions; of a collection with a partition key they are Milvus' own."""
+        with translated_errors(f"cannot read collection {self._name!r}"):
+            return list(self._client.list_partitions(self._name))
+
     def count(self) -> int:
         """The current number of records."""
-        return int(self._query("", ["count(*)"], _STRONG)[0]["count(*)"])
+        return int(self._query("", ["count(*)"], STRONG)[0]["count(*)"])
 
     def is_empty(self) -> bool:
         """Whether there are no records at present."""
@@ -86,48 +88,45 @@ class Table:
         return not self._query("", [self.key], "Eventually", limit=1) and not self.count()
 
     def get(
-        self, ids: Sequence[Id], names: Sequence[str], row_bytes: int, options: SearchOptions
+        self,
+        ids: Sequence[Id],
+        names: Sequence[str],
+        row_bytes: int,
+        level: str | None = STRONG,
+        timeout: float = READ_TIMEOUT_S,
     ) -> list[dict[str, Any]]:
-        """Records with their keys, in the order of `ids`; ids that do not exist at present are left out.
+        """Records with their keys, in the order of `ids`; ids that do not exist are left out.
 
         Args:
             row_bytes: what a record weighs in an answer, as far as is known beforehand.
-            options: of these the consistency level, None as for a search, and the timeout.
+            level: of consistency; None: the collection's own, which does not wait for what others wrote a moment ago,
+                but after a write of ours Strong.
         """
-        level = options.consistency_level or self._default_level()
-        found = self._records(ids, names, row_bytes, level, options.seconds())
-        if level is None and (missing := [key for key in ids if key not in found]):
-            found |= self._records(missing, names, row_bytes, _STRONG, options.seconds())
-        return [found[key] for key in ids if key in found]
-
-    def _records(
-        self, ids: Sequence[Id], names: Sequence[str], row_bytes: int, level: str | None, timeout: float
-    ) -> dict[Id, dict[str, Any]]:
+        level, writes = level or self._default_level(), self._writes
         found: dict[Id, dict[str, Any]] = {}
-        sizes = [row_bytes + len(str(key)) for key in ids]
-        for page in batches(sizes, IDS_PER_PAGE, BYTES_PER_CALL):
+        for page in batches([row_bytes + len(str(key)) for key in ids], IDS_PER_PAGE, BYTES_PER_CALL):
             rows = self._query(self._among(ids[page]), [*names, self.key], level, timeout)
             found |= {row[self.key]: row for row in rows}
-        return found
+        if level == STRONG:
+            self._writes_seen = writes
+        return [found[key] for key in ids if key in found]
 
     def _default_level(self) -> str | None:
-        """The consistency of a read for which none was asked; None: the collection's own."""
-        return _STRONG if self._lite or self._writes > self._writes_searched else None
+        return STRONG if self._lite or self._writes > self._writes_seen else None
 
-    def sample(self, name: str, count: int) -> Float32Array:
-        """float32 [n, E]: the vectors of at most `count` records, whichever Milvus gives first."""
-        vectors = [row[name] for row in self._query("", [name], _STRONG, limit=count)]
-        return np.array(vectors, np.float32).reshape(len(vectors), -1) if vectors else np.empty((0, 0), np.float32)
+    def sample(self, names: Sequence[str], count: int, filter: str = "") -> list[dict[str, Any]]:
+        """At most `count` records, whichever Milvus gives first."""
+        return self._query(filter, list(names), STRONG, limit=count)
 
     def iterate_keys(self) -> Iterator[Id]:
         """All ids in ascending order, a page at a time."""
         # Each page starts after the last id of the page before it. pymilvus' own iterator does the same, but does not
         # escape that id. The options make Milvus sort the records before it applies the limit.
-        options = {"iterator": "True", "reduce_stop_for_best": "True", "limit": IDS_PER_PAGE}
+        options: dict[str, Any] = {"iterator": "True", "reduce_stop_for_best": "True", "limit": IDS_PER_PAGE}
         condition = ""
         # With these options pymilvus drops the consistency level; counting first makes the server catch up.
         self.count()
-        while page := [row[self.key] for row in self._query(condition, [self.key], _STRONG, **options)]:
+        while page := [row[self.key] for row in self._query(condition, [self.key], STRONG, **options)]:
             if page != sorted(page):
                 raise CollectionError("Milvus does not return ids in order; Milvus Lite must be 3.2.1 or later")
             yield from page
@@ -170,14 +169,13 @@ class Table:
             hits = self._search(arguments, level)
             # No hits may mean that another client's rows are not visible yet.
             if level is None and not any(map(len, hits)):
-                level, hits = _STRONG, self._search(arguments, _STRONG)
+                level, hits = STRONG, self._search(arguments, STRONG)
         except MilvusUnavailable:
             raise
         except CollectionError as error:
-            self._blame(arguments, options, message_of(error.__cause__ or error))
-            raise
-        if level == _STRONG:
-            self._writes_searched = writes
+            raise self._blamed(arguments, options, error) from error.__cause__
+        if level == STRONG:
+            self._writes_seen = writes
         return hits
 
     def _search(self, arguments: dict[str, Any], level: str | None) -> list[Any]:
@@ -186,34 +184,35 @@ class Table:
             hits: list[Any] = self._client.search(self._name, **arguments, **consistency)
             return hits
 
-    def _blame(self, arguments: dict[str, Any], options: SearchOptions, reason: str) -> None:
-        """Raises InvalidInput for the one argument without which the search works; error codes differ by version."""
-        without = {
-            "filter": "",
-            "partition_names": None,
-            "group_by_field": None,
-            "search_params": replace(options, search_params=None).params(arguments["limit"], ""),
+    def _blamed(self, arguments: dict[str, Any], options: SearchOptions, error: CollectionError) -> PhsError:
+        """InvalidInput for the one argument without which the search works, else `error`; codes differ by version."""
+        asked = {
+            "filter": (arguments["filter"], ""),
+            "partition_names": (options.partition_names, None),
+            "group_by_field": (options.group_by_field, None),
+            "search_params": (options.search_params, SearchOptions().params(arguments["limit"], "")),
         }
-        asked = {"filter": arguments["filter"]} | {field.name: getattr(options, field.name) for field in fields(options)}
-        for name, neutral in without.items():
-            if not asked[name]:
+        for name, (value, neutral) in asked.items():
+            if not value:
                 continue
             try:
                 self._search({**arguments, "limit": 1, name: neutral}, "Eventually")
             except CollectionError:
                 continue
-            raise InvalidInput(f"Milvus does not take the {name} {shown(asked[name])!r}: {shown(reason)}", name)
+            reason = message_of(error.__cause__ or error)
+            return InvalidInput(f"Milvus does not take the {name} {shown(value)!r}: {shown(reason)}", name)
+        return error
 
     def _check_partitions(self, names: Sequence[str]) -> None:
         """Raises InvalidInput for a partition that is not there, which Milvus Lite takes for an empty one."""
         if self._partitions.issuperset(names):
             return
-        with translated_errors(f"cannot list the partitions of collection {self._name!r}"):
-            self._partitions = frozenset(self._client.list_partitions(self._name))
+        self._partitions = frozenset(self.partitions())
         if missing := [name for name in names if name not in self._partitions]:
             there = shown(", ".join(sorted(self._partitions)))
             raise InvalidInput(
-                f"collection {self._name!r} has no partition {shown(missing[0])!r}; there are: {there}", "partition_names"
+                f"collection {self._name!r} has no partition {shown(missing[0])!r}; there are: {there}",
+                "partition_names",
             )
 
     def _query(
