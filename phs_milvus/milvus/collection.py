@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -153,6 +154,24 @@ class FocusedCollection:
     def close(self) -> None:
         """Closes the client, and with it every collection opened through it; see `connect`."""
         close(self.client)
+
+    @contextmanager
+    def patient(self, seconds: float, tell: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Inside it, what is read, upserted or deleted is tried for so many seconds while Milvus does not answer.
+
+        For long work, which a restart of Milvus need not end. `insert` is never tried again: it may have been done.
+
+        Args:
+            tell: called with a line of text when a wait begins.
+        """
+        tables = [self._table, *([self.side.table] if self.side else [])]
+        for table in tables:
+            table.patience, table.tell = seconds, tell
+        try:
+            yield
+        finally:
+            for table in tables:
+                table.patience, table.tell = 0.0, None
 
     def check_model(self, info: ModelInfo) -> None:
         """Raises ModelMismatch, naming both, unless `info` is the model that filled this collection."""

@@ -1,6 +1,6 @@
 """Opens and closes connections to Milvus, and turns its errors into CollectionError.
 
-The only module that imports pymilvus.
+The only module that imports pymilvus, with answers.py.
 """
 
 from __future__ import annotations

@@ -6,13 +6,16 @@ connecting are dealt with in creation.py and connection.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from phs_milvus.contract.errors import CollectionError, InvalidInput, MilvusUnavailable, PhsError, shown
 from phs_milvus.milvus.connection import MilvusClient, check_server, is_lite, message_of, translated_errors
 from phs_milvus.milvus.options import READ_TIMEOUT_S, SearchOptions
 from phs_milvus.milvus.rows import Id, batches, literal
+
+T = TypeVar("T")
 
 # A proxy takes messages of 64 MiB in, and fails on answers of about 100 MB.
 BYTES_PER_CALL = 32 * 2**20
@@ -22,8 +25,10 @@ ROWS_PER_CALL = 500
 # Of one read. Each waits for the present, about 0.2 s on a server, so small pages take long: 1,000 ids at a time are
 # read at 2,500 rows/s, 8,000 at 13,000.
 IDS_PER_PAGE = 8192
+_IDS_OF_ANY_SIZE = 512  # of which the fields are never too much for one answer: Milvus takes 64 KiB a row
 _WRITE_TIMEOUT_S = 120.0
 _LOAD_TIMEOUT_S = 300.0
+_PAUSE_S = 1.0
 STRONG = "Strong"
 _PASSED_ON = ("partition_names", "group_by_field")
 
@@ -33,11 +38,15 @@ class Table:
 
     Attributes:
         key: name of the primary key field.
+        patience: seconds to go on trying while Milvus does not answer.
+        tell: called once in each such time, with what happened and how long it is waited for.
         all_visible: False where another process may have written a moment ago what the first read must see.
     """
 
     def __init__(self, client: MilvusClient, name: str, key: str, *, all_visible: bool = True) -> None:
         self.key = key
+        self.patience = 0.0
+        self.tell: Callable[[str], None] | None = None
         self._client = client
         self._name = name
         self._lite = is_lite(client)
@@ -50,33 +59,46 @@ class Table:
 
     def insert(self, records: list[dict[str, Any]]) -> None:
         """Adds records; if an id exists already, a server stores it twice."""
-        self._write(self._client.insert, records)
+        # Never tried again: it may have been done, and only the answer lost.
+        with translated_errors(f"cannot write to collection {self._name!r}"):
+            self._client.insert(self._name, records, timeout=_WRITE_TIMEOUT_S)
+        self._writes += 1
 
     def upsert(self, records: list[dict[str, Any]]) -> None:
         """Adds or replaces records."""
         # Lite's upsert would keep old dynamic fields; its insert, where its upsert ends, replaces all.
-        self._write(self._client.insert if self._lite else self._client.upsert, records)
-
-    def _write(self, call: Any, records: list[dict[str, Any]]) -> None:
-        with translated_errors(f"cannot write to collection {self._name!r}"):
-            call(self._name, records, timeout=_WRITE_TIMEOUT_S)
+        call = self._client.insert if self._lite else self._client.upsert
+        self._patiently("write to", lambda: call(self._name, records, timeout=_WRITE_TIMEOUT_S))
         self._writes += 1
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Deletes records by id."""
-        with translated_errors(f"cannot delete from collection {self._name!r}"):
-            self._client.delete(self._name, filter=self._among(ids), timeout=_WRITE_TIMEOUT_S)
+        among = self._among(ids)
+        self._patiently("delete from", lambda: self._client.delete(self._name, filter=among, timeout=_WRITE_TIMEOUT_S))
         self._writes += 1
 
     def flush(self) -> None:
         """Seals and indexes new records."""
-        with translated_errors(f"cannot flush collection {self._name!r}"):
-            self._client.flush(self._name, timeout=_WRITE_TIMEOUT_S)
+        self._patiently("flush", lambda: self._client.flush(self._name, timeout=_WRITE_TIMEOUT_S))
 
     def partitions(self) -> list[str]:
         """The names of the partitions; of a collection with a partition key they are Milvus' own."""
-        with translated_errors(f"cannot read collection {self._name!r}"):
-            return list(self._client.list_partitions(self._name))
+        return list(self._patiently("read", lambda: self._client.list_partitions(self._name)))
+
+    def _patiently(self, doing: str, call: Callable[[], T]) -> T:
+        """`call()`; again, for at most `patience` seconds, while Milvus does not answer."""
+        until, told = time.monotonic() + self.patience, False
+        while True:
+            try:
+                with translated_errors(f"cannot {doing} collection {self._name!r}"):
+                    return call()
+            except MilvusUnavailable as error:
+                if time.monotonic() >= until:
+                    raise
+                if self.tell is not None and not told:
+                    told = True
+                    self.tell(f"{error}; trying again for {self.patience:g} s")
+                time.sleep(_PAUSE_S)
 
     def count(self) -> int:
         """The current number of records."""
@@ -105,11 +127,22 @@ class Table:
         level, writes = level or self._default_level(), self._writes
         found: dict[Id, dict[str, Any]] = {}
         for page in batches([row_bytes + len(str(key)) for key in ids], IDS_PER_PAGE, BYTES_PER_CALL):
-            rows = self._query(self._among(ids[page]), [*names, self.key], level, timeout)
-            found |= {row[self.key]: row for row in rows}
+            found |= {row[self.key]: row for row in self._page(ids[page], [*names, self.key], level, timeout)}
         if level == STRONG:
             self._writes_seen = writes
         return [found[key] for key in ids if key in found]
+
+    def _page(self, ids: Sequence[Id], names: list[str], level: str | None, timeout: float) -> list[dict[str, Any]]:
+        try:
+            return self._query(self._among(ids), names, level, timeout)
+        except MilvusUnavailable:
+            raise
+        except CollectionError:
+            # A server refuses answers of about 100 MB, and what the caller's own fields weigh is not known.
+            if len(ids) <= _IDS_OF_ANY_SIZE:
+                raise
+            half = len(ids) // 2
+            return [row for part in (ids[:half], ids[half:]) for row in self._page(part, names, level, timeout)]
 
     def _default_level(self) -> str | None:
         return STRONG if self._lite or self._writes > self._writes_seen else None
@@ -180,9 +213,7 @@ class Table:
 
     def _search(self, arguments: dict[str, Any], level: str | None) -> list[Any]:
         consistency = {} if level is None else {"consistency_level": level}
-        with translated_errors(f"cannot search collection {self._name!r}"):
-            hits: list[Any] = self._client.search(self._name, **arguments, **consistency)
-            return hits
+        return self._patiently("search", lambda: list(self._client.search(self._name, **arguments, **consistency)))
 
     def _blamed(self, arguments: dict[str, Any], options: SearchOptions, error: CollectionError) -> PhsError:
         """InvalidInput for the one argument without which the search works, else `error`; codes differ by version."""
@@ -223,12 +254,10 @@ class Table:
         timeout: float = READ_TIMEOUT_S,
         **options: Any,
     ) -> list[dict[str, Any]]:
-        consistency = {} if level is None else {"consistency_level": level}
-        with translated_errors(f"cannot read collection {self._name!r}"):
-            rows = self._client.query(
-                self._name, filter=filter, output_fields=names, timeout=timeout, **consistency, **options
-            )
-            return [dict(row) for row in rows]
+        arguments = {"filter": filter, "output_fields": names, "timeout": timeout, **options}
+        if level is not None:
+            arguments["consistency_level"] = level
+        return [dict(row) for row in self._patiently("read", lambda: self._client.query(self._name, **arguments))]
 
     def _among(self, ids: Sequence[Id]) -> str:
         # pymilvus' own get and delete by ids do not escape them.
