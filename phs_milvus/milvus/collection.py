@@ -14,7 +14,7 @@ from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
 from phs_milvus.contract.types import Float32Array, ModelInfo
 from phs_milvus.milvus import creation, schema
 from phs_milvus.milvus.attach import Attached, attached, opened
-from phs_milvus.milvus.connection import MilvusClient, close, connect, translated_errors
+from phs_milvus.milvus.connection import FieldSchema, MilvusClient, close, connect, translated_errors
 from phs_milvus.milvus.options import SearchOptions
 from phs_milvus.milvus.rows import Candidates, Id, ModelRecord, Row, batches, check_rows, normalised, quote
 from phs_milvus.milvus.schema import NORM_TOLERANCE, check_norms, not_of_norm_1
@@ -68,6 +68,14 @@ class FocusedCollection:
         model: ModelInfo,
         *,
         index_type: str = "AUTOINDEX",
+        index_params: Mapping[str, Any] | None = None,
+        fields: Sequence[FieldSchema] = (),
+        partition_key_field: str | None = None,
+        num_partitions: int | None = None,
+        num_shards: int | None = None,
+        consistency_level: str | None = None,
+        properties: Mapping[str, Any] | None = None,
+        enable_dynamic_field: bool = True,
         id_max_length: int = 1024,
         overwrite: bool = False,
     ) -> FocusedCollection:
@@ -75,23 +83,47 @@ class FocusedCollection:
 
         Args:
             name: letters, digits and underscores, not starting with a digit.
-            index_type: "AUTOINDEX", "HNSW" or "FLAT" (exhaustive).
+            index_type: "AUTOINDEX", "HNSW", "FLAT" (exhaustive) or another one for float vectors.
+            index_params: of the index, for example {"M": 32, "efConstruction": 400} for HNSW.
+            fields: of the schema, beside our own four, as pymilvus.FieldSchema. What is not among them can still be
+                stored with a row, as a dynamic field; only fields of the schema can be indexed, be a partition key, or
+                be grouped by.
+            partition_key_field: the one of `fields` whose value says which partition a row is in, so that searches
+                with a filter on it look into that one alone.
+            num_partitions: how many partitions the key is spread over.
+            num_shards: how many nodes share the writing.
+            consistency_level: what searches see that do not say it themselves; see `search`.
+            properties: of the collection, for example {"mmap.enabled": True} or {"collection.ttl.seconds": 3600}.
+            enable_dynamic_field: whether rows may have fields that are not in the schema, as those of `ingest_folder`.
             id_max_length: UTF-8 bytes an id may have.
             overwrite: if a collection of that name is there, put the new one in its place and drop it with all its
                 rows, when the new one is ready. Aliases of the name stay.
 
         Raises:
-            InvalidInput: a name, index type or id length that Milvus does not take.
-            CollectionError: the name is taken, or it is an alias, whose collection is never overwritten; or the
-                model's state does not fit a row.
+            InvalidInput: a value that Milvus does not take, or of which this server would make nothing in silence:
+                mmap before 2.4, nullable fields and default values before 2.5.
+            CollectionError: the name is taken, or it is an alias, whose collection is never overwritten; the model's
+                state does not fit a row; or Milvus refuses.
         """
+        options = creation.CreateOptions(
+            index_type,
+            index_params,
+            fields,
+            partition_key_field,
+            num_partitions,
+            num_shards,
+            consistency_level,
+            properties,
+            enable_dynamic_field,
+            id_max_length,
+        )
         record = ModelRecord.of(model)
-        creation.check(name, record, index_type, id_max_length)
+        creation.check(client, name, record, options)
         with translated_errors(f"cannot create collection {name!r}"):
             exists = client.has_collection(name)
             if exists and not overwrite:
                 raise CollectionError(f"collection {name!r} exists; open it, or create it with overwrite=True")
-            (creation.replace if exists else creation.create)(client, name, record, index_type, id_max_length)
+            (creation.replace if exists else creation.create)(client, name, record, options)
         return cls.open(client, name)
 
     @classmethod
