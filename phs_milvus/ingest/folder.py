@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, ImageError, InvalidInput, MilvusUnavailable, PhsError
 from phs_milvus.contract.images import EncodedImage, load_image
 from phs_milvus.contract.types import Encoding
@@ -256,7 +255,7 @@ class _Run:
             for found in self._collection.get(part, ["*", at.embedding, str(at.state)]):
                 name, digest = found.pop(at.id), found.pop(str(at.digest))
                 embedding = np.array(found.pop(at.embedding), dtype=np.float32)
-                state = state_codec.unpack([found.pop(str(at.state))], self._collection.model.hidden_size)[0]
+                state = found.pop(str(at.state))
                 rows.append(Row(name, embedding, state, digest, found | {"path": str(self._base / name)}))
             self._collection.upsert(rows)
 

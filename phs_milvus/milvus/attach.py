@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phs_milvus.contract.errors import CollectionError, shown
-from phs_milvus.contract.types import ModelInfo
+from phs_milvus.contract.types import ModelInfo, StateFormat
 from phs_milvus.milvus import schema
 from phs_milvus.milvus.connection import MilvusClient, translated_errors
 from phs_milvus.milvus.rows import ModelRecord
@@ -39,12 +39,13 @@ def attached(
     embedding_field: str | None,
     state_field: str | None,
     model: ModelInfo | None,
+    state_format: StateFormat,
 ) -> Attached:
     """See `FocusedCollection.attach`; without `state_field` the side collection is made if there is none."""
     with translated_errors(f"cannot open collection {shown(name)!r}"):
         description = _described(client, name)
         if state_field is not None:
-            return _in_row(client, description, embedding_field, state_field, model)
+            return _in_row(client, description, embedding_field, state_field, model, state_format)
         own = schema.remembered(description)
         if own is not None and _has_own_states(description):
             raise CollectionError(
@@ -54,12 +55,12 @@ def attached(
         side = SideStates.find(client, description)
         if side is None and model is None:
             raise CollectionError(
-                f"collection {name!r} has no states yet, so there is nothing to search by pointing; run phs-milvus "
-                f"attach {name}, or call FocusedCollection.attach(..., model=encoder.info) and then backfill"
+                f"collection {name!r} has no PHS states, which a search by pointing needs; phs-milvus attach {name} "
+                "makes them beside it (in Python: FocusedCollection.attach(..., model=encoder.info), then backfill)"
             )
         if side is not None and model is not None:
             side.model.check(model, side.name)
-        record = side.model if side is not None else ModelRecord.of(model)  # type: ignore[arg-type]  # checked above
+        record = side.model if side is not None else ModelRecord.of(model, state_format)  # type: ignore[arg-type]  # is there
         field = embedding_field or (side.attachment.embedding_field if side is not None else None)
         layout = schema.read(client, description, field, None, record)
         if side is None:
@@ -71,9 +72,9 @@ def opened(client: MilvusClient, name: str) -> Attached:
     """See `FocusedCollection.open`."""
     with translated_errors(f"cannot open collection {shown(name)!r}"):
         description = _described(client, name)
-        if not _has_own_states(description) and SideStates.find(client, description) is not None:
-            return attached(client, name, embedding_field=None, state_field=None, model=None)
-        return _in_row(client, description, OWN_EMBEDDING, OWN_STATE, None)
+        if _has_own_states(description):
+            return _in_row(client, description, OWN_EMBEDDING, OWN_STATE, None)
+        return attached(client, name, embedding_field=None, state_field=None, model=None, state_format="float16")
 
 
 def detach(client: MilvusClient, name: str) -> str:
@@ -110,12 +111,13 @@ def _in_row(
     embedding_field: str | None,
     state_field: str,
     model: ModelInfo | None,
+    state_format: StateFormat = "float16",
 ) -> Attached:
     name = description["collection_name"]
     own = schema.remembered(description)
     if own and model:
         own.check(model, name)
-    record = own or (ModelRecord.of(model) if model else None)
+    record = own or (ModelRecord.of(model, state_format) if model else None)
     layout = schema.read(client, description, embedding_field, state_field, record)
     if record is None:
         raise CollectionError(

@@ -10,11 +10,12 @@ from typing import Any
 
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
+from phs_milvus.milvus.attach import OWN_EMBEDDING, OWN_STATE
 from phs_milvus.milvus.connection import DataType, FieldSchema, MilvusClient, check_server, is_lite
 from phs_milvus.milvus.options import CONSISTENCY_LEVELS
 from phs_milvus.milvus.rows import ModelRecord
 
-OWN_ID, OWN_EMBEDDING, OWN_STATE, OWN_DIGEST = "id", "embedding", "phs_state", "digest"
+_ID, _DIGEST = "id", "digest"
 
 # For FLOAT_VECTOR. Milvus Lite takes any name, and searches as if there were no index.
 INDEX_TYPES = (
@@ -50,10 +51,11 @@ def create(client: MilvusClient, name: str, record: ModelRecord, options: Create
     """Creates an empty collection; `check` has found nothing wrong."""
     text = record.to_json()
     schema = client.create_schema(auto_id=False, enable_dynamic_field=options.enable_dynamic_field, description=text)
-    schema.add_field(OWN_ID, DataType.VARCHAR, is_primary=True, max_length=options.id_max_length)
+    schema.add_field(_ID, DataType.VARCHAR, is_primary=True, max_length=options.id_max_length)
     schema.add_field(OWN_EMBEDDING, DataType.FLOAT_VECTOR, dim=record.embedding_size)
-    schema.add_field(OWN_STATE, DataType.VARCHAR, max_length=state_codec.text_length(record.hidden_size))
-    schema.add_field(OWN_DIGEST, DataType.VARCHAR, max_length=64)
+    text_length = state_codec.text_length(record.hidden_size, record.state_format)
+    schema.add_field(OWN_STATE, DataType.VARCHAR, max_length=text_length)
+    schema.add_field(_DIGEST, DataType.VARCHAR, max_length=64)
     for field in options.fields:
         given = {key: value for key, value in field.to_dict().items() if key not in _NAMED_IN_ADD_FIELD}
         if field.name == options.partition_key_field:
@@ -90,10 +92,10 @@ def check(client: MilvusClient, name: str, record: ModelRecord, options: CreateO
         raise InvalidInput(f"is {', '.join(INDEX_TYPES)}, got {options.index_type!r}", "index_type")
     if not 1 <= options.id_max_length <= 65_535:
         raise InvalidInput(f"id_max_length is 1 to 65535, got {options.id_max_length}", "id_max_length")
-    if record.hidden_size > state_codec.MAX_HIDDEN_SIZE:
+    if (length := state_codec.text_length(record.hidden_size, record.state_format)) > state_codec.MAX_TEXT:
         raise CollectionError(
-            f"{record.model_id!r} has hidden size {record.hidden_size}; a row can hold the state of at most "
-            f"{state_codec.MAX_HIDDEN_SIZE}"
+            f"{record.model_id!r} has hidden size {record.hidden_size}; its states have {length:,} characters in "
+            f"{record.state_format}, and a row can hold {state_codec.MAX_TEXT:,}"
         )
     if options.consistency_level not in (None, *CONSISTENCY_LEVELS):
         raise InvalidInput(
@@ -107,7 +109,7 @@ def check(client: MilvusClient, name: str, record: ModelRecord, options: CreateO
 
 
 def _check_fields(client: MilvusClient, options: CreateOptions) -> None:
-    names = [OWN_ID, OWN_EMBEDDING, OWN_STATE, OWN_DIGEST]
+    names = [_ID, OWN_EMBEDDING, OWN_STATE, _DIGEST]
     for field in options.fields:
         if not isinstance(field, FieldSchema):
             raise InvalidInput(f"are pymilvus.FieldSchema, got {type(field).__name__}", "fields")

@@ -70,7 +70,7 @@ def read(
         CollectionError: a field is missing, or has another type or size; the message says what is needed.
     """
     dim = model.embedding_size if model else 0
-    text_length = state_codec.text_length(model.hidden_size) if model else 0
+    text_length = state_codec.text_length(model.hidden_size, model.state_format) if model else 0
     name = description["collection_name"]
     fields = {field["name"]: field for field in description["fields"]}
     has = ", ".join(f"{key} {DataType(field['type']).name}" for key, field in fields.items())

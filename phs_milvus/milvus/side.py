@@ -105,7 +105,7 @@ class SideStates:
         self.attachment = attachment
         self._client = client
         self.table = Table(client, name, key, all_visible=False)
-        self._row_bytes = state_codec.text_length(model.hidden_size) + 256
+        self._row_bytes = state_codec.text_length(model.hidden_size, model.state_format) + 256
         self._cache: TTLCache[Id, StoredState] = TTLCache(_CACHE_BYTES, _CACHE_SECONDS, getsizeof=_size_of)
         self._lock = threading.Lock()
 
@@ -125,7 +125,9 @@ class SideStates:
         limit = {"max_length": int(key["params"]["max_length"])} if key["type"] == DataType.VARCHAR else {}
         schema.add_field(key["name"], key["type"], is_primary=True, **limit)
         schema.add_field(_DUMMY, DataType.FLOAT_VECTOR, dim=len(_DUMMY_VALUE))
-        schema.add_field(_STATE, DataType.VARCHAR, max_length=state_codec.text_length(model.hidden_size))
+        schema.add_field(
+            _STATE, DataType.VARCHAR, max_length=state_codec.text_length(model.hidden_size, model.state_format)
+        )
         schema.add_field(_OF, DataType.VARCHAR, max_length=2 * _HASH_BYTES)
         schema.add_field(_DIGEST, DataType.VARCHAR, max_length=64)
         index = client.prepare_index_params()
@@ -206,7 +208,7 @@ class SideStates:
             {
                 self.table.key: new.id,
                 _DUMMY: _DUMMY_VALUE,
-                _STATE: state_codec.pack(new.state),
+                _STATE: state_codec.pack(new.state, self.model.state_format),
                 _OF: hash_of(new.embedding),
                 _DIGEST: new.digest,
             }

@@ -365,7 +365,7 @@ class FocusedSearch:
             return scores
         try:
             texts, ids = [packed[row] for row in rows], [candidates.ids[row] for row in rows]
-            states = state.unpack(texts, self._encoder.info.hidden_size, ids)
+            states = state.unpack_stored(texts, self._encoder.info.hidden_size, ids)
         except StateError as error:
             raise StateError(f"collection '{self._collection.name}', {error}") from None
         scores[rows] = query.query_db_scores(self._encoder, states)

@@ -30,7 +30,7 @@ def check_states(collection: FocusedCollection, encoder: Encoder) -> None:
     if not len(usable):
         return
     info = encoder.info
-    states = state.unpack([texts[row] for row in usable], info.hidden_size)
+    states = state.unpack_stored([texts[row] for row in usable], info.hidden_size)
     every_head = np.ones((len(usable), info.heads), np.float32)
     cosines = encoder.rerank(embeddings[usable] / norms[usable, None], every_head, states).diagonal()
     differing = int((cosines < _AGREEMENT).sum())
