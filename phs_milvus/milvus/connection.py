@@ -64,6 +64,8 @@ _LONG_CALLS = ("Search", "HybridSearch", "Query", "Insert", "Upsert", "Delete", 
 _SERVER_OPTIONS = {
     # pymilvus pings every 10 s; gRPC would wait a minute for the answer.
     "grpc.http2.ping_timeout_ms": 5_000,
+    # Of a server that is away gRPC asks ever more rarely, in the end every two minutes.
+    "grpc.max_reconnect_backoff_ms": 2_000,
     "grpc.service_config": json.dumps(
         {
             "methodConfig": [
