@@ -30,7 +30,6 @@ _WRITE_TIMEOUT_S = 120.0
 _LOAD_TIMEOUT_S = 300.0
 _PAUSE_S = 1.0
 STRONG = "Strong"
-_PASSED_ON = ("partition_names", "group_by_field")
 
 
 class Table:
@@ -195,7 +194,8 @@ class Table:
             "output_fields": names,
             "search_params": params,
             "timeout": options.seconds(),
-            **{name: value for name in _PASSED_ON if (value := getattr(options, name))},
+            "partition_names": list(options.partition_names or []) or None,
+            **({"group_by_field": options.group_by_field} if options.group_by_field else {}),
         }
         level, writes = options.consistency_level or self._default_level(), self._writes
         try:
