@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import grpc
-from pymilvus import DataType, FieldSchema, MilvusClient, MilvusException
+from pymilvus import AnnSearchRequest, DataType, FieldSchema, Function, FunctionType, MilvusClient, MilvusException
 
 from phs_milvus.contract.errors import CollectionError, InvalidInput, MilvusUnavailable, PhsError, reason_of, shown
 from phs_milvus.contract.proxies import channel_options, proxy_note
@@ -43,8 +43,11 @@ def _is_not_of_lite(record: logging.LogRecord) -> bool:
 logging.getLogger("grpc._server").addFilter(_is_not_of_lite)
 
 __all__ = [
+    "AnnSearchRequest",
     "DataType",
     "FieldSchema",
+    "Function",
+    "FunctionType",
     "MilvusClient",
     "check_server",
     "close",
