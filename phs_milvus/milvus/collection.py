@@ -14,7 +14,7 @@ from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
 from phs_milvus.contract.types import Float32Array, ModelInfo, StateFormat
 from phs_milvus.milvus import creation, schema
 from phs_milvus.milvus.attach import Attached, attached, opened
-from phs_milvus.milvus.connection import FieldSchema, MilvusClient, close, connect, translated_errors
+from phs_milvus.milvus.connection import FieldSchema, MilvusClient, check_server, close, connect, translated_errors
 from phs_milvus.milvus.options import SearchOptions
 from phs_milvus.milvus.rows import Candidates, Id, ModelRecord, Row, batches, check_rows, normalised, quote
 from phs_milvus.milvus.schema import NORM_TOLERANCE, check_norms, not_of_norm_1
@@ -90,7 +90,8 @@ class FocusedCollection:
                 stored with a row, as a dynamic field; only fields of the schema can be indexed, be a partition key, or
                 be grouped by.
             partition_key_field: the one of `fields` whose value says which partition a row is in, so that searches
-                with a filter on it look into that one alone.
+                with a filter on it look into that one alone. Before Milvus 2.4 rows can then be inserted, but not
+                upserted, as `ingest_folder` does.
             num_partitions: how many partitions the key is spread over.
             num_shards: how many nodes share the writing.
             consistency_level: what searches see that do not say it themselves; see `search`.
@@ -241,6 +242,14 @@ class FocusedCollection:
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """Adds rows; those with the same ids are replaced, metadata included. Raises as `insert`."""
+        if self.layout.partition_key:
+            try:
+                check_server(self.client, (2, 4), "upserting", "rows")
+            except InvalidInput as error:
+                raise CollectionError(
+                    f"collection {self.name!r} has a partition key, and older servers upsert rows into a wrong "
+                    f"partition, where a filter on the key does not find them: {error}; insert works"
+                ) from None
         # Milvus would replace a row only within the partition that it writes to.
         if not self.layout.partition_key and len(partitions := self._table.partitions()) > 1:
             raise CollectionError(

@@ -274,7 +274,7 @@ class FocusedSearch:
         if not questions or score not in ("query_db", "blend"):
             field = "score" if questions else "questions"
             raise InvalidInput("there must be a question, and score must be query_db or blend", field)
-        parts, _, _ = self._encode(questions, focus, False)
+        parts, _, _ = self._encode(questions, focus, False, SearchOptions())
         return model_ranker(
             self._collection,
             [pack_query(query.comparison(score), self._encoder.info.fingerprint) for query in parts],
