@@ -120,6 +120,13 @@ def test_a_field_that_may_be_null_is_refused(lite: MilvusClient, encoder: Encode
         search.ranker(Query(photos[3], _BOX), provider="cohere", endpoint="http://127.0.0.1:1")
 
 
+def test_states_beside_the_collection_are_refused(lite: MilvusClient, encoder: Encoder, photos: list[Path]) -> None:
+    lite.create_collection("foreign", dimension=encoder.info.embedding_size)
+    search = FocusedSearch(FocusedCollection.attach(lite, "foreign", model=encoder.info), encoder)
+    with pytest.raises(CollectionError, match="holds no states in its own rows"):
+        search.ranker(Query(photos[3], _BOX), provider="cohere", endpoint="http://127.0.0.1:1")
+
+
 def test_a_real_server_of_before_2_6_is_named(photo_search: FocusedSearch, photos: list[Path]) -> None:
     if is_lite(photo_search._collection.client):
         pytest.skip("about a Milvus server: tests/milvus_standalone.sh")
