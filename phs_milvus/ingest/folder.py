@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,11 +15,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.contract.errors import CollectionError, ImageError, InvalidInput, MilvusUnavailable, PhsError
+from phs_milvus.contract.errors import CollectionError, ImageError, InvalidInput, PhsError
 from phs_milvus.contract.images import EncodedImage, load_image
 from phs_milvus.contract.types import Encoding
 from phs_milvus.ingest.encoding import THREADS, encoded
 from phs_milvus.ingest.files import IMAGE_EXTENSIONS, ahead, chunks, is_another, is_gone, sha256_of, until, walk
+from phs_milvus.ingest.patience import PATIENCE_S, long_work
 from phs_milvus.ingest.progress import FAILURES_KEPT, IngestReport, Progress, ProgressBar
 from phs_milvus.milvus.collection import FocusedCollection, Row
 from phs_milvus.milvus.rows import check_text
@@ -27,7 +28,6 @@ from phs_milvus.milvus.rows import check_text
 Metadata: TypeAlias = "Callable[[Path], dict[str, Any]]"
 
 _IDS_PER_LOOKUP = 8192  # one call to Milvus, see phs_milvus.milvus.table
-PATIENCE_S = 180.0  # a standalone Milvus that was killed is back after a minute
 _MOST_ROWS = 100_000  # of one write: they wait in memory
 
 
@@ -85,17 +85,12 @@ def ingest_folder(
     total = sum(1 for _ in until(stop, walk(base, extensions)))
     if prune:
         run.check_prunable()
-    try:
-        with closing(ProgressBar(progress, total)) as bar, collection.patient(patience, bar.tell):
-            run.encode_all(until(stop, walk(base, extensions, run.fail, run.leave_out)), bar)
-            if prune and not stop.is_set():
-                run.prune()
-            if run.report.encoded:
-                collection.flush()
-    except MilvusUnavailable as error:
-        raise MilvusUnavailable(
-            f"{error}; {run.report.encoded:,} files were stored, and the next run goes on from there"
-        ) from error
+    with long_work(collection, progress, total, patience, lambda: f"{run.report.encoded:,} files") as bar:
+        run.encode_all(until(stop, walk(base, extensions, run.fail, run.leave_out)), bar)
+        if prune and not stop.is_set():
+            run.prune()
+        if run.report.encoded:
+            collection.flush()
     run.report.seconds = time.monotonic() - started
     return run.report
 
