@@ -102,7 +102,9 @@ def test_the_build_context_holds_what_is_copied_and_little_else() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
     assert copied and all(goes_in(source) for line in copied for source in line.split())
     assert goes_in("assets/demo_model/config.json") and goes_in("models/mine/model.safetensors")
-    assert not any(goes_in(path) for path in (".git/HEAD", ".venv/bin/python", "docker/.env", "assets/demo_scenes/0.webp"))
+    assert not any(
+        goes_in(path) for path in (".git/HEAD", ".venv/bin/python", "docker/.env", "assets/demo_scenes/0.webp")
+    )
 
 
 def test_kubernetes() -> None:

@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -27,7 +28,9 @@ _Status = health_pb2.HealthCheckResponse.ServingStatus
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the status in one line; returns the exit status."""
     parser = make_parser(prog="python -m phs_server.probe")
-    parser.description = "Asks the server that runs with these settings for its health; most settings make no difference."
+    parser.description = (
+        "Asks the server that has these settings for its health; most of them make no difference to it."
+    )
     parser.epilog = "Mutual TLS: PHS_ENCODER_CERT and PHS_ENCODER_KEY name a client certificate and its key, in PEM."
     parser.add_argument("name", nargs="?", choices=_NAMES, default=_NAMES[0], help="what to ask for")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds to wait for the answer")
@@ -51,7 +54,7 @@ def _status(settings: Settings, name: str, timeout: float) -> str:
     """
     host = _EVERYWHERE.get(settings.host, settings.host).strip("[]")
     target = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
-    options = [("grpc.enable_http_proxy", 0)]
+    options: list[tuple[str, int | str]] = [("grpc.enable_http_proxy", 0)]
     if settings.tls_cert:
         pem = read_small_file(settings.tls_cert, "tls_cert")
         options.append(("grpc.ssl_target_name_override", _certified_name(settings, host, timeout)))
@@ -83,8 +86,8 @@ def _certified_name(settings: Settings, host: str, timeout: float) -> str:
         socket.create_connection((host, settings.port), timeout) as connection,
         context.wrap_socket(connection) as secured,
     ):
-        names = (secured.getpeercert() or {}).get("subjectAltName", ())
-    return next((str(name) for _, name in names), host)
+        certificate: dict[str, Any] = secured.getpeercert() or {}
+    return next((str(name) for _, name in certificate.get("subjectAltName", ())), host)
 
 
 if __name__ == "__main__":

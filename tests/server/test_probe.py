@@ -25,9 +25,7 @@ def test_ready_and_alive(address: str, capsys: pytest.CaptureFixture[str]) -> No
         assert capsys.readouterr().out == f"{name}: SERVING\n"
 
 
-def test_it_asks_on_loopback_where_the_server_listens_everywhere(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_asks_on_loopback_where_the_server_listens_everywhere(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:1")
     assert probe.main(["--host", "0.0.0.0", "--port", address.rpartition(":")[2]]) == 0
