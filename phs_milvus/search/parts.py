@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.contract.types import Encoding, Float16Array, Float32Array
+from phs_milvus.contract.types import Encoding, Float32Array, States
 
 # What counter-examples weigh against examples (benchmarks/quality, "Several examples").
 UNLIKE_WEIGHT = 0.5
@@ -39,11 +39,11 @@ class Parts:
         embedding: Float32Array = self.shares @ embeddings
         return embedding
 
-    def query_db_scores(self, encoder: Encoder, states: Float16Array) -> Float32Array:
+    def query_db_scores(self, encoder: Encoder, states: States) -> Float32Array:
         """The "query_db" scores of K states: float32 [K].
 
         Args:
-            states: float16 [K, 2, D].
+            states: float16 [K, 2, D] or Int8States.
 
         Raises:
             InvalidInput: an encoding has no head weights, or the states do not fit the model.
