@@ -37,7 +37,8 @@ fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 buildah() { command buildah --root "$work/storage" --runroot "$work/run" --storage-driver "$(<"$work/driver")" "$@"; }
 
 make_base() {
-    debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/debian" >"$work/log" 2>&1 ||
+    packages=python3,python3-venv,ca-certificates
+    debootstrap --variant=minbase --include="$packages" bookworm "$work/debian" >"$work/log" 2>&1 ||
         { tail "$work/log" >&2; fail "debootstrap"; }
     tar -C "$work/debian" -cf "$work/rootfs.tar" .
     printf 'FROM scratch\nADD rootfs.tar /\n' | buildah bud --quiet --tag localhost/base -f - "$work" >/dev/null
@@ -71,7 +72,8 @@ if [[ -z "${PHS_TEST_MILVUS_URI:-}" ]]; then
     mkdir "$TMPDIR" "$work/lower" "$work/upper" "$work/scratch" "$work/merged"
     # vfs works anywhere, and copies every file for every layer.
     options="lowerdir=$work/lower,upperdir=$work/upper,workdir=$work/scratch"
-    if mount -t overlay overlay -o "$options" "$work/merged" 2>/dev/null; then echo overlay; else echo vfs; fi >"$work/driver"
+    if ! mount -t overlay overlay -o "$options" "$work/merged" 2>/dev/null; then driver=vfs; fi
+    echo "${driver:-overlay}" >"$work/driver"
     say "a base image of Debian bookworm and its Python; storage: $(<"$work/driver")"
     make_base
     pip_settings >"$work/mounts"
@@ -153,8 +155,12 @@ plugin ingest /photos
 plugin search /photos/scene_0000.webp --box 20,20,120,120 --limit 3
 
 say "nothing was written outside /cache and /tmp: the root may be read-only"
-written="$(find "$(buildah mount "$server")" -xdev -newer "$work/before" -user 10001 -type f -not -path '*/cache/*' -not -path '*/tmp/*')"
-[[ -z "$written" ]] || fail "$written"
+for container in "$server" "$plugin"; do
+    root="$(buildah mount "$container")"
+    may=(-path "$root/cache" -o -path "$root/tmp")
+    written="$(find "$root" -xdev \( "${may[@]}" \) -prune -o -newer "$work/before" -user 10001 -print)"
+    [[ -z "$written" ]] || fail "$written"
+done
 stop
 
 say "the server with a model baked in"

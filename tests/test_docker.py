@@ -129,7 +129,7 @@ def run(tool: str, *arguments: str | Path, **environment: str) -> str:
         pytest.skip(f"{tool} is not installed here")
     command = [found, *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=DOCKER, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=DOCKER, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
