@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.contract.errors import CollectionError, PhsError, shown
-from phs_milvus.contract.tokens import read_tokens
 
 DEFAULT_MILVUS = "./phs_milvus.db"
 DEFAULT_COLLECTION = "images"
@@ -89,6 +88,7 @@ def open_encoder(options: argparse.Namespace, *, many: bool = False) -> Iterator
     Raises:
         PhsError: --encoder and --model are both given, the server does not answer, or the model cannot be served here.
     """
+    from phs_milvus.client import environment
     from phs_milvus.client.encoder import Encoder
 
     if options.encoder and options.model:
@@ -96,7 +96,7 @@ def open_encoder(options: argparse.Namespace, *, many: bool = False) -> Iterator
     if named := address_of(options):
         addresses = named.split(",")
         address = addresses if len(addresses) > 1 else addresses[0]
-        with Encoder(address, tls=_tls(), token=_token()) as encoder:
+        with Encoder(address, tls=environment.tls(), token=environment.token()) as encoder:
             encoder.info  # noqa: B018  fails here, before any work, if the server is not there
             yield encoder
         return
@@ -113,25 +113,6 @@ def open_encoder(options: argparse.Namespace, *, many: bool = False) -> Iterator
     print(_LOADING.format(model=shown(settings.model), quoted=shlex.quote(settings.model)), file=sys.stderr)
     with app.ServerThread(settings, brief=not many) as server, Encoder(server.address) as encoder:
         yield encoder
-
-
-def _tls() -> Any:
-    """TLS by the environment: PHS_ENCODER_CA, PHS_ENCODER_CERT and PHS_ENCODER_KEY, or PHS_ENCODER_TLS=1."""
-    from phs_milvus.client.channels import Tls
-
-    files = {name: os.environ.get(f"PHS_ENCODER_{name.upper()}") for name in ("ca", "cert", "key")}
-    if any(files.values()):
-        return Tls(**files)
-    return os.environ.get("PHS_ENCODER_TLS", "").lower() not in ("", "0", "false", "no", "off")
-
-
-def _token() -> str | None:
-    """The first bearer token in the file that PHS_ENCODER_TOKEN_FILE names."""
-    path = os.environ.get("PHS_ENCODER_TOKEN_FILE")
-    if not path:
-        return None
-    # The server's own file will do: it may hold several tokens.
-    return read_tokens(path, "PHS_ENCODER_TOKEN_FILE")[0]
 
 
 def server_package() -> Any:

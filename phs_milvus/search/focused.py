@@ -12,19 +12,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from phs_milvus.client.encoder import Encoder
+from phs_milvus.client.pictures import Opened
 from phs_milvus.contract import state
 from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError, StateError
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Float32Array, Focus
 from phs_milvus.milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
+from phs_milvus.milvus.ranker import ModelRanker, Provider, model_ranker
 from phs_milvus.milvus.rows import Id
 from phs_milvus.pointing.prompts import Prompt
 from phs_milvus.search.hits import DEFAULT_BOXES, Hit, SearchResult, ranked_hits, without
 from phs_milvus.search.locating import QueryLocator, localized
+from phs_milvus.search.packed_query import pack_query
 from phs_milvus.search.parts import Parts, parts_of
 from phs_milvus.search.queries import (
     Examples,
@@ -41,7 +45,7 @@ from phs_milvus.search.queries import (
 from phs_milvus.search.sampling import check_states
 from phs_milvus.search.scores import Score, check_score
 from phs_milvus.search.sources import PictureSource
-from phs_milvus.search.zooms import encode_zooms_many
+from phs_milvus.search.zooms import FEW, encode_zooms_many
 
 DEFAULT_LIMIT = 10
 # Stage one returns this many candidates per hit, and at least MIN_CANDIDATES: stage two repairs a wrong order among
@@ -220,6 +224,45 @@ class FocusedSearch:
             return results
         return [_third_stage(result, localize, images, boxes, limit, min_score) for result in results]
 
+    def ranker(
+        self,
+        *questions: Question,
+        endpoint: str | None = None,
+        provider: Provider = "tei",
+        score: Literal["query_db", "blend"] = "blend",
+        token: str | None = None,
+        credential: str | None = None,
+        focus: Focus = Focus(),
+    ) -> ModelRanker:
+        """For MilvusClient.search and hybrid_search, which then rerank by themselves: see `phs_milvus.web.rerank`.
+
+        Args:
+            questions: as `search_many` takes them, one for each vector of the search.
+            endpoint: where Milvus, not this program, reaches `phs-milvus rerank-endpoint`: http://host:8766.
+            provider: the service that Milvus takes it for: "tei" or "vllm", or "cohere", which alone Milvus Lite has.
+            score: what hits are ranked by.
+            token: for Milvus Lite, the endpoint's token.
+            credential: for a server, the name of the endpoint's token in its milvus.yaml.
+
+        Raises:
+            InvalidInput: a question or argument that cannot be used; `.field` names it.
+            CollectionError: this Milvus is older than 2.6 and would ignore it, or cannot rerank by the states' field.
+            EncoderError: the server could not answer.
+        """
+        if not questions or score not in ("query_db", "blend"):
+            field = "score" if questions else "questions"
+            raise InvalidInput("there must be a question, and score must be query_db or blend", field)
+        parts, _, _ = self._encode(questions, focus, False)
+        return model_ranker(
+            self._collection,
+            [pack_query(query.comparison(score), self._encoder.info.fingerprint) for query in parts],
+            np.stack([query.ann_embedding for query in parts]),
+            provider=provider,
+            endpoint=endpoint,
+            token=token,
+            credential=credential,
+        )
+
     def file_of(self, image: ImageSource | StoredImage) -> ImageSource:
         """The file of a StoredImage; any other image is returned unchanged.
 
@@ -258,6 +301,8 @@ class FocusedSearch:
             )
         asked = [example for question in questions for example in examples_of(question)]
         examples = with_files(self._collection, asked, self._image_root)
+        if len(examples) <= FEW:
+            examples = [self._opened(example, place_of(n, questions)) for n, example in enumerate(examples)]
         encodings = iter(self._encoded(examples, questions, focus))
         digests = iter([digest_of(example) for example in examples] if with_digests else [])
         parts, own, pointed, start = [], [], [], 0
@@ -270,6 +315,16 @@ class FocusedSearch:
             own.append(frozenset(islice(digests, len(some))))
         return parts, own, pointed
 
+    def _opened(self, example: Pointed | Encoding, place: str) -> Pointed | Encoding:
+        """The example with its picture opened: to locate is then to ask for another encoding of a picture that the
+        server holds."""
+        if isinstance(example, Encoding) or isinstance(example.image, Opened):
+            return example
+        try:
+            return example._replace(image=self._encoder.open(example.image))
+        except InvalidInput as error:
+            raise _placed(error, place) from error.__cause__
+
     def _encoded(
         self, examples: Sequence[Pointed | Encoding], questions: Sequence[Question], focus: Focus
     ) -> list[Encoding]:
@@ -279,8 +334,8 @@ class FocusedSearch:
         encodings = []
         for number, example in enumerate(examples):
             result = next(fresh) if isinstance(example, Pointed) else example
-            if isinstance(result, InvalidInput) and (place := place_of(number, questions)):
-                raise type(result)(f"{place}: {result}", result.field)
+            if isinstance(result, InvalidInput):
+                raise _placed(result, place_of(number, questions))
             if isinstance(result, PhsError):
                 raise result
             encodings.append(result)
@@ -354,6 +409,11 @@ class FocusedSearch:
         ann = candidates.scores * np.float32(np.linalg.norm(query.ann_embedding))
         query_db = None if score == "ann" else self._query_db(query, candidates)
         return ranked_hits(candidates, ann, query_db, score=score, limit=limit, min_score=min_score)
+
+
+def _placed(error: InvalidInput, place: str) -> InvalidInput:
+    """The error with where its example is, if there are several."""
+    return type(error)(f"{place}: {error}", error.field) if place else error
 
 
 def _third_stage(
