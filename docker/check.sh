@@ -2,7 +2,7 @@
 # Builds the server's and the plugin's image for real, runs them, and asks the server in its container from outside. It
 # needs no docker daemon and no image registry: the base image is a Debian made by debootstrap.
 #
-#   sudo docker/check.sh                 server-cpu: ten minutes or more, and SIZE GB in /tmp meanwhile
+#   sudo docker/check.sh                 server-cpu: ten minutes or more, and 6 GB in /tmp meanwhile (40 without overlayfs)
 #   sudo docker/check.sh server-cuda     the same for the image with CUDA, which then runs on the CPU
 #
 # It needs root, buildah, debootstrap, this repository's .venv (`make .venv/.dev`), and packages: Debian's, and pip's by
@@ -154,7 +154,36 @@ plugin() {
 plugin ingest /photos
 plugin search /photos/scene_0000.webp --box 20,20,120,120 --limit 3
 
-say "nothing was written outside /cache and /tmp: the root may be read-only"
+say "the rerank endpoint, as compose.yaml starts it"
+mapfile -t words < <(.venv/bin/python -c "
+import yaml
+print(*yaml.safe_load(open('docker/compose.yaml'))['services']['rerank']['command'], sep='\n')")
+plugin "${words[@]}" >"$work/log" 2>&1 &
+for _ in $(seq 60); do if grep -q 8766 "$work/log"; then break; fi; sleep 0.5; done
+.venv/bin/python - assets/demo_scenes/scene_000[0-2].webp <<'PYTHON' || { cat "$work/log" >&2; fail "no answer"; }
+import json
+import sys
+import urllib.request
+
+from phs_milvus import Box, Encoder, Outputs, Reranker
+from phs_milvus.contract import state
+from phs_milvus.search.packed_query import pack_query
+from phs_milvus.search.parts import parts_of
+
+with Encoder("127.0.0.1:50051") as encoder:
+    texts = [state.pack(encoder.encode(path, outputs=Outputs(state=True)).state) for path in sys.argv[1:]]
+    comparison = parts_of([Reranker(encoder).query(sys.argv[1], Box(20, 20, 120, 120))], []).comparison("query_db")
+    query = pack_query(comparison, encoder.info.fingerprint)
+body = json.dumps({"query": query, "texts": texts}).encode()
+headers = {"Content-Type": "application/json", "Host": "rerank:8766"}
+with urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8766/rerank", body, headers), timeout=20) as answer:
+    ranking = json.load(answer)
+print(ranking)
+assert ranking[0]["index"] == 0 and len(ranking) == len(texts)
+PYTHON
+
+say "the server remembers kernels in /cache, and nothing else is written but in /tmp: the root may be read-only"
+find "$(buildah mount "$server")/cache" -type f -newer "$work/before" -user 10001 | grep . || fail "no file in /cache"
 for container in "$server" "$plugin"; do
     root="$(buildah mount "$container")"
     may=(-path "$root/cache" -o -path "$root/tmp")
