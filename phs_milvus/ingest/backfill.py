@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,6 +34,7 @@ from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
 from phs_milvus.contract.types import Encoding
 from phs_milvus.ingest.encoding import THREADS, encoded
 from phs_milvus.ingest.files import chunks, until
+from phs_milvus.ingest.patience import PATIENCE_S, long_work
 from phs_milvus.ingest.progress import FAILURES_KEPT, Progress, ProgressBar
 from phs_milvus.milvus.collection import FocusedCollection
 from phs_milvus.milvus.rows import Id
@@ -96,6 +97,7 @@ def backfill(
     batch_size: int = 256,
     progress: Progress = True,
     stop: threading.Event | None = None,
+    patience: float = PATIENCE_S,
 ) -> BackfillReport:
     """Encodes the pictures of an attached collection's rows and stores their states beside it.
 
@@ -112,12 +114,14 @@ def backfill(
         batch_size: states per write.
         progress: True for a bar on stderr, False for none, or a function called with (rows done, rows in all).
         stop: set it, from any thread, to end early, as `ingest_folder` does.
+        patience: seconds to go on trying while Milvus does not answer, as while it restarts; each time anew.
 
     Raises:
         InvalidInput: an argument cannot be used; `.field` names it.
         ModelMismatch: most stored embeddings are not of the encoder's model, or the encoder runs another one.
         ImageError: not one of the first pictures can be found.
-        CollectionError: the collection was not attached with a side collection, or Milvus no longer answers.
+        CollectionError: the collection was not attached with a side collection.
+        MilvusUnavailable: Milvus no longer answers. The next run goes on from what is stored.
         EncoderError: the embedding server no longer answers. What was encoded by then is stored.
     """
     started = time.monotonic()
@@ -134,12 +138,12 @@ def backfill(
     stop = stop or threading.Event()
     run = _Run(collection, side, encoder, find, batch_size, stop)
     run.report.rows = collection.count()
-    with closing(ProgressBar(progress, run.report.rows)) as bar:
+    with long_work(collection, progress, run.report.rows, patience, lambda: f"{run.report.written:,} states") as bar:
         run.encode_all(bar)
-    if prune and not stop.is_set():
-        run.prune()
-    if run.report.written:
-        side.flush()
+        if prune and not stop.is_set():
+            run.prune()
+        if run.report.written:
+            side.flush()
     run.report.seconds = time.monotonic() - started
     return run.report
 

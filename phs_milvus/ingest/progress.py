@@ -86,6 +86,11 @@ class ProgressBar:
         if self._call is not None:
             self._call(self._done, max(self._total, self._done))
 
+    def tell(self, text: str) -> None:
+        """Prints a line above the bar; nothing where there is no bar."""
+        if self._tqdm is not None:
+            self._tqdm.write(text, file=sys.stderr)
+
     def close(self) -> None:
         """Ends the bar and leaves it on the screen."""
         if self._tqdm is not None:

@@ -96,6 +96,7 @@ class SideStates:
         name: of the side collection.
         model: the model whose states it holds.
         attachment: what it remembers of its owner.
+        table: its records.
     """
 
     def __init__(self, client: MilvusClient, name: str, key: str, model: ModelRecord, attachment: Attachment) -> None:
@@ -103,7 +104,7 @@ class SideStates:
         self.model = model
         self.attachment = attachment
         self._client = client
-        self._table = Table(client, name, key, all_visible=False)
+        self.table = Table(client, name, key, all_visible=False)
         self._row_bytes = state_codec.text_length(model.hidden_size, model.state_format) + 256
         self._cache: TTLCache[Id, StoredState] = TTLCache(_CACHE_BYTES, _CACHE_SECONDS, getsizeof=_size_of)
         self._lock = threading.Lock()
@@ -172,15 +173,15 @@ class SideStates:
 
     def count(self) -> int:
         """The current number of states."""
-        return self._table.count()
+        return self.table.count()
 
     def read(self, ids: Sequence[Id]) -> list[StoredState]:
         """What is stored of each row, in their order. Some may have been read up to 30 seconds ago."""
         with self._lock:
             found = {key: one for key in ids if (one := self._cache.get(key)) is not None}
         missing = [key for key in dict.fromkeys(ids) if key not in found]
-        rows = self._table.get(missing, [_STATE, _DIGEST], self._page, current=False)
-        read = {row[self._table.key]: StoredState(row[_STATE], row[_DIGEST]) for row in rows}
+        rows = self.table.get(missing, [_STATE, _DIGEST], self._row_bytes, level=None)
+        read = {row[self.table.key]: StoredState(row[_STATE], row[_DIGEST]) for row in rows}
         with self._lock:
             for key, one in read.items():
                 self._cache[key] = one
@@ -189,13 +190,13 @@ class SideStates:
 
     def hashes(self, ids: Sequence[Id]) -> dict[Id, str]:
         """`hash_of` the embedding that each stored state belongs to, at present."""
-        rows = self._table.get(ids, [_OF], page=8192)
-        return {row[self._table.key]: row[_OF] for row in rows}
+        rows = self.table.get(ids, [_OF], 2 * _HASH_BYTES)
+        return {row[self.table.key]: row[_OF] for row in rows}
 
     def sample(self, count: int) -> dict[Id, tuple[str, str]]:
         """Of at most `count` rows the packed state and the hash of its embedding."""
-        rows = self._table.sample([self._table.key, _STATE, _OF], count)
-        return {row[self._table.key]: (row[_STATE], row[_OF]) for row in rows}
+        rows = self.table.sample([self.table.key, _STATE, _OF], count)
+        return {row[self.table.key]: (row[_STATE], row[_OF]) for row in rows}
 
     def write(self, states: Sequence[NewState]) -> None:
         """Adds states, or replaces those of the same rows.
@@ -205,7 +206,7 @@ class SideStates:
         """
         records = [
             {
-                self._table.key: new.id,
+                self.table.key: new.id,
                 _DUMMY: _DUMMY_VALUE,
                 _STATE: state_codec.pack(new.state, self.model.state_format),
                 _OF: hash_of(new.embedding),
@@ -214,31 +215,27 @@ class SideStates:
             for new in states
         ]
         for part in batches([self._row_bytes] * len(records), ROWS_PER_CALL, BYTES_PER_CALL):
-            self._table.upsert(records[part])
+            self.table.upsert(records[part])
         self._forget(new.id for new in states)
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Deletes the states of rows; ids that do not exist are ignored."""
         for start in range(0, len(ids), 1000):
-            self._table.delete(ids[start : start + 1000])
+            self.table.delete(ids[start : start + 1000])
         self._forget(ids)
 
     def iterate_ids(self) -> Iterator[Id]:
         """The ids of all rows that have a state, in ascending order, in bounded memory."""
-        return self._table.iterate_keys()
+        return self.table.iterate_keys()
 
     def flush(self) -> None:
         """Makes Milvus seal new states; call it at the end of a bulk load."""
-        self._table.flush()
+        self.table.flush()
 
     def drop(self) -> None:
         """Drops the side collection, and with it all that was ever stored for the owner's."""
         with translated_errors(f"cannot drop collection {self.name!r}"):
             self._client.drop_collection(self.name)
-
-    @property
-    def _page(self) -> int:
-        return max(1, min(8192, BYTES_PER_CALL // self._row_bytes))
 
     def _forget(self, ids: Iterable[Id]) -> None:
         with self._lock:

@@ -108,19 +108,25 @@ def digest_of(example: Pointed | Encoding) -> str:
 
 
 def with_files(
-    collection: FocusedCollection, examples: Sequence[Query | Encoding], image_root: Path | None
+    collection: FocusedCollection,
+    examples: Sequence[Query | Encoding],
+    image_root: Path | None,
+    *,
+    consistency_level: str | None = None,
+    timeout: float | None = None,
 ) -> list[Pointed | Encoding]:
     """The examples with every StoredImage replaced by its file, with one lookup in the collection.
 
     Args:
         image_root: the folder of the files, as image_root / id; None: each row's "path" field says where its file is.
+        consistency_level, timeout: see `FocusedCollection.get`; a search's own, since it sees no newer rows itself.
 
     Raises:
         InvalidInput: there is no such row, its id leads out of `image_root`, or it has no path and there is no
             `image_root`.
     """
     stored = [one.image.id for one in examples if isinstance(one, Query) and isinstance(one.image, StoredImage)]
-    find = _finder(collection, stored, image_root)
+    find = _finder(collection, stored, image_root, consistency_level, timeout)
 
     def located(query: Query) -> Pointed:
         image = query.image
@@ -147,7 +153,13 @@ def pictures_of(
     return known
 
 
-def _finder(collection: FocusedCollection, ids: Sequence[Id], image_root: Path | None) -> Callable[[Id], ImageSource]:
+def _finder(
+    collection: FocusedCollection,
+    ids: Sequence[Id],
+    image_root: Path | None,
+    level: str | None = None,
+    timeout: float | None = None,
+) -> Callable[[Id], ImageSource]:
     """Looks the rows up, and returns a function from an id to the picture, which raises InvalidInput without one."""
     where = collection.side.attachment if collection.side is not None and image_root is None else None
     found = None
@@ -157,7 +169,8 @@ def _finder(collection: FocusedCollection, ids: Sequence[Id], image_root: Path |
     has_path = image_root is None and (layout.dynamic or "path" in layout.others)
     fields = list(found.fields) if found else ["path"] if has_path else []
     # The rows are looked up under image_root too, so that an invented id is an error there as well.
-    rows = {row[layout.id]: row for row in collection.get(list(dict.fromkeys(ids)), fields)} if ids else {}
+    known = collection.get(list(dict.fromkeys(ids)), fields, consistency_level=level, timeout=timeout) if ids else []
+    rows = {row[layout.id]: row for row in known}
 
     def find(row_id: Id) -> ImageSource:
         if row_id not in rows:
