@@ -22,10 +22,11 @@ from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
 from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.location import LocateTarget, Location
+from phs_milvus.contract.scanning import Key, Scanned
 from phs_milvus.contract.types import Encoding, Explanation, Float32Array, Focus, ModelInfo, States
 from phs_milvus.pointing.prompts import Prompt
 
-Key = TypeVar("Key")
+Mark = TypeVar("Mark")
 
 
 class AsyncEncoder(AsyncStreamingEncoder):
@@ -99,12 +100,12 @@ class AsyncEncoder(AsyncStreamingEncoder):
         images: Iterable[ImageSource],
         prompts: Iterable[Prompt | None] | None = None,
         *,
-        keys: Iterable[Key],
+        keys: Iterable[Mark],
         focus: Focus = Focus(),
         outputs: Outputs = Outputs(),
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout: float | None = None,
-    ) -> AsyncGenerator[tuple[Key, Encoding | PhsError], None]: ...
+    ) -> AsyncGenerator[tuple[Mark, Encoding | PhsError], None]: ...
 
     async def encode_many(
         self,
@@ -183,6 +184,21 @@ class AsyncEncoder(AsyncStreamingEncoder):
             answer = await self._call(self._stub.Rerank, request, timeout)
             scores[block] = answers.scores(answer, request, self.address)
         return scores
+
+    async def scan(
+        self,
+        embeddings: Float32Array,
+        head_weights: Float32Array,
+        *,
+        limit: int = 10,
+        keys: Sequence[Key] | None = None,
+        shares: Float32Array | None = None,
+        timeout: float | None = None,
+    ) -> Scanned:
+        """See `Encoder.scan`."""
+        request = requests.scan_request(embeddings, head_weights, limit, keys, shares, self._expected, self._limits)
+        answer = await self._call(self._stub.Scan, request, timeout)
+        return answers.scanned(answer, request, keys, self.address)
 
     async def explain(
         self,

@@ -6,7 +6,7 @@ A wrong value is an EncoderError that names the server and the field. Fields tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
@@ -27,6 +27,7 @@ from phs_milvus.contract.errors import (
     error_from_status,
 )
 from phs_milvus.contract.location import LocatedBox, LocateTarget, Location
+from phs_milvus.contract.scanning import Key, Scanned
 from phs_milvus.contract.types import Encoding, Explanation, Float32Array, ModelInfo, Timings
 
 TRANSIENT = (EncoderUnavailable, EncoderBusy)
@@ -156,6 +157,32 @@ def scores(response: pb.RerankResponse, request: pb.RerankRequest, address: str)
     shape = [request.embeddings.shape[0], request.states.shape[0]]
     with _blaming(address):
         return _within(_tensor(response, "scores", np.float32, shape), "scores", -1, 1)
+
+
+def scanned(response: pb.ScanResponse, request: pb.ScanRequest, keys: Sequence[Key] | None, address: str) -> Scanned:
+    """What a scan found.
+
+    Args:
+        keys: of the request.
+
+    Raises:
+        EncoderError: other numbers of rankings or keys than there can be, a key that was not asked for, scores that are
+            not descending or of another shape, or a cosine that is not from -1 to 1.
+    """
+    shares = np.empty(request.shares.shape, np.float32) if request.HasField("shares") else None
+    with _blaming(address):
+        if len(response.collection) > _LONGEST_TEXT or not response.collection.isprintable():
+            raise InvalidInput("is not a name", "collection")
+        found = wire.scanned_from_pb(response, request.embeddings.shape[0], request.limit, shares)
+        allowed = None if keys is None else set(keys)
+        for ranking in found.rankings:
+            cosines = ranking.scores if ranking.query_scores is None else ranking.query_scores
+            _within(cosines, "scores", -1, 1)
+            if (np.diff(ranking.scores) > 0).any():
+                raise InvalidInput("are not descending", "scores")
+            if allowed is not None and not allowed.issuperset(ranking.keys):
+                raise InvalidInput("hold one that was not asked for", "keys")
+        return found
 
 
 def embeddings(response: pb.ReadoutResponse, request: pb.ReadoutRequest, info: ModelInfo, address: str) -> Float32Array:

@@ -39,10 +39,11 @@ from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
 from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.location import LocateTarget, Location
+from phs_milvus.contract.scanning import Key, Scanned
 from phs_milvus.contract.types import Encoding, Explanation, Float32Array, Focus, ModelInfo, States
 from phs_milvus.pointing.prompts import Prompt
 
-Key = TypeVar("Key")
+Mark = TypeVar("Mark")
 
 
 class Encoder(StreamingEncoder):
@@ -176,12 +177,12 @@ class Encoder(StreamingEncoder):
         images: Iterable[ImageSource],
         prompts: Iterable[Prompt | None] | None = None,
         *,
-        keys: Iterable[Key],
+        keys: Iterable[Mark],
         focus: Focus = Focus(),
         outputs: Outputs = Outputs(),
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout: float | None = None,
-    ) -> Iterator[tuple[Key, Encoding | PhsError]]: ...
+    ) -> Iterator[tuple[Mark, Encoding | PhsError]]: ...
 
     def encode_many(
         self,
@@ -310,6 +311,39 @@ class Encoder(StreamingEncoder):
             answer = self._call(self._stub.Rerank, request, timeout)
             scores[block] = answers.scores(answer, request, self.address)
         return scores
+
+    def scan(
+        self,
+        embeddings: Float32Array,
+        head_weights: Float32Array,
+        *,
+        limit: int = 10,
+        keys: Sequence[Key] | None = None,
+        shares: Float32Array | None = None,
+        timeout: float | None = None,
+    ) -> Scanned:
+        """`rerank` of every state in the file that the server was started with (`phs-server --states`); the best.
+
+        Args:
+            embeddings: [Q, E], of at most 64 queries; converted to float32.
+            head_weights: [Q, H], of the queries; converted to float32.
+            limit: keys in a ranking, 1 to 16,384.
+            keys: the only rows that are looked at, by their primary keys; those that the file does not have are
+                ignored. None: all rows.
+            shares: [R, Q]: a ranking for each row of it, by the sum of the queries' scores times these shares. None: a
+                ranking for each query.
+            timeout: seconds that this call may take; None: the Encoder's own. It takes time in proportion to the rows
+                times the distinct head weights.
+
+        Raises:
+            InvalidInput: the shapes fit neither each other nor the model, an argument that cannot be used, or the
+                server has no file of states.
+            ModelMismatch: the server does not run the expected model.
+            EncoderError: the server could not answer, or its answer was wrong.
+        """
+        request = requests.scan_request(embeddings, head_weights, limit, keys, shares, self._expected, self._limits)
+        answer = self._call(self._stub.Scan, request, timeout)
+        return answers.scanned(answer, request, keys, self.address)
 
     def explain(
         self,

@@ -24,6 +24,7 @@ from phs_milvus.contract.errors import (
 from phs_milvus.contract.images import EncodedImage, ImageSource
 from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.proxies import proxy_note
+from phs_milvus.contract.scanning import MOST_KEYS, Key
 from phs_milvus.contract.types import (
     MOST_MASK_PIXELS,
     MOST_READOUTS,
@@ -41,6 +42,8 @@ DEFAULT_TIMEOUT = 30.0
 DEFAULT_IN_FLIGHT = 64
 
 Metadata = tuple[tuple[str, str], ...]
+# Of a key in a request, at least.
+_BYTES_PER_KEY = 4
 # Rows and columns of a [Q, K] array.
 Block = tuple[slice, slice]
 
@@ -231,6 +234,33 @@ def readout_requests(
     largest = max(_bytes_each(states) + head_weights[0].nbytes, 4 * info.embedding_size)
     for some in _slices(len(states), max(1, min(budget // largest, MOST_READOUTS))):
         yield wire.readout_request(states[some], head_weights if shared else head_weights[some], expected)
+
+
+def scan_request(
+    embeddings: Float32Array,
+    head_weights: Float32Array,
+    limit: int,
+    keys: Sequence[Key] | None,
+    shares: Float32Array | None,
+    expected: str,
+    limits: Limits,
+) -> pb.ScanRequest:
+    """The request for a scan; arrays are converted to float32.
+
+    Raises:
+        InvalidInput: a limit that is not 1 to 16,384, keys of mixed types, or more of them than fit into a message.
+    """
+    if not 1 <= limit <= MOST_KEYS:
+        raise InvalidInput(f"is 1 to {MOST_KEYS}, got {limit}", "limit")
+    if keys is not None and _BYTES_PER_KEY * len(keys) > limits.message_bytes:  # before anything is made of them
+        raise InvalidInput(f"are {len(keys)}, more than a message of {limits.message_bytes} bytes can hold", "keys")
+    arrays = (np.asarray(embeddings, np.float32), np.asarray(head_weights, np.float32))
+    weighed = None if shares is None else np.asarray(shares, np.float32)
+    request = wire.scan_request(*arrays, limit, keys, weighed, expected)
+    size = request.ByteSize()
+    if size > limits.message_bytes - 1024:
+        raise InvalidInput(f"make a message of {size} bytes; {limits.message_bytes} are allowed", "keys")
+    return request
 
 
 def sendable(states: States, info: ModelInfo) -> States:

@@ -366,9 +366,17 @@ class FocusedCollection:
             raise CollectionError(f"collection {self.name!r} has no VARCHAR field 'digest' and no dynamic fields")
         return {row[self.layout.id]: row.get(name) or "" for row in self.get(ids, [name])}
 
-    def iterate_ids(self) -> Iterator[Id]:
-        """All ids in ascending order, in bounded memory; rows may be written or deleted meanwhile."""
-        return self._table.iterate_keys()
+    def iterate_ids(self, filter: str = "", *, timeout: float | None = None) -> Iterator[Id]:
+        """All ids in ascending order, in bounded memory; rows may be written or deleted meanwhile.
+
+        Args:
+            filter: only those of the rows that this Milvus expression takes.
+            timeout: seconds that a call may take; None: 30.
+
+        Raises:
+            InvalidInput: Milvus refuses the filter.
+        """
+        return self._table.iterate_keys(filter, SearchOptions(timeout=timeout).seconds())
 
     def search(
         self,

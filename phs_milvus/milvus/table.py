@@ -153,19 +153,39 @@ class Table:
         """At most `count` records, whichever Milvus gives first."""
         return self._query(filter, list(names), STRONG, limit=count)
 
-    def iterate_keys(self) -> Iterator[Id]:
-        """All ids in ascending order, a page at a time."""
+    def iterate_keys(self, filter: str = "", timeout: float = READ_TIMEOUT_S) -> Iterator[Id]:
+        """All ids, or those of the records that a filter takes, in ascending order, a page at a time.
+
+        Raises:
+            InvalidInput: Milvus refuses the filter.
+        """
         # Each page starts after the last id of the page before it. pymilvus' own iterator does the same, but does not
         # escape that id. The options make Milvus sort the records before it applies the limit.
         options: dict[str, Any] = {"iterator": "True", "reduce_stop_for_best": "True", "limit": IDS_PER_PAGE}
-        condition = ""
+        condition = filter
         # With these options pymilvus drops the consistency level; counting first makes the server catch up.
         self.count()
-        while page := [row[self.key] for row in self._query(condition, [self.key], STRONG, **options)]:
+        if filter:
+            self._check_filter(filter, timeout)
+        while page := [row[self.key] for row in self._query(condition, [self.key], STRONG, timeout, **options)]:
             if page != sorted(page):
                 raise CollectionError("Milvus does not return ids in order; Milvus Lite must be 3.2.1 or later")
             yield from page
             condition = f"{self.key} > {literal(page[-1])}"
+            if filter:
+                condition = f"({filter}) and {condition}"
+
+    def _check_filter(self, filter: str, timeout: float) -> None:
+        """Raises InvalidInput where Milvus does not take it; the collection itself was read just now."""
+        try:
+            self._query(filter, [self.key], "Eventually", timeout, limit=1)
+        except MilvusUnavailable:
+            raise
+        except CollectionError as error:
+            reason = message_of(error.__cause__ or error)
+            raise InvalidInput(
+                f"Milvus does not take the filter {shown(filter)!r}: {shown(reason)}", "filter"
+            ) from None
 
     def search(
         self,

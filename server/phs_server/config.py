@@ -35,6 +35,11 @@ class Settings:
     default_heads: int = _setting(
         0, "attention heads kept where a request names no number (h_on); 0: 5 of 12 or 16, 1 of 24", minimum=0
     )
+    states: str = _setting(
+        "",
+        "file that phs-milvus export-states wrote: Scan compares queries with every state in it; it is mapped, and held "
+        "in a GPU's memory where it fits; empty: none",
+    )
     devices: str = _setting(
         "auto", "torch devices that share the work, for example cpu or cuda:0,cuda:1; auto: a GPU where there is one"
     )

@@ -202,6 +202,56 @@ class RerankResponse(_message.Message):
     scores: Tensor
     def __init__(self, scores: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
+class Keys(_message.Message):
+    __slots__ = ("numbers", "texts", "ends")
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FIELD_NUMBER: _ClassVar[int]
+    numbers: bytes
+    texts: bytes
+    ends: bytes
+    def __init__(self, numbers: _Optional[bytes] = ..., texts: _Optional[bytes] = ..., ends: _Optional[bytes] = ...) -> None: ...
+
+class ScanRequest(_message.Message):
+    __slots__ = ("embeddings", "head_weights", "limit", "keys", "shares", "expected_fingerprint")
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    embeddings: Tensor
+    head_weights: Tensor
+    limit: int
+    keys: Keys
+    shares: Tensor
+    expected_fingerprint: str
+    def __init__(self, embeddings: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., limit: _Optional[int] = ..., keys: _Optional[_Union[Keys, _Mapping]] = ..., shares: _Optional[_Union[Tensor, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+
+class ScanResponse(_message.Message):
+    __slots__ = ("rankings", "collection", "exported_at_ms", "rows", "scored")
+    RANKINGS_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    EXPORTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
+    rankings: _containers.RepeatedCompositeFieldContainer[ScanRanking]
+    collection: str
+    exported_at_ms: int
+    rows: int
+    scored: int
+    def __init__(self, rankings: _Optional[_Iterable[_Union[ScanRanking, _Mapping]]] = ..., collection: _Optional[str] = ..., exported_at_ms: _Optional[int] = ..., rows: _Optional[int] = ..., scored: _Optional[int] = ...) -> None: ...
+
+class ScanRanking(_message.Message):
+    __slots__ = ("keys", "scores", "query_scores")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    QUERY_SCORES_FIELD_NUMBER: _ClassVar[int]
+    keys: Keys
+    scores: Tensor
+    query_scores: Tensor
+    def __init__(self, keys: _Optional[_Union[Keys, _Mapping]] = ..., scores: _Optional[_Union[Tensor, _Mapping]] = ..., query_scores: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
 class ReadoutRequest(_message.Message):
     __slots__ = ("states", "head_weights", "expected_fingerprint", "state_scales")
     STATES_FIELD_NUMBER: _ClassVar[int]

@@ -56,6 +56,11 @@ class FocusEncoderStub(object):
                 request_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.RerankRequest.SerializeToString,
                 response_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.RerankResponse.FromString,
                 _registered_method=True)
+        self.Scan = channel.unary_unary(
+                '/phs.v1.FocusEncoder/Scan',
+                request_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ScanRequest.SerializeToString,
+                response_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ScanResponse.FromString,
+                _registered_method=True)
         self.Locate = channel.stream_stream(
                 '/phs.v1.FocusEncoder/Locate',
                 request_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.LocateRequest.SerializeToString,
@@ -103,6 +108,14 @@ class FocusEncoderServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scan(self, request, context):
+        """As Rerank, of all states in the file that the server was started with, of which the best are answered. Takes time in
+        proportion to rows times distinct head weights; other calls are answered between parts of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Locate(self, request_iterator, context):
         """Where in each image the thing is that a query looks at. The first message says what to look for, each further one
         holds an image. Answers come as images are done, matched by id; a bad image is answered with an error of its own.
@@ -140,6 +153,11 @@ def add_FocusEncoderServicer_to_server(servicer, server):
                     servicer.Rerank,
                     request_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.RerankRequest.FromString,
                     response_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.RerankResponse.SerializeToString,
+            ),
+            'Scan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scan,
+                    request_deserializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ScanRequest.FromString,
+                    response_serializer=phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ScanResponse.SerializeToString,
             ),
             'Locate': grpc.stream_stream_rpc_method_handler(
                     servicer.Locate,
@@ -262,6 +280,33 @@ class FocusEncoder(object):
             '/phs.v1.FocusEncoder/Rerank',
             phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.RerankRequest.SerializeToString,
             phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.RerankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phs.v1.FocusEncoder/Scan',
+            phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ScanRequest.SerializeToString,
+            phs__milvus_dot_contract_dot___pb_dot_encoder__pb2.ScanResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,6 +27,7 @@ from phs_milvus.contract.wire.locating import (
     location_to_pb,
     target_from_pb,
 )
+from phs_milvus.contract.wire.scanning import scan_inputs, scan_request, scanned_from_pb, scanned_to_pb
 from phs_milvus.contract.wire.states import readout_inputs, readout_request, rerank_inputs, rerank_request
 from phs_milvus.contract.wire.tensors import tensor_from_pb, tensor_to_pb
 
@@ -53,6 +54,10 @@ __all__ = [
     "region_from_pb",
     "rerank_inputs",
     "rerank_request",
+    "scan_inputs",
+    "scan_request",
+    "scanned_from_pb",
+    "scanned_to_pb",
     "stream_error",
     "stream_request",
     "target_from_pb",

@@ -73,6 +73,7 @@ class FocusEncoderService:
             ("Encode", pb.EncodeRequest, 1, self._encode),
             ("Readout", pb.ReadoutRequest, 0, self._read_out),
             ("Rerank", pb.RerankRequest, 0, self._rerank),
+            ("Scan", pb.ScanRequest, 0, self._scan),
             ("GetModelInfo", pb.GetModelInfoRequest, 0, self._model_info),
         )
         handlers = {
@@ -204,6 +205,14 @@ class FocusEncoderService:
         # Scores are float32; they are an array before they are a message.
         self.admission.grow(hold, (_COPIES + 1) * 4 * len(inputs[0]) * len(inputs[2]))
         return pb.RerankResponse(scores=wire.tensor_to_pb(await pipeline.rerank(inputs, timeout=timeout)))
+
+    async def _scan(self, request: pb.ScanRequest, hold: Hold, timeout: float | None) -> pb.ScanResponse:
+        pipeline = self._ready(request.expected_fingerprint)
+        if pipeline.scans is None:
+            raise InvalidInput("this server has no states; start it with phs-server --states FILE", "scan")
+        with pipeline.scans.opened(wire.scan_inputs(request, pipeline.info)) as scan:
+            self.admission.grow(hold, scan.nbytes + _COPIES * scan.answer_bytes)
+            return wire.scanned_to_pb(await pipeline.scan(scan, timeout=timeout))
 
     async def _read_out(self, request: pb.ReadoutRequest, hold: Hold, timeout: float | None) -> pb.ReadoutResponse:
         pipeline = self._ready(request.expected_fingerprint)

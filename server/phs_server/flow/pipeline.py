@@ -25,8 +25,9 @@ import numpy as np
 import torch
 
 from phs_milvus.contract.decoding import Decoder
-from phs_milvus.contract.errors import DeadlineExceeded, InvalidInput, ModelError, ServerDraining
+from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, InvalidInput, ModelError, ServerDraining
 from phs_milvus.contract.location import Location
+from phs_milvus.contract.scanning import Scanned
 from phs_milvus.contract.types import Encoding, Float32Array, RerankInputs, States, Timings
 from phs_server.config import Settings
 from phs_server.flow.answered import answered, deadline_of
@@ -36,6 +37,7 @@ from phs_server.flow.describe import describe
 from phs_server.flow.held import HeldPictures
 from phs_server.flow.preprocess import Decode, ExpensivePicture
 from phs_server.flow.runner import ViewRunner
+from phs_server.flow.scanning import Scan, StatesScans
 from phs_server.flow.views import Asked, View, views_of
 from phs_server.model import checkpoint
 from phs_server.model.batch import Encoded
@@ -45,10 +47,12 @@ from phs_server.model.engine import FocusEngine
 log = logging.getLogger(__name__)
 
 # What to compute of stored states, given a function that ends it by raising.
-_OfStates = Callable[[FocusEngine, Callable[[], None]], Float32Array]
+_OfStates = Callable[[FocusEngine, Callable[[], None]], Any]
 
 # Requests about states waiting for the engine; each may hold one message of them.
 _STATES_QUEUE = 16
+# Before a scan asks again for a place in that queue.
+_SCAN_PAUSE_SECONDS = 0.05
 # That a readout which was told to stop may take to do so: it does between two chunks.
 _STOP_SECONDS = 1.0
 
@@ -58,6 +62,7 @@ class Pipeline:
 
     Attributes:
         info: what GetModelInfo answers.
+        scans: opens scans for `scan`; None where there is no file of states.
         observe_batch: called on an encode thread with the number of images in each batch.
     """
 
@@ -83,6 +88,7 @@ class Pipeline:
             for backbone, device in zip(backbones, devices, strict=True)
         ]
         self.info = describe(loaded, self._engines[0], settings)
+        self.scans = StatesScans(settings.states, self.info, self._engines) if settings.states else None
         self._batch_limit = settings.max_batch_size
         self._closing = threading.Event()
         self._held = HeldPictures(settings.max_held_bytes)
@@ -115,7 +121,7 @@ class Pipeline:
             **bounds,
             name="encode",
         )
-        self._of_states: Batcher[tuple[_OfStates, Callable[[], None]], Float32Array] = Batcher(
+        self._of_states: Batcher[tuple[_OfStates, Callable[[], None]], Any] = Batcher(
             *(partial(_compute, engine) for engine in self._engines),
             max_batch_size=1,
             max_delay_ms=0,
@@ -217,7 +223,33 @@ class Pipeline:
         size = states.nbytes + weights.nbytes
         return await self._computed(lambda engine, check: engine.read_out(states, weights, check), size, timeout)
 
-    async def _computed(self, compute: _OfStates, size: int, timeout: float | None) -> Float32Array:
+    async def scan(self, scan: Scan, *, timeout: float | None = None) -> Scanned:
+        """Takes all steps of a scan, each of which lets what waits about states go first; raises as `rerank`."""
+        assert self.scans is not None
+        deadline, scans, begun = deadline_of(timeout), self.scans, False
+
+        def step(engine: FocusEngine, check: Callable[[], None]) -> Scan:
+            scans.step(scan, engine, check)
+            return scan
+
+        while not scan.done:
+            left = None if deadline is None else deadline - time.monotonic()
+            try:
+                await self._computed(step, 0, left, Priority.BULK)
+            except EncoderBusy:
+                if not begun:
+                    raise
+                await asyncio.sleep(_SCAN_PAUSE_SECONDS)  # what is done would be lost
+            begun = True
+        return await asyncio.to_thread(scan.result)
+
+    async def _computed(
+        self,
+        compute: _OfStates,
+        size: int,
+        timeout: float | None,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Any:
         deadline, ended = deadline_of(timeout), threading.Event()
 
         def check() -> None:
@@ -227,7 +259,7 @@ class Pipeline:
                 raise DeadlineExceeded("the deadline passed, or the call was cancelled, while states were read out")
 
         try:
-            return (await answered(self._of_states, (compute, check), deadline, size=size)).result
+            return (await answered(self._of_states, (compute, check), deadline, size=size, priority=priority)).result
         finally:
             ended.set()
 
@@ -323,6 +355,6 @@ class Pipeline:
         return self._runner.run(engine, items)
 
 
-def _compute(engine: FocusEngine, items: Sequence[tuple[_OfStates, Callable[[], None]]]) -> list[Float32Array]:
+def _compute(engine: FocusEngine, items: Sequence[tuple[_OfStates, Callable[[], None]]]) -> list[Any]:
     """On a thread for states."""
     return [compute(engine, check) for compute, check in items]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from phs_milvus.contract.errors import ModelError, shown
+from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.location import LocateTarget
 from phs_milvus.contract.types import Float32Array, RerankInputs, States
 from phs_server.model.batch import Encoded, PromptBatch, on_device, to_tensors
@@ -25,7 +26,7 @@ from phs_server.model.fovea import takes_bias
 from phs_server.model.head_selection import score_heads, select_heads, shifted_attention
 from phs_server.model.kernels import speed_up
 from phs_server.model.locate import Located, Locator, Sought
-from phs_server.model.reranking import StateReader
+from phs_server.model.reranking import DeviceStates, StateReader
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +186,22 @@ class FocusEngine:
     def rerank(self, inputs: RerankInputs, check: Callable[[], None] = lambda: None) -> Float32Array:
         """Exact Query-DB scores; see `StateReader.rerank`."""
         return self._states.rerank(inputs, check)
+
+    def hold(self, parts: Sequence[Int8States]) -> DeviceStates | None:
+        """States on a GPU, for `scan`; see `StateReader.hold`."""
+        return self._states.hold(parts)
+
+    def scan(
+        self,
+        embeddings: Float32Array,
+        head_weights: Float32Array,
+        states: Int8States | DeviceStates,
+        check: Callable[[], None] = lambda: None,
+    ) -> Float32Array:
+        """`rerank` of states in a file, or of those that are held on the device."""
+        if isinstance(states, DeviceStates):
+            return self._states.scores(embeddings, head_weights, states, check)
+        return self._states.rerank(RerankInputs(embeddings, head_weights, states), check)
 
     def _run(
         self, pixels: np.ndarray, prompts: PromptBatch[np.ndarray], keep: bool

@@ -5,10 +5,12 @@ Q = queries, K = states, W = distinct head weights, H = heads, D = hidden size, 
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,8 +21,11 @@ from phs_server.model.batch import on_device
 from phs_server.model.readout import Readout
 
 # Rows (distinct head weights x states) read out at once: at most, which bounds memory at about 100 MiB for D=1024
-# whatever K is, and at least, below which products are slow. In between it is what takes _SECONDS.
-_ROWS, _FEWEST_ROWS = 2048, 256
+# whatever K is, eight times that on a GPU, where each step costs its launches; and at least, below which products are
+# slow. In between it is what takes _SECONDS.
+_ROWS, _GPU_ROWS, _FEWEST_ROWS = 2048, 16_384, 256
+# Of a GPU's free memory that held states may take.
+_HELD_SHARE = 0.5
 _SECONDS = 0.1
 # Distinct head weights among them.
 _WEIGHTS = 32
@@ -36,6 +41,16 @@ class StateReader:
         self._device = device
         self._precision = precision
         self._rows = 512
+        self._most_rows = _ROWS if device.type == "cpu" else _GPU_ROWS
+
+    def hold(self, parts: Sequence[Int8States]) -> DeviceStates | None:
+        """All states on the device, for `rerank` of parts of them; None on a CPU, where they are read as they are, and
+        where they would take more than half of a GPU's free memory."""
+        if self._device.type == "cpu" or not parts:
+            return None
+        if sum(part.nbytes for part in parts) > _HELD_SHARE * torch.cuda.mem_get_info(self._device)[0]:
+            return None
+        return DeviceStates.joined(parts, self._device)
 
     def read_out(self, states: States, weights: Float32Array, check: Callable[[], None]) -> Float32Array:
         """Embeddings float32 [K, E] of K states under head weights [K, H] or [1, H].
@@ -50,7 +65,7 @@ class StateReader:
         for start in range(0, len(states), _FEWEST_ROWS):
             check()
             rows = slice(start, start + _FEWEST_ROWS)
-            residual, outputs = _DeviceStates(states[rows], self._device)[:].unbind(1)
+            residual, outputs = DeviceStates(states[rows], self._device)[:].unbind(1)
             some = on_device(self._device, weights if len(weights) == 1 else weights[rows])
             with torch.inference_mode():
                 parts.append(self._readout(residual, outputs, some).cpu().numpy())
@@ -62,7 +77,6 @@ class StateReader:
             )
         return embeddings
 
-    @torch.inference_mode()
     def rerank(self, inputs: RerankInputs, check: Callable[[], None] = lambda: None) -> Float32Array:
         """Exact Query-DB scores: every state is read out with each query's head weights.
 
@@ -80,10 +94,21 @@ class StateReader:
             InvalidInput: more distinct head weights x states than one request may ask for.
             ModelError: a score that is not finite.
         """
-        distinct, members = _groups(inputs.head_weights)
-        _check_readouts(len(distinct), len(inputs.states))
-        queries = torch.nn.functional.normalize(on_device(self._device, inputs.embeddings), dim=-1)
-        weights, states = on_device(self._device, distinct), _DeviceStates(inputs.states, self._device)
+        return self.scores(inputs.embeddings, inputs.head_weights, DeviceStates(inputs.states, self._device), check)
+
+    @torch.inference_mode()
+    def scores(
+        self,
+        embeddings: Float32Array,
+        head_weights: Float32Array,
+        states: DeviceStates,
+        check: Callable[[], None] = lambda: None,
+    ) -> Float32Array:
+        """`rerank` for states that are on the device."""
+        distinct, members = _groups(head_weights)
+        _check_readouts(len(distinct), len(states))
+        queries = torch.nn.functional.normalize(on_device(self._device, embeddings), dim=-1)
+        weights = on_device(self._device, distinct)
         scores = torch.empty(len(queries), len(states), device=self._device)
         together = min(len(distinct), _WEIGHTS)
         start = 0
@@ -117,10 +142,10 @@ class StateReader:
         """Sizes the chunks to come by how long one took. On a GPU, which only queues the work, they stay large."""
         if rows >= self._rows // 2:
             aim = int(rows * _SECONDS / max(seconds, 1e-6))
-            self._rows = max(_FEWEST_ROWS, min(aim, 2 * self._rows, _ROWS))
+            self._rows = max(_FEWEST_ROWS, min(aim, 2 * self._rows, self._most_rows))
 
 
-class _DeviceStates:
+class DeviceStates:
     """States on a device as they were sent; a slice of them is float16 [k, 2, D]."""
 
     def __init__(self, states: States, device: torch.device) -> None:
@@ -129,6 +154,30 @@ class _DeviceStates:
             self._numbers, self._scales = on_device(device, states.values), on_device(device, states.scales)
         else:
             self._numbers = on_device(device, states)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Int8States], device: torch.device) -> DeviceStates:
+        """Several arrays of states as one, copied one by one."""
+        count = sum(map(len, parts))
+        made = cls(parts[0][:0], device)
+        assert made._scales is not None
+        made._numbers = made._numbers.new_empty((count, *made._numbers.shape[1:]))
+        made._scales = made._scales.new_empty((count, *made._scales.shape[1:]))
+        start = 0
+        for part in parts:
+            stop = start + len(part)
+            made._numbers[start:stop] = on_device(device, part.values)
+            made._scales[start:stop] = on_device(device, part.scales)
+            start = stop
+        return made
+
+    def part(self, rows: slice | npt.NDArray[np.int64]) -> DeviceStates:
+        """The states of some rows, as they are held."""
+        index = rows if isinstance(rows, slice) else on_device(self._numbers.device, rows)
+        made = copy.copy(self)
+        made._numbers = self._numbers[index]
+        made._scales = None if self._scales is None else self._scales[index]
+        return made
 
     def __len__(self) -> int:
         return len(self._numbers)
