@@ -28,6 +28,7 @@ from phs_milvus.contract.types import Explanation, Focus
 from phs_milvus.milvus.options import CONSISTENCY_LEVELS
 from phs_milvus.search.scores import SCORES
 from phs_milvus.search.settings import SearchSettings
+from phs_milvus.search.stages import STAGES_ONE
 
 if TYPE_CHECKING:
     from phs_milvus.milvus.collection import FocusedCollection
@@ -61,6 +62,13 @@ def add_commands(commands: Any) -> None:
         help="attention heads to keep in the nearest-neighbour search (default: all)",
     )
     search.add_argument("--candidates", type=int, help="number of rows to rerank (default: 10 x limit, at least 200)")
+    search.add_argument(
+        "--stage-one",
+        choices=STAGES_ONE,
+        default="ann",
+        help="ann: the nearest rows in Milvus; scan: every state in the server's file (phs-milvus export-states), "
+        "which misses none (default: ann)",
+    )
     search.add_argument("--exclude-query", action="store_true", help="leave out rows whose file is the query's own")
     search.add_argument("--filter", default="", metavar="EXPR", help='Milvus expression, for example "width > 640"')
     search.add_argument("--fields", default="", metavar="A,B", help='fields to return with each hit; "*" for all')
@@ -182,6 +190,7 @@ def _search(options: argparse.Namespace) -> int:
             images=options.images,
             boxes=options.boxes,
             focus=focus_of(options, settings, Focus()),
+            stage_one=options.stage_one,
             partition_names=options.partition,
             search_params=options.search_params,
             group_by_field=options.group_by,
@@ -199,6 +208,9 @@ def _search(options: argparse.Namespace) -> int:
         times = f"encode {result.encode_ms:.0f} ms, Milvus {result.ann_ms:.0f} ms, rerank {result.rerank_ms:.0f} ms"
         times += f", locate {result.locate_ms:.0f} ms" if result.locate_ms else ""
         print(f"\n{times}", file=sys.stderr)
+    if result.scanned_at:
+        when = result.scanned_at.astimezone().isoformat(" ", "seconds")
+        print(f"scanned the states as of {when}; rows that changed later are not seen", file=sys.stderr)
     if result.without_state:
         print(
             f"{result.without_state} candidate(s) have no state yet and are ranked by the ANN score alone; phs-milvus "

@@ -44,8 +44,10 @@ from phs_milvus.search.queries import (
     with_files,
 )
 from phs_milvus.search.sampling import check_states
+from phs_milvus.search.scanning import SPARE, ScannedRows, query_db_of, scan
 from phs_milvus.search.scores import Score, check_score
 from phs_milvus.search.sources import PictureSource
+from phs_milvus.search.stages import StageOne, check_scan
 from phs_milvus.search.zooms import FEW, encode_zooms_many
 
 DEFAULT_LIMIT = 10
@@ -100,6 +102,7 @@ class FocusedSearch:
         images: PictureSource | None = None,
         boxes: int = DEFAULT_BOXES,
         focus: Focus = Focus(),
+        stage_one: StageOne = "ann",
         partition_names: Sequence[str] | None = None,
         search_params: Mapping[str, Any] | None = None,
         group_by_field: str | None = None,
@@ -132,6 +135,11 @@ class FocusedSearch:
             images, boxes: where the rows' pictures are, and how many boxes to find in each; see `SearchResult.locate`.
                 A row whose picture cannot be used keeps its score, and `location_error` says why.
             focus: how to focus on the prompt; PHS as published is Focus.paper() with score="query_db".
+            stage_one: "ann" finds the nearest rows in Milvus. "scan" has the server compare the query with every state
+                in its file (`phs-milvus export-states`, `phs-server --states`), which misses none; a filter's rows are
+                asked of Milvus before. Rows that are new or changed since the export are not seen so:
+                `SearchResult.scanned_at` says of when it is. Not for the score "ann", nor with partition_names,
+                search_params or group_by_field. The Encoder's timeout must suffice for the scan.
             partition_names, search_params, group_by_field, consistency_level, timeout: as MilvusClient.search takes
                 them, for all that is read of Milvus; see `phs_milvus.milvus.options.SearchOptions`. With
                 `group_by_field` stage one finds one row for each value of that field, the nearest.
@@ -165,6 +173,7 @@ class FocusedSearch:
             images=images,
             boxes=boxes,
             focus=focus,
+            stage_one=stage_one,
             partition_names=partition_names,
             search_params=search_params,
             group_by_field=group_by_field,
@@ -189,6 +198,7 @@ class FocusedSearch:
         images: PictureSource | None = None,
         boxes: int = DEFAULT_BOXES,
         focus: Focus = Focus(),
+        stage_one: StageOne = "ann",
         partition_names: Sequence[str] | None = None,
         search_params: Mapping[str, Any] | None = None,
         group_by_field: str | None = None,
@@ -215,17 +225,24 @@ class FocusedSearch:
         first, asked_focus = max(limit, localize or 0), focus
         if score == "ann" or not rerank:  # what only stage two would need is not encoded
             score, focus = "ann", focus.stage_one
+        check_scan(stage_one, score, options)
+        if stage_one == "scan" and candidates is None:
+            candidates = min(MAX_LIMIT, first + SPARE)
         depth = _stage_one_depth(first, candidates, score)
         started = time.perf_counter()
         parts, own, pointed = self._encode(queries, focus, exclude_query, options)
         encoded = time.perf_counter()
-        found = self._candidates(parts, depth, filter, output_fields, own, options, with_states=score != "ann")
+        scanned: Sequence[ScannedRows | None] = [None] * len(parts)
+        if stage_one == "scan" and score != "ann":
+            found, scanned = self._scanned(parts, score, depth, filter, output_fields, own, options)
+        else:
+            found = self._candidates(parts, depth, filter, output_fields, own, options, with_states=score != "ann")
         searched = time.perf_counter()
         if not any(len(candidates.ids) for candidates in found):
             self._collection.check_not_empty()
         hits = [
-            self._ranked(query, candidates, score, first, None if localize else min_score)
-            for query, candidates in zip(parts, found, strict=True)
+            self._ranked(query, candidates, score, first, None if localize else min_score, rows)
+            for query, candidates, rows in zip(parts, found, scanned, strict=True)
         ]
         done = time.perf_counter()
         times = [1000 * span / len(queries) for span in (encoded - started, searched - encoded, done - searched)]
@@ -238,9 +255,10 @@ class FocusedSearch:
                 times[2],
                 key=self._collection.layout.id,
                 without_state=sum(not text for text in candidates.states or []),
+                scanned_at=None if rows is None else rows.scanned_at,
                 _locator=self._locator(example, asked_focus),
             )
-            for query, best, example, candidates in zip(parts, hits, pointed, found, strict=True)
+            for query, best, example, candidates, rows in zip(parts, hits, pointed, found, scanned, strict=True)
         ]
         if not localize:
             return results
@@ -377,8 +395,7 @@ class FocusedSearch:
     ) -> list[Candidates]:
         """Stage one: the nearest `depth` rows to each query, without those that are one of its `own` pictures."""
         most = max(map(len, own))
-        field = self._collection.layout.digest if most and self._collection.side is None else None
-        extra = [field] if field is not None and not {field, "*"} & set(output_fields) else []
+        field, extra = self._digest_field(most, output_fields)
         found = self._collection.search(
             np.stack([query.ann_embedding for query in parts]),
             min(MAX_LIMIT, depth + _COPIES * most),
@@ -390,6 +407,40 @@ class FocusedSearch:
         if not most:
             return found
         return [self._others(*each, field, depth, drop=bool(extra)) for each in zip(found, own, strict=True)]
+
+    def _scanned(
+        self,
+        parts: Sequence[Parts],
+        score: Literal["query_db", "blend"],
+        depth: int,
+        filter: str,
+        output_fields: Sequence[str],
+        own: Sequence[frozenset[str]],
+        options: SearchOptions,
+    ) -> tuple[list[Candidates], list[ScannedRows]]:
+        """`_candidates` of every row in the server's file, and what was found there of each."""
+        most = max(map(len, own))
+        field, extra = self._digest_field(most, output_fields)
+        found = scan(
+            self._collection,
+            self._encoder,
+            parts,
+            score,
+            min(MAX_LIMIT, depth + _COPIES * most),
+            filter=filter,
+            output_fields=[*output_fields, *extra],
+            options=options,
+        )
+        rows = [scanned.candidates for scanned in found]
+        if most:
+            rows = [self._others(*each, field, depth, drop=bool(extra)) for each in zip(rows, own, strict=True)]
+        return rows, found
+
+    def _digest_field(self, most: int, output_fields: Sequence[str]) -> tuple[str | None, list[str]]:
+        """The rows' field that holds the digest, if one is needed and it is there; and what to ask for beside
+        `output_fields` to get it."""
+        field = self._collection.layout.digest if most and self._collection.side is None else None
+        return field, [field] if field is not None and not {field, "*"} & set(output_fields) else []
 
     def _others(
         self, candidates: Candidates, digests: frozenset[str], field: str | None, depth: int, *, drop: bool
@@ -426,13 +477,22 @@ class FocusedSearch:
         return scores
 
     def _ranked(
-        self, query: Parts, candidates: Candidates, score: Score, limit: int, min_score: float | None
+        self,
+        query: Parts,
+        candidates: Candidates,
+        score: Score,
+        limit: int,
+        min_score: float | None,
+        scanned: ScannedRows | None,
     ) -> list[Hit]:
-        """Stage two, unless the score is that of stage one."""
+        """Stage two, unless the score is that of stage one, or a scan has its scores already."""
         if not candidates.ids:
             return []
         ann = candidates.scores * np.float32(np.linalg.norm(query.ann_embedding))
-        query_db = None if score == "ann" else self._query_db(query, candidates)
+        if scanned is not None:
+            query_db: Float32Array | None = query_db_of(scanned, candidates)
+        else:
+            query_db = None if score == "ann" else self._query_db(query, candidates)
         return ranked_hits(candidates, ann, query_db, score=score, limit=limit, min_score=min_score)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,6 +80,8 @@ class SearchResult(Sequence[Hit]):
         query: the query's Encoding, with head scores and head weights, and `per_zoom` where the focus has several
             zooms; the first example's where there are several.
         without_state: the number of candidates that have no state yet, and are ranked by their ann_score.
+        scanned_at: when the states were exported that stage_one="scan" looked at (UTC): rows that changed later were
+            not seen, or as they were. None where Milvus found the rows.
         key: name of the collection's primary key.
         encode_ms, ann_ms, rerank_ms: milliseconds of wall time for each part, divided equally among the queries of one
             call; locate_ms: of this query.
@@ -91,6 +94,7 @@ class SearchResult(Sequence[Hit]):
     rerank_ms: float
     locate_ms: float = 0.0
     without_state: int = 0
+    scanned_at: datetime | None = None
     key: str = "id"
     _locator: HitLocator | None = field(default=None, repr=False)
 

@@ -37,8 +37,8 @@ class Settings:
     )
     states: str = _setting(
         "",
-        "file that phs-milvus export-states wrote: Scan compares queries with every state in it; it is mapped, and held "
-        "in a GPU's memory where it fits; empty: none",
+        "file that phs-milvus export-states wrote: Scan compares queries with every state in it; it is mapped, and "
+        "held in a GPU's memory where it fits; empty: none",
     )
     devices: str = _setting(
         "auto", "torch devices that share the work, for example cpu or cuda:0,cuda:1; auto: a GPU where there is one"

@@ -173,7 +173,7 @@ def keys_of(packed: PackedKeys, field: str = "keys") -> list[Key]:
         InvalidInput: a text that is no UTF-8.
     """
     if packed.numbers is not None:
-        return packed.numbers.tolist()
+        return [int(number) for number in packed.numbers]
     starts = [0, *packed.ends[:-1].tolist()]
     try:
         return [packed.texts[start:end].decode() for start, end in zip(starts, packed.ends.tolist(), strict=False)]

@@ -27,16 +27,11 @@ def write_states(
     of: Int8States,
     *,
     batch: int = 100,
-    hidden: int | None = None,
-    options: pa.ipc.IpcWriteOptions | None = None,
 ) -> Path:
-    """A file of states; hidden: what its header says, where that is to be a lie."""
+    """A file of states."""
     header = StatesHeader("photos", AT, fingerprint, "tiny", of.hidden_size)
     schema = header.schema(text_keys=not keys or isinstance(keys[0], str))
-    if hidden is not None:
-        told = StatesHeader("photos", AT, fingerprint, "tiny", hidden).schema(text_keys=True)
-        schema = schema.with_metadata(told.metadata)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for start in range(0, len(keys), batch):
             some = of[start : start + batch]
             tensors = [
