@@ -90,16 +90,32 @@ def _states_of(collection: FocusedCollection, ids: Sequence[Id]) -> list[str]:
 def _batch(stored: Sequence[tuple[Id, str]], schema: object, collection: FocusedCollection) -> object:
     pa = arrow()
     keys = [key for key, _ in stored]
-    try:
-        states = state_codec.unpack_stored([text for _, text in stored], collection.model.hidden_size, keys)
-    except StateError as error:
-        raise StateError(f"collection '{collection.name}', {error}") from None
-    int8 = states if isinstance(states, Int8States) else Int8States.of(states)
+    int8 = _int8(collection, keys, [text for _, text in stored])
     tensors = [
         pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(part)) for part in (int8.scales, int8.values)
     ]
     key_type = schema.field("key").type  # type: ignore[attr-defined]
     return pa.record_batch([pa.array(keys, key_type), *tensors], schema=schema)
+
+
+def _int8(collection: FocusedCollection, keys: Sequence[Id], texts: Sequence[str]) -> Int8States:
+    """The states of rows; those that are int8 as they are, for rounding twice is not rounding once."""
+    hidden_size = collection.model.hidden_size
+    rounded = np.array([state_codec.format_of(text, hidden_size) == "int8" for text in texts])
+    parts = []
+    for group in (np.flatnonzero(rounded), np.flatnonzero(~rounded)):
+        if not len(group):
+            continue
+        try:
+            found = state_codec.unpack_stored([texts[n] for n in group], hidden_size, [keys[n] for n in group])
+        except StateError as error:
+            raise StateError(f"collection '{collection.name}', {error}") from None
+        parts.append(found if isinstance(found, Int8States) else Int8States.of(found))
+    if len(parts) == 1:
+        return parts[0]
+    place = np.argsort(np.concatenate([np.flatnonzero(rounded), np.flatnonzero(~rounded)]))
+    values, scales = (np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "scales"))
+    return Int8States(values[place], scales[place])
 
 
 @contextmanager

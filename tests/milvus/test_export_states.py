@@ -44,6 +44,7 @@ def test_rows_of_both_formats(client: MilvusClient, name: str, tmp_path: Path, m
     assert keys == [row.id for row in rows]
     assert header == StatesHeader(name, done.exported_at, INFO.fingerprint, INFO.model_id, INFO.hidden_size)
     assert begun <= header.exported_at <= datetime.now(timezone.utc)
+    # What is int8 already is not rounded again.
     texts = [row.state if isinstance(row.state, str) else state.pack(row.state, "int8") for row in rows]
     expected = state.unpack_stored(texts, INFO.hidden_size)
     np.testing.assert_array_equal(states.values, expected.values)
