@@ -210,7 +210,8 @@ class FocusEncoderService:
         pipeline = self._ready(request.expected_fingerprint)
         if pipeline.scans is None:
             raise InvalidInput("this server has no states; start it with phs-server --states FILE", "scan")
-        with pipeline.scans.opened(wire.scan_inputs(request, pipeline.info)) as scan:
+        caller = hold.caller.identity or hold.caller.address
+        with pipeline.scans.opened(wire.scan_inputs(request, pipeline.info), caller) as scan:
             self.admission.grow(hold, scan.nbytes + _COPIES * scan.answer_bytes)
             return wire.scanned_to_pb(await pipeline.scan(scan, timeout=timeout))
 

@@ -89,6 +89,7 @@ class Pipeline:
         ]
         self.info = describe(loaded, self._engines[0], settings)
         self.scans = StatesScans(settings.states, self.info, self._engines) if settings.states else None
+        self._turns = asyncio.Semaphore(len(self._engines))
         self._batch_limit = settings.max_batch_size
         self._closing = threading.Event()
         self._held = HeldPictures(settings.max_held_bytes)
@@ -233,9 +234,10 @@ class Pipeline:
             return scan
 
         while not scan.done:
-            left = None if deadline is None else deadline - time.monotonic()
             try:
-                await self._computed(step, 0, left, Priority.BULK)
+                async with self._turns:  # the others' places in the queue are theirs
+                    left = None if deadline is None else deadline - time.monotonic()
+                    await self._computed(step, 0, left, Priority.BULK)
             except EncoderBusy:
                 if not begun:
                     raise

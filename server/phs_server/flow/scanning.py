@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,8 +20,8 @@ from phs_server.model.reranking import DeviceStates
 
 log = logging.getLogger(__name__)
 
-# At a time: their steps take turns.
-_MOST_SCANS = 4
+# At a time, and of one caller: their steps take turns, so that each takes the longer the more there are.
+_MOST_SCANS, _MOST_OF_A_CALLER = 16, 8
 # What a step takes, and how many rows it may have: a Rerank request's readouts at most (MOST_READOUTS).
 _SECONDS = 0.1
 _FEWEST_ROWS, _MOST_ROWS = 64, 65_536
@@ -157,26 +158,34 @@ class StatesScans:
         self._file = StatesFile(file, info)
         self._held = {id(engine): engine.hold(self._file.parts) for engine in engines}
         self._message_bytes = info.limits.message_bytes
-        self._open = 0
+        self._open: Counter[str] = Counter()
         header, where = self._file.header, "on the device" if any(self._held.values()) else "mapped"
         log.info("%d states of %s, %s, as of %s", len(self._file), header.collection, where, header.exported_at)
 
     @contextmanager
-    def opened(self, inputs: ScanInputs) -> Iterator[Scan]:
+    def opened(self, inputs: ScanInputs, caller: str = "") -> Iterator[Scan]:
         """A scan, which counts until it is left.
+
+        Args:
+            caller: who it is for.
 
         Raises:
             InvalidInput: the answer would not fit into a message.
             EncoderBusy: there are as many as there may be.
         """
         scan = Scan(self._file, inputs, self._message_bytes)
-        if self._open >= _MOST_SCANS:
-            raise EncoderBusy(f"{self._open} scans are in progress, the limit; try again when one has ended")
-        self._open += 1
+        if self._open.total() >= _MOST_SCANS or self._open[caller] >= _MOST_OF_A_CALLER:
+            raise EncoderBusy(
+                f"{self._open.total()} scans are in progress; the limits are {_MOST_SCANS}, and {_MOST_OF_A_CALLER} "
+                "for one caller; try again when one has ended"
+            )
+        self._open[caller] += 1
         try:
             yield scan
         finally:
-            self._open -= 1
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]
 
     def step(self, scan: Scan, engine: FocusEngine, check: Callable[[], None]) -> None:
         """`Scan.step` on an engine."""

@@ -43,8 +43,11 @@ class StatesFile:
 
     def __init__(self, path: str, info: ModelInfo) -> None:
         pa = arrow()
+        place = Path(path).expanduser()
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(Path(path).expanduser())))
+            if place.exists() and not place.is_file():
+                raise StateError("is not a regular file", "states")
+            reader = pa.ipc.open_file(pa.memory_map(str(place)))
             self.header = StatesHeader.of(reader.schema)
             _check_model(self.header, info)
             batches = [_checked(reader.get_batch(index)) for index in range(reader.num_record_batches)]

@@ -58,9 +58,11 @@ def slow(tiny_model: Path, encoder: Encoder, tmp_path: Path) -> Iterator[Pipelin
     torch.set_num_threads(threads)
 
 
-async def scanned(pipeline: Pipeline, asked: ScanInputs, timeout: float | None = 60) -> Scanned:
+async def scanned(
+    pipeline: Pipeline, asked: ScanInputs, timeout: float | None = 60, caller: str = "somebody"
+) -> Scanned:
     assert pipeline.scans is not None
-    with pipeline.scans.opened(asked) as scan:
+    with pipeline.scans.opened(asked, caller) as scan:
         return await pipeline.scan(scan, timeout=timeout)
 
 
@@ -85,15 +87,22 @@ def test_a_rerank_does_not_wait_for_a_scan(slow: Pipeline) -> None:
 
 def test_scans_take_turns_and_are_few(slow: Pipeline) -> None:
     async def run() -> None:
-        every = [asyncio.ensure_future(scanned(slow, inputs())) for _ in range(4)]
-        await begun(slow, 8)
-        assert not any(one.done() for one in every)
-        with pytest.raises(EncoderBusy, match="4 scans are in progress"):
-            await scanned(slow, inputs())
+        few = inputs(keys=PackedKeys(np.arange(9), b"", np.empty(0, np.uint32)))
+        every = [asyncio.ensure_future(scanned(slow, inputs())) for _ in range(8)]
+        await begun(slow, 2)
+        with pytest.raises(EncoderBusy, match="8 for one caller"):
+            await scanned(slow, few)
+        # Another caller's turn comes after one step of each, and they have one place in the queue.
+        assert (await scanned(slow, few, caller="another")).scored == 9
+        assert not any(one.done() for one in every) and slow.queue_depths["rerank"] <= 1
+        every += [asyncio.ensure_future(scanned(slow, inputs(), caller=f"{n}")) for n in range(8)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(EncoderBusy, match="16 scans are in progress"):
+            await scanned(slow, few, caller="the last")
         for one in every:
             one.cancel()
         await asyncio.gather(*every, return_exceptions=True)
-        await scanned(slow, inputs(keys=PackedKeys(np.arange(9), b"", np.empty(0, np.uint32))))
+        await scanned(slow, few)
 
     asyncio.run(run())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def rewritten(path: Path, hidden: int) -> None:
         writer.write_table(table.replace_schema_metadata({b"phs_states": text}))
 
 
-def test_nulls_and_other_tables(tmp_path: Path, info: ModelInfo) -> None:
+def test_other_files(tmp_path: Path, info: ModelInfo) -> None:
     table = pa.table({"key": ["a"]})
     with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -144,8 +145,23 @@ def test_nulls_and_other_tables(tmp_path: Path, info: ModelInfo) -> None:
     for name, words in (("t.arrow", "is no file of states"), ("t.txt", "t.txt"), ("none.states", "No such file")):
         with pytest.raises(StateError, match=words):
             StatesFile(str(tmp_path / name), info)
-    with pytest.raises(StateError):
-        StatesFile(str(tmp_path), info)
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(StateError, match="not a regular file"):
+            StatesFile(str(place), info)
+
+
+def test_nulls(tmp_path: Path, info: ModelInfo) -> None:
+    good = write_states(tmp_path / "x.states", info.fingerprint, KEYS, STATES)
+    batch = pa.ipc.open_file(pa.BufferReader(good.read_bytes())).get_batch(0)
+    for column in range(3):
+        columns = batch.columns
+        columns[column] = pa.concat_arrays([columns[column][:-1], pa.nulls(1, columns[column].type)])
+        wrong = pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+        with pa.OSFile(str(good), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(wrong)
+        with pytest.raises(StateError, match="holds nulls"):
+            StatesFile(str(good), info)
 
 
 def test_a_server_does_not_start_with_such_a_file(tiny_model: Path, tmp_path: Path) -> None:
