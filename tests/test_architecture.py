@@ -74,9 +74,10 @@ ARROWS = {
         milvus     -> contract
         search     -> contract pointing client milvus
         ingest     -> contract client milvus
+        web        -> contract pointing client milvus search
         evaluation -> contract pointing client milvus search ingest
         demo       -> contract pointing client milvus search ingest evaluation
-        cli        -> contract pointing client milvus search ingest evaluation demo
+        cli        -> contract pointing client milvus search ingest web evaluation demo
     """,
     "phs_server": """
         config     -> contract
@@ -92,6 +93,8 @@ ARROWS = {
 ONLY_IN = {
     "pymilvus": {"phs_milvus.milvus"},
     "milvus_lite": {"phs_milvus.milvus"},
+    "starlette": {"phs_milvus.web"},
+    "uvicorn": {"phs_milvus.web"},
     "torch": {"phs_server.model", "phs_server.flow"},
     "transformers": {"phs_server.model"},
     # Only for commands that start a server of their own; the command line says so where it is not installed.

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 
 from phs_milvus.contract.errors import InvalidInput, PortTaken
+from phs_milvus.contract.tokens import Tokens
 from phs_server.config import Settings
 from phs_server.edge import health, reflection, supervisor
 from phs_server.edge.admission import Admission
@@ -22,7 +23,7 @@ from phs_server.edge.calls import Calls, Serve
 from phs_server.edge.connections import Connections
 from phs_server.edge.places import Place
 from phs_server.edge.probes import ProbeReader
-from phs_server.edge.security import Tokens, server_credentials
+from phs_server.edge.security import server_credentials
 from phs_server.edge.service import SERVICE_NAME, FocusEncoderService
 from phs_server.flow.pipeline import Pipeline
 from phs_server.ops import files, memory

@@ -15,10 +15,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from phs_milvus.contract.errors import PhsError, status_of
+from phs_milvus.contract.tokens import Tokens
 from phs_server.edge.admission import Admission
 from phs_server.edge.callers import Caller, caller_of
 from phs_server.edge.places import Place, Places
-from phs_server.edge.security import Tokens
 from phs_server.ops.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Calls:
         self, name: str, places: Places, serve: Serve, context: grpc.aio.ServicerContext, tokens: Tokens | None
     ) -> None:
         try:
-            token = tokens.identify(context.invocation_metadata()) if tokens else ""
+            token = tokens.identify(_authorization(context)) if tokens else ""
             caller = caller_of(context.peer(), token, b"".join(context.auth_context().get("x509_pem_cert", ())))
             with places.taken(caller) as place:
                 await serve(context, caller, place)
@@ -109,6 +109,10 @@ class Calls:
         self.open -= 1
         if not self.open:
             self._none_open.set()
+
+
+def _authorization(context: grpc.aio.ServicerContext) -> str:
+    return str(dict(context.invocation_metadata()).get("authorization", ""))
 
 
 def status_and_details(error: Exception) -> tuple[grpc.StatusCode, str]:

@@ -1,0 +1,1 @@
+"""What speaks HTTP: a base for such servers (settings, serving, access, places, bodies, problems), and /rerank."""
