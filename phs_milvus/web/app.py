@@ -85,7 +85,13 @@ class _Guard:
         if scope["type"] != "http":  # the app's own start and end; there are no web sockets
             await self._app(scope, receive, send)
             return
-        started = False
+        started, arrived = False, False
+
+        async def receiving() -> Message:
+            nonlocal arrived
+            message = await receive()
+            arrived = not message.get("more_body", False)
+            return message
 
         async def sending(message: Message) -> None:
             nonlocal started
@@ -93,13 +99,14 @@ class _Guard:
             await send(message)
 
         try:
-            await self._let_in(scope, receive, sending)
+            await self._let_in(scope, receiving, sending)
         except ClientDisconnect:
             return
         except Exception as error:
             answer = problem_response(error)
             if not started:  # or else it is too late for another answer: uvicorn closes the connection
-                await self._read_on(receive)
+                if not arrived:  # afterwards nothing comes but the caller's leaving
+                    await self._read_on(receive)
                 await answer(scope, receive, send)
 
     async def _read_on(self, receive: Receive) -> None:
