@@ -109,7 +109,8 @@ def serve_page(options: argparse.Namespace) -> int:
             say=lambda line: print(f"phs-milvus: {line}", file=sys.stderr),
         )
         renditions = stack.enter_context(Renditions())
-        server = WebServer(make_site(Service(backend, stored, renditions, _places(options)), settings), settings)
+        service = Service(backend, stored, renditions, _places(options), login=bool(options.token_file))
+        server = WebServer(make_site(service, settings), settings)
         stack.enter_context(backend)
         server.run(lambda url: _ready(url, options))
     return 0

@@ -20,8 +20,8 @@ from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.contract.headers import read_header
 from phs_milvus.contract.types import Limits
 
-# Longer side in pixels: a thumbnail, one for screens of twice the density, and the picture to point in.
-SIZES = (256, 512, 1600)
+# Longer side in pixels: a thumbnail, one for screens of twice the density, and the picture to point in, twice.
+SIZES = (256, 512, 1600, 4096)
 _QUALITY = 85
 _CHILDREN = 2
 _CACHE_BYTES = 64 * 2**20

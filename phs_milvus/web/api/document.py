@@ -91,6 +91,13 @@ def document() -> dict[str, Any]:
                     parameters=[after, limit],
                 )
             },
+            "/api/v1/rows/{id}": {
+                "get": _operation(
+                    "A row: the size of its upright picture, and its fields.",
+                    _members({"id": {}, "width": {"type": "integer"}, "height": {"type": "integer"}, "fields": _OBJECT}),
+                    parameters=[row],
+                )
+            },
             "/api/v1/pictures": {
                 "post": {
                     **_operation("Sends a picture: the bytes of its file are the body.", _members(_HELD), status="201"),

@@ -74,6 +74,9 @@ def api_routes(service: Service) -> list[Route]:
         asked = request.query_params
         return await answered(request, lambda: service.rows(asked.get("after"), asked.get("limit", "60")))
 
+    async def row(request: Request) -> Response:
+        return await answered(request, lambda: service.row(request.path_params["id"]))
+
     async def hold(request: Request) -> Response:
         data = await read_body(request)
         answer = await searching.run(request, lambda: service.hold(data))
@@ -105,6 +108,7 @@ def api_routes(service: Service) -> list[Route]:
     return [
         Route("/api/v1/info", info),
         Route("/api/v1/rows", rows),
+        Route("/api/v1/rows/{id:path}", row),
         Route("/api/v1/pictures", hold, methods=["POST"]),
         Route("/api/v1/pictures/{digest}", picture),
         Route("/api/v1/search", posted(SEARCH, service.search), methods=["POST"]),

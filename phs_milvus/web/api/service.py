@@ -40,18 +40,20 @@ class Service:
         stored: where the rows' pictures are.
         renditions: draws pictures for browsers.
         places: what commands name to reach the same: "milvus", "encoder" or "model", "images".
+        login: whether people log in, and may log out.
     """
 
     def __init__(
-        self, backend: Backend, stored: StoredPictures, renditions: Renditions, places: Mapping[str, str]
+        self, backend: Backend, stored: StoredPictures, renditions: Renditions, places: Mapping[str, str], *, login: bool = False
     ) -> None:
         self._backend, self._stored, self._renditions, self._places = backend, stored, renditions, dict(places)
         self._uploads = HeldPictures(_UPLOAD_BYTES)
+        self._login = login
 
     def info(self) -> dict[str, Any]:
         """The model, the collection and the limits, or what is missing."""
         state = self._backend.state()
-        about: dict[str, Any] = {"version": VERSION, "state": asdict(state), "places": self._places}
+        about: dict[str, Any] = {"version": VERSION, "state": asdict(state), "places": self._places, "login": self._login}
         if state.name == "ready":
             with self._ready() as ready:
                 about |= {"model": self._model(ready), "collection": self._collection(ready)}
@@ -66,6 +68,14 @@ class Service:
             start = None if after is None else id_of(ready.collection, after, "after")
             ids = list(islice(ready.collection.iterate_ids(after=start), int(limit)))
         return {"ids": ids, "after": ids[-1] if len(ids) == int(limit) else None}
+
+    def row(self, text: str) -> dict[str, Any]:
+        """The upright size of a row's picture, and the row's fields."""
+        with self._ready() as ready, _missing_is_404("id"):
+            row_id = id_of(ready.collection, text)
+            picture = self._stored.read(row_id, self._stored.place(ready.collection, row_id))
+            fields = next(iter(ready.collection.get([row_id])), {})
+        return {"id": row_id, "width": picture.width, "height": picture.height, "fields": _fields(fields)}
 
     def hold(self, data: bytes) -> dict[str, Any]:
         """Takes a picture, of which only the header is read here.
@@ -239,7 +249,7 @@ def _hit(hit: Hit) -> dict[str, Any]:
     where = {} if hit.location is None else _location(hit.location)
     if hit.location_error is not None:
         where = {"error": hit.location_error}
-    return {"id": hit.id, **scores, **ranks, **where, "fields": {key: _plain(hit.fields[key]) for key in hit.fields}}
+    return {"id": hit.id, **scores, **ranks, **where, "fields": _fields(hit.fields)}
 
 
 def _location(found: Location | PhsError) -> dict[str, Any]:
@@ -251,6 +261,10 @@ def _location(found: Location | PhsError) -> dict[str, Any]:
         "boxes": [{"box": list(box.region), "score": round(box.score, 4)} for box in found.boxes],
         "peak": [round(edge, 1) for edge in found.peak],
     }
+
+
+def _fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in fields.items()}
 
 
 def _plain(value: Any) -> Any:
