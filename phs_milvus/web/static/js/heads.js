@@ -33,7 +33,7 @@ function drawPatches(seen) {
   Object.assign(canvas.style, {
     left: share(x0, width), top: share(y0, height), width: share(x1 - x0, width), height: share(y1 - y0, height),
   });
-  canvas.getContext("2d").drawImage(asPicture(seen.mask, 1, 0.45), 0, 0);
+  canvas.getContext("2d").drawImage(asPicture(seen.mask, 1, 0.3), 0, 0);
 }
 
 /** One head: the picture where the head looks, dim elsewhere. */
@@ -67,8 +67,8 @@ export function showHeads(seen) {
   const pointed = isPointed();
   const count = seen.attention.length;
   $("heads-note").textContent = pointed
-    ? `${seen.kept.length} of ${count} are kept: those with the largest share of their attention on what you point at.`
-    : `All ${count} are used; point at something to choose among them.`;
+    ? `${seen.kept.length} of ${count} are kept: those that look most at what you point at`
+    : `All ${count} are used, until you point at something`;
   const ratio = (seen.region[2] - seen.region[0]) / (seen.region[3] - seen.region[1]);
   const items = seen.attention.map((grid, head) => {
     const canvas = make("canvas", {

@@ -14,7 +14,9 @@ const fixed = (score) => (score == null ? "–" : score.toFixed(3));
 /** Boxes over a picture that is shown whole, in the middle of its card. */
 export function boxesOver(where) {
   const layer = svg("svg", { viewBox: `0 0 ${where.width} ${where.height}`, "aria-hidden": "true" });
-  where.boxes.slice(0, 5).forEach(({ box: [x0, y0, x1, y1] }, index) => {
+  // A box around all of the picture says nothing of where.
+  const telling = where.boxes.filter(({ box: [x0, y0, x1, y1] }) => (x1 - x0) * (y1 - y0) < 0.95 * where.width * where.height);
+  telling.slice(0, 5).forEach(({ box: [x0, y0, x1, y1] }, index) => {
     const at = { x: x0, y: y0, width: x1 - x0, height: y1 - y0, rx: 1 };
     if (!index) layer.append(svg("rect", { ...at, class: "box under" }));
     layer.append(svg("rect", { ...at, class: index ? "box over lesser" : "box over" }));
@@ -30,7 +32,9 @@ function parts(hit) {
   return make("span", { className: "parts" }, ...cells);
 }
 
-export function picture(id, size = 512) {
+const THUMBNAIL = devicePixelRatio > 1.3 ? 512 : 256;
+
+export function picture(id, size = THUMBNAIL) {
   const look = make("button", { type: "button", className: "look" });
   const image = make("img", { src: imageOf(id, size), alt: "", loading: "lazy", decoding: "async" });
   image.addEventListener("error", () => {
@@ -51,11 +55,11 @@ function card(hit, use) {
     make(
       "figcaption", { className: "caption" }, make("span", { className: "rank", textContent: hit.rank }),
       make("span", { className: "score", textContent: fixed(hit.score) }),
-      make("span", { className: "name", textContent: hit.id, title: hit.id }),
       make(
         "button", { type: "button", className: "info", title: "Scores and metadata", onclick: () => details(hit) },
         svg("svg", { viewBox: "0 0 20 20", "aria-hidden": "true" }, svg("circle", { cx: 10, cy: 10, r: 7.5 }), svg("path", { d: "M10 9.500v4M10 6.500v.01" })),
       ),
+      make("span", { className: "name", textContent: hit.id, title: hit.id }),
     ),
   );
   element.querySelector(".info").setAttribute("aria-label", `Scores and metadata of hit ${hit.rank}`);

@@ -10,22 +10,22 @@ const optional = (text, read = Number) => (text.trim() === "" ? null : read(text
 const CONTROLS = [
   ["heads", "Heads kept", "select", {
     options: () => [
-      ["", `the model's default (${state.info.model.default_heads})`], ["all", "all"],
+      ["", `default (${state.info.model.default_heads})`], ["all", "all"],
       ...Array.from({ length: state.info.model.heads - 1 }, (_, i) => [String(i + 1), String(i + 1)]),
     ],
     read: (text) => (text === "all" ? "all" : optional(text)),
   }],
-  ["shift", "Attention moved onto the prompt", "range", { min: 0, max: 1, step: 0.05, read: Number }],
-  ["zooms", "Zooms: 0 is the whole picture; 1.25 or 0, 2 crops", "text", { read: (text) => text.trim() || "0" }],
+  ["shift", "Attention shift", "range", { title: "The share of the attention that is moved onto what you point at", min: 0, max: 1, step: 0.05, read: Number }],
+  ["zooms", "Zooms", "text", { title: "0 is the whole picture, 1.25 a crop around the prompt; several, as 0, 2, are averaged", read: (text) => text.trim() || "0" }],
   ["score", "Ranked by", "select", {
-    options: () => [["blend", "the mean of both stages"], ["query_db", "Query-DB (stage two)"], ["ann", "stage one"]],
+    options: () => [["blend", "blend"], ["query_db", "query_db"], ["ann", "ann"]],
   }],
   ["limit", "Hits", "number", { min: 1, max: 16384, step: 1, read: (text) => optional(text) ?? DEFAULTS.limit }],
   ["min_score", "Least score", "number", { min: -1, max: 1, step: 0.01, read: optional, placeholder: "none" }],
-  ["localize", "Best rows ranked by location, too", "number", { min: 1, max: 1000, step: 1, read: optional, placeholder: "none" }],
-  ["rerank", "Score again with the query's heads", "checkbox"],
-  ["boxes", "Draw boxes where it is", "checkbox"],
-  ["exclude", "Leave out the query's own picture", "checkbox"],
+  ["localize", "Third stage: rows looked into", "number", { title: "So many of the best rows are looked into, and ranked by what is found there, too", min: 1, max: 1000, step: 1, read: optional, placeholder: "none" }],
+  ["rerank", "Stage two (rerank)", "checkbox"],
+  ["boxes", "Boxes in the hits", "checkbox"],
+  ["exclude", "Leave the query out", "checkbox"],
   ["filter", "Filter, a Milvus expression", "text", { wide: true, placeholder: 'for example: width > 500 and path like "%2024%"' }],
 ];
 
