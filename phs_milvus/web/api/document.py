@@ -83,7 +83,9 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "phs-milvus", "version": "1", "description": _ABOUT},
         "paths": {
-            "/api/v1/info": {"get": _operation("The model, the collection and the limits, or what is missing.", _OBJECT)},
+            "/api/v1/info": {
+                "get": _operation("The model, the collection and the limits, or what is missing.", _OBJECT)
+            },
             "/api/v1/rows": {
                 "get": _operation(
                     "Ids of the collection in ascending order, after one of them.",
@@ -94,7 +96,9 @@ def document() -> dict[str, Any]:
             "/api/v1/rows/{id}": {
                 "get": _operation(
                     "A row: the size of its upright picture, and its fields.",
-                    _members({"id": {}, "width": {"type": "integer"}, "height": {"type": "integer"}, "fields": _OBJECT}),
+                    _members(
+                        {"id": {}, "width": {"type": "integer"}, "height": {"type": "integer"}, "fields": _OBJECT}
+                    ),
                     parameters=[row],
                 )
             },
@@ -116,11 +120,12 @@ def document() -> dict[str, Any]:
                     {"rows": {"type": "array", "items": _members({"id": {}, **_LOCATION})}},
                 )
             },
-            "/image/{id}": {
-                "get": _operation("A row's picture, upright and smaller.", None, parameters=[row, _SIZE])
-            },
+            "/image/{id}": {"get": _operation("A row's picture, upright and smaller.", None, parameters=[row, _SIZE])},
         },
-        "components": {"schemas": {"Problem": _PROBLEM}, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": {"Problem": _PROBLEM},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
@@ -187,7 +192,11 @@ def _table(title: str, members: dict[str, Any]) -> str:
     rows = "".join(
         f"<tr><td><code>{html.escape(name)}</code><td>{html.escape(_kind(schema))}"
         f"<td>{html.escape(schema.get('description', ''))}"
-        + (f" <small>default <code>{html.escape(json.dumps(schema['default']))}</code></small>" if "default" in schema else "")
+        + (
+            f" <small>default <code>{html.escape(json.dumps(schema['default']))}</code></small>"
+            if "default" in schema
+            else ""
+        )
         for name, schema in members.items()
     )
     return f"<h3>{title}</h3><table>{rows}</table>"

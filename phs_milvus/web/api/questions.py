@@ -54,7 +54,13 @@ QUESTION = (
     Field(
         "heads",
         'attention heads to keep, or "all"; null: the model\'s default',
-        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65536}, {"type": "string", "enum": ["all"]}, {"type": "null"}]},
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": 65536},
+                {"type": "string", "enum": ["all"]},
+                {"type": "null"},
+            ]
+        },
     ),
 )
 
@@ -76,7 +82,7 @@ LOOK = (
 SEARCH = (
     *QUESTION,
     *LOOK,
-    Field("ann_heads", 'heads of stage one; null: those of `heads`', QUESTION[-1].schema, "all"),
+    Field("ann_heads", "heads of stage one; null: those of `heads`", QUESTION[-1].schema, "all"),
     Field("limit", "hits to return", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, 10),
     Field(
         "candidates",

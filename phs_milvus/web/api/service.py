@@ -44,7 +44,13 @@ class Service:
     """
 
     def __init__(
-        self, backend: Backend, stored: StoredPictures, renditions: Renditions, places: Mapping[str, str], *, login: bool = False
+        self,
+        backend: Backend,
+        stored: StoredPictures,
+        renditions: Renditions,
+        places: Mapping[str, str],
+        *,
+        login: bool = False,
     ) -> None:
         self._backend, self._stored, self._renditions, self._places = backend, stored, renditions, dict(places)
         self._uploads = HeldPictures(_UPLOAD_BYTES)
@@ -53,7 +59,12 @@ class Service:
     def info(self) -> dict[str, Any]:
         """The model, the collection and the limits, or what is missing."""
         state = self._backend.state()
-        about: dict[str, Any] = {"version": VERSION, "state": asdict(state), "places": self._places, "login": self._login}
+        about: dict[str, Any] = {
+            "version": VERSION,
+            "state": asdict(state),
+            "places": self._places,
+            "login": self._login,
+        }
         if state.name == "ready":
             with self._ready() as ready:
                 about |= {"model": self._model(ready), "collection": self._collection(ready)}
