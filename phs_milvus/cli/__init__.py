@@ -52,7 +52,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Start: phs-milvus ingest ~/photos, then phs-milvus search photo.jpg --box 40,60,180,220 --save out.png",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+<<<<<<< HEAD
     for module in (collect, search, web, demo, evaluate, serve):
+=======
+    for module in (collect, search, demo, evaluate, serve, web):
+>>>>>>> endpoint
         module.add_commands(commands)
     return parser
 

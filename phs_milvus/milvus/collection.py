@@ -24,6 +24,12 @@ MAX_LIMIT = 16_384  # topK of a Milvus server
 _SAMPLE = 256  # rows whose embeddings are looked at before a search by IP or L2
 
 
+def index_params(limit: int) -> dict[str, Any]:
+    """Our choice of index parameters for a search of so many rows."""
+    # HNSW finds no more than ef rows, and close to that number not the nearest.
+    return {"ef": max(64, math.ceil(1.2 * limit))}
+
+
 class FocusedCollection:
     """One collection, loaded and ready to search. Made by `create`, `open` or `attach`.
 
@@ -262,8 +268,7 @@ class FocusedCollection:
         # Where the states of a single query are too many for one answer, they are read by id afterwards.
         # The id is among the columns because Milvus Lite takes no columns for all columns.
         columns = [self.layout.id, *names, *([self.layout.state] if with_states and per_call else [])]
-        # HNSW finds no more than ef rows, and close to that number not the nearest.
-        params = {"ef": max(64, math.ceil(1.2 * limit)), **(search_params or {})}
+        params = {**index_params(limit), **(search_params or {})}
         found = []
         for start in range(0, len(queries), per_call or 1):
             part = list(queries[start : start + (per_call or 1)])

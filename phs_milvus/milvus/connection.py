@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import grpc
-from pymilvus import DataType, MilvusClient, MilvusException
+from pymilvus import AnnSearchRequest, DataType, Function, FunctionType, MilvusClient, MilvusException
 
 from phs_milvus.contract.errors import CollectionError, PhsError, reason_of, shown
 from phs_milvus.contract.proxies import channel_options, proxy_note
@@ -27,7 +27,18 @@ for _name in ("pymilvus", "milvus_lite"):
 # As gRPC does where pymilvus asks Milvus Lite for what only servers have, and then goes on without it.
 logging.getLogger("grpc._server").addFilter(lambda record: "Method not implemented" not in record.getMessage())
 
-__all__ = ["DataType", "MilvusClient", "close", "connect", "is_lite", "message_of", "translated_errors"]
+__all__ = [
+    "AnnSearchRequest",
+    "DataType",
+    "Function",
+    "FunctionType",
+    "MilvusClient",
+    "close",
+    "connect",
+    "is_lite",
+    "message_of",
+    "translated_errors",
+]
 
 # pymilvus reaches Milvus Lite through a port of this machine, where no proxy leads. It pings every 10 s, which Lite's
 # server takes for abuse when a call runs long.

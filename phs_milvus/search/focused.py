@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,10 +22,12 @@ from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError, 
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Focus
 from phs_milvus.milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
+from phs_milvus.milvus.ranker import ModelRanker, Provider, model_ranker
 from phs_milvus.milvus.rows import Id
 from phs_milvus.pointing.prompts import Prompt
 from phs_milvus.search.hits import DEFAULT_BOXES, Hit, SearchResult, ranked_hits, without
 from phs_milvus.search.locating import QueryLocator, localized
+from phs_milvus.search.packed_query import pack_query
 from phs_milvus.search.parts import Parts, parts_of
 from phs_milvus.search.queries import (
     Examples,
@@ -206,6 +209,45 @@ class FocusedSearch:
         if not localize:
             return results
         return [_third_stage(result, localize, images, boxes, limit, min_score) for result in results]
+
+    def ranker(
+        self,
+        *questions: Question,
+        endpoint: str | None = None,
+        provider: Provider = "tei",
+        score: Literal["query_db", "blend"] = "blend",
+        token: str | None = None,
+        credential: str | None = None,
+        focus: Focus = Focus(),
+    ) -> ModelRanker:
+        """For MilvusClient.search and hybrid_search, which then rerank by themselves: see `phs_milvus.web.rerank`.
+
+        Args:
+            questions: as `search_many` takes them, one for each vector of the search.
+            endpoint: where Milvus, not this program, reaches `phs-milvus rerank-endpoint`: http://host:8766.
+            provider: the service that Milvus takes it for: "tei" or "vllm", or "cohere", which alone Milvus Lite has.
+            score: what hits are ranked by.
+            token: for Milvus Lite, the endpoint's token.
+            credential: for a server, the name of the endpoint's token in its milvus.yaml.
+
+        Raises:
+            InvalidInput: a question or argument that cannot be used; `.field` names it.
+            CollectionError: this Milvus is older than 2.6 and would ignore it, or cannot rerank by the states' field.
+            EncoderError: the server could not answer.
+        """
+        if not questions or score not in ("query_db", "blend"):
+            field = "score" if questions else "questions"
+            raise InvalidInput("there must be a question, and score must be query_db or blend", field)
+        parts, _, _ = self._encode(questions, focus, False)
+        return model_ranker(
+            self._collection,
+            [pack_query(query.comparison(score), self._encoder.info.fingerprint) for query in parts],
+            np.stack([query.ann_embedding for query in parts]),
+            provider=provider,
+            endpoint=endpoint,
+            token=token,
+            credential=credential,
+        )
 
     def file_of(self, image: ImageSource | StoredImage) -> ImageSource:
         """The file of a StoredImage; any other image is returned unchanged.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,29 @@ from phs_milvus.contract.types import Encoding, Float16Array, Float32Array
 
 # What counter-examples weigh against examples (benchmarks/quality, "Several examples").
 UNLIKE_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What a state's score is computed from, and nothing else.
+
+    A score is the sum over P parts of share x cosine(embedding, the state read out with the part's head weights).
+
+    Attributes:
+        embeddings: float32 [P, E].
+        head_weights: float32 [P, H].
+        shares: float32 [P].
+    """
+
+    embeddings: Float32Array
+    head_weights: Float32Array
+    shares: Float32Array
+
+    def scores(self, encoder: Encoder, states: Float16Array, *, timeout: float | None = None) -> Float32Array:
+        """The scores of K states, float16 [K, 2, D]: float32 [K]. Raises as `Encoder.rerank`."""
+        every = encoder.rerank(self.embeddings, self.head_weights, states, timeout=timeout)
+        scores: Float32Array = self.shares @ every
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +73,28 @@ class Parts:
             InvalidInput: an encoding has no head weights, or the states do not fit the model.
             EncoderError: the server could not answer, or its answer was wrong.
         """
+        return self.comparison("query_db").scores(encoder, states)
+
+    def comparison(self, score: Literal["query_db", "blend"]) -> Comparison:
+        """What gives this score of a state.
+
+        In "blend" the "ann" score is computed from the state too: read out with every head, it is the row's embedding.
+
+        Raises:
+            InvalidInput: an encoding has no head weights.
+        """
         weights = np.stack([encoding.required("head_weights") for encoding in self.encodings])
         embeddings = np.stack([_query_db_embedding(encoding) for encoding in self.encodings])
-        scores: Float32Array = self.shares @ encoder.rerank(embeddings, weights, states)
-        return scores
+        query_db = Comparison(embeddings, weights, self.shares)
+        ann = self.ann_embedding
+        length = np.float32(np.linalg.norm(ann))
+        if score == "query_db" or not length:
+            return query_db
+        return Comparison(
+            np.vstack([embeddings, ann / length]),
+            np.vstack([weights, np.ones_like(weights[0])]),
+            np.append(self.shares, length) * np.float32(0.5),
+        )
 
 
 def parts_of(like: Sequence[Encoding], unlike: Sequence[Encoding] = ()) -> Parts:

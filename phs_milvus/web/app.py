@@ -85,12 +85,12 @@ class _Guard:
         if scope["type"] != "http":  # the app's own start and end; there are no web sockets
             await self._app(scope, receive, send)
             return
-        started, arrived = False, False
+        started, more = False, True
 
         async def receiving() -> Message:
-            nonlocal arrived
+            nonlocal more
             message = await receive()
-            arrived = not message.get("more_body", False)
+            more = message.get("more_body", False)
             return message
 
         async def sending(message: Message) -> None:
@@ -105,18 +105,11 @@ class _Guard:
         except Exception as error:
             answer = problem_response(error)
             if not started:  # or else it is too late for another answer: uvicorn closes the connection
-                if not arrived:  # afterwards nothing comes but the caller's leaving
-                    await self._read_on(receive)
+                # Who is answered while still sending may see no more than a reset.
+                left = 2 * self._places.body_bytes
+                while more and left > 0:
+                    left -= len((await receiving()).get("body", b""))
                 await answer(scope, receive, send)
-
-    async def _read_on(self, receive: Receive) -> None:
-        """Takes up what is left of a body, within bounds: who is answered while still sending may see a reset only."""
-        left = 2 * self._places.body_bytes
-        more = True
-        while more and left > 0:
-            message = await receive()
-            left -= len(message.get("body", b""))
-            more = message.get("more_body", False)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = HTTPConnection(scope)
