@@ -233,7 +233,7 @@ class FocusedCollection:
         return {row[self.layout.id]: row.get(name) or "" for row in self.get(ids, [name])}
 
     def iterate_ids(self, *, after: Id | None = None) -> Iterator[Id]:
-        """All ids in ascending order, or those after one, in bounded memory; rows may be written or deleted meanwhile."""
+        """All ids in ascending order, or those after one, in bounded memory; rows may come and go meanwhile."""
         return self._table.iterate_keys(after)
 
     def search(
