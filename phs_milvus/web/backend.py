@@ -188,9 +188,8 @@ class Backend:
 
     def _say(self, missing: str, error: Exception | None) -> None:
         """Within the lock."""
-        detail = (
-            "" if error is None else shown(error if isinstance(error, PhsError) else reason_of(error), _LONGEST_DETAIL)
-        )
+        detail = "" if error is None else str(error) if isinstance(error, PhsError) else reason_of(error)
+        detail = detail and shown(detail, _LONGEST_DETAIL)
         if (missing, detail) != (self._missing, self._detail):
             self._missing, self._detail, self._since = missing, detail, time.monotonic()
             if detail:

@@ -87,8 +87,8 @@ class Renditions:
         with self._decoder() as decoder:
             square = decoder.fitted(header, cost, side, Image.Resampling.BICUBIC)
         # The child squeezes into a square; here the shorter side gets its length.
-        fitted = tuple(max(1, round(side * edge / max(width, height))) for edge in (width, height))
-        picture = Image.fromarray(square.transpose(1, 2, 0)).resize(fitted, Image.Resampling.BICUBIC)
+        across, down = (max(1, round(side * edge / max(width, height))) for edge in (width, height))
+        picture = Image.fromarray(square.transpose(1, 2, 0)).resize((across, down), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=_QUALITY)
         return buffer.getvalue()

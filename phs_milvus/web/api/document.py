@@ -28,11 +28,11 @@ _PROBLEM = {
     },
 }
 _OBJECT = {"type": "object"}
+_SIDES = {"width": {"type": "integer", "description": "of the upright picture"}, "height": {"type": "integer"}}
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 _SCORES = ("score", "ann_score", "query_db_score", "blend_score", "localized_score")
 _LOCATION = {
-    "width": {"type": "integer", "description": "of the upright picture"},
-    "height": {"type": "integer"},
+    **_SIDES,
     "boxes": {
         "type": "array",
         "items": {"type": "object", "properties": {"box": _NUMBERS, "score": {"type": "number"}}},
@@ -55,13 +55,12 @@ _HEADS = {
     "head_weights": {"type": ["array", "null"], "description": "0 for heads that are left out"},
 }
 _FOUND = {
-    "query": {"type": "object", "properties": {"width": {"type": "integer"}, "height": {"type": "integer"}, **_HEADS}},
+    "query": {"type": "object", "properties": {**_SIDES, **_HEADS}},
     "hits": {"type": "array", "items": {"type": "object", "properties": _HIT}},
     "milliseconds": _OBJECT,
 }
 _EXPLAINED = {
-    "width": {"type": "integer"},
-    "height": {"type": "integer"},
+    **_SIDES,
     "region": {**_NUMBERS, "description": "x0, y0, x1, y1: the part of the picture that the grids span"},
     "grid": {**_NUMBERS, "description": "rows and columns of patches"},
     "mask": {"type": ["array", "null"], "description": "the prompt on the grid, 0 to 1"},
@@ -69,7 +68,7 @@ _EXPLAINED = {
     **_HEADS,
     "kept": {"type": "array", "items": {"type": "integer"}, "description": "the heads that are kept, from 0"},
 }
-_HELD = {"picture": {"type": "string"}, "width": {"type": "integer"}, "height": {"type": "integer"}}
+_HELD = {"picture": {"type": "string"}, **_SIDES}
 _SIZE = {"name": "size", "in": "query", "schema": {"type": "integer", "enum": list(SIZES)}}
 
 
@@ -83,9 +82,7 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "phs-milvus", "version": "1", "description": _ABOUT},
         "paths": {
-            "/api/v1/info": {
-                "get": _operation("The model, the collection and the limits, or what is missing.", _OBJECT)
-            },
+            "/api/v1/info": {"get": _operation("Model, collection and limits, or what is missing.", _OBJECT)},
             "/api/v1/rows": {
                 "get": _operation(
                     "Ids of the collection in ascending order, after one of them.",
@@ -96,9 +93,7 @@ def document() -> dict[str, Any]:
             "/api/v1/rows/{id}": {
                 "get": _operation(
                     "A row: the size of its upright picture, and its fields.",
-                    _members(
-                        {"id": {}, "width": {"type": "integer"}, "height": {"type": "integer"}, "fields": _OBJECT}
-                    ),
+                    _members({"id": {}, **_SIDES, "fields": _OBJECT}),
                     parameters=[row],
                 )
             },
@@ -135,7 +130,8 @@ def as_page(described: dict[str, Any]) -> str:
     for path, methods in described["paths"].items():
         for method, about in methods.items():
             parts.append(
-                f"<section><h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(about['summary'])}</p>"
+                f"<section><h2><code>{method.upper()} {html.escape(path)}</code></h2>"
+                f"<p>{html.escape(about['summary'])}</p>"
                 f"{_table('Parameters', {each['name']: each['schema'] for each in about.get('parameters', [])})}"
                 f"{_table('Body', _properties(about.get('requestBody', {})))}"
                 f"{_table('Answer', _properties(next(iter(about['responses'].values()))))}</section>"
@@ -189,17 +185,15 @@ def _properties(holder: dict[str, Any]) -> dict[str, Any]:
 def _table(title: str, members: dict[str, Any]) -> str:
     if not members:
         return ""
-    rows = "".join(
-        f"<tr><td><code>{html.escape(name)}</code><td>{html.escape(_kind(schema))}"
-        f"<td>{html.escape(schema.get('description', ''))}"
-        + (
-            f" <small>default <code>{html.escape(json.dumps(schema['default']))}</code></small>"
-            if "default" in schema
-            else ""
-        )
-        for name, schema in members.items()
-    )
+    rows = "".join(_row(name, schema) for name, schema in members.items())
     return f"<h3>{title}</h3><table>{rows}</table>"
+
+
+def _row(name: str, schema: dict[str, Any]) -> str:
+    about = html.escape(schema.get("description", ""))
+    if "default" in schema:
+        about += f" <small>default <code>{html.escape(json.dumps(schema['default']))}</code></small>"
+    return f"<tr><td><code>{html.escape(name)}</code><td>{html.escape(_kind(schema))}<td>{about}"
 
 
 def _kind(schema: dict[str, Any]) -> str:

@@ -178,7 +178,8 @@ def _one(given: dict[str, Any], name: str) -> Prompt:
     try:
         check(given[kind], PROMPT_MEMBERS[kind], name)
         if kind == "point":
-            return Point(*given[kind], radius=given.get("radius"), label=given.get("label", 1))
+            x, y = given[kind]
+            return Point(x, y, radius=given.get("radius"), label=given.get("label", 1))
         if kind == "box":
             return Box(*given[kind])
         return Polygon(given[kind]) if kind == "polygon" else Mask(given[kind])
