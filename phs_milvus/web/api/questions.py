@@ -39,11 +39,15 @@ PROMPT_MEMBERS: dict[str, Schema] = {
 }
 
 QUESTION = (
-    Field("picture", "sha256 of a picture that was sent to /api/v1/pictures", {"type": "string", "maxLength": 64}),
+    Field(
+        "picture",
+        "sha256 of a picture that was sent to /api/v1/pictures",
+        {"anyOf": [{"type": "string", "maxLength": 64}, {"type": "null"}]},
+    ),
     Field(
         "id",
         "id of a row of the collection, in place of `picture`",
-        {"anyOf": [{"type": "string", "maxLength": 4096}, {"type": "integer"}]},
+        {"anyOf": [{"type": "string", "maxLength": 4096}, {"type": "integer"}, {"type": "null"}]},
     ),
     Field(
         "prompt",

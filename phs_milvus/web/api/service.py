@@ -129,7 +129,8 @@ class Service:
                 focus=focus,
             )
         for hit in result:
-            self._stored.seen(hit.id, hit.fields)
+            if "path" in hit.fields:
+                self._stored.seen(hit.id, hit.fields)
         return _found(result)
 
     def explain(self, values: Mapping[str, Any]) -> dict[str, Any]:
