@@ -13,7 +13,7 @@ const fixed = (score) => (score == null ? "–" : score.toFixed(3));
 
 /** Boxes over a picture that is shown whole, in the middle of its card. */
 export function boxesOver(where) {
-  const layer = svg("svg", { viewBox: `0 0 ${where.width} ${where.height}`, "aria-hidden": "true" });
+  const layer = svg("svg", { class: "boxes", viewBox: `0 0 ${where.width} ${where.height}`, "aria-hidden": "true" });
   // A box around all of the picture says nothing of where.
   const telling = where.boxes.filter(({ box: [x0, y0, x1, y1] }) => (x1 - x0) * (y1 - y0) < 0.95 * where.width * where.height);
   telling.slice(0, 5).forEach(({ box: [x0, y0, x1, y1] }, index) => {
@@ -64,7 +64,7 @@ function card(hit, use) {
   );
   element.querySelector(".info").setAttribute("aria-label", `Scores and metadata of hit ${hit.rank}`);
   hit.show = () => {
-    look.querySelector("svg")?.remove();
+    look.querySelector(".boxes")?.remove();
     if (hit.boxes) look.insertBefore(boxesOver(hit), look.querySelector(".parts"));
     look.querySelector(".parts").replaceWith(parts(hit));
   };
