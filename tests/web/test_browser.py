@@ -59,7 +59,8 @@ def asked(page: Any, act: Any) -> dict[str, Any]:
     with page.expect_response("**/api/v1/search") as found:
         act()
     found.value.finished()
-    page.wait_for_function("document.querySelector('#progress').hidden && document.querySelector('#results .card')")
+    page.wait_for_selector("#progress", state="hidden")
+    page.wait_for_selector("#results .card")
     return json.loads(found.value.request.post_data)
 
 

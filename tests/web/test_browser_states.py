@@ -92,7 +92,7 @@ def test_a_hundred_megapixels_are_made_smaller_and_the_prompt_with_them(
     page.wait_for_selector("#gallery .card")
     huge = Image.new("RGB", (12_000, 8_400), "navy")
     with (
-        page.expect_request("**/api/v1/pictures") as sent,
+        page.expect_response("**/api/v1/pictures", timeout=60_000) as sent,
         page.expect_response("**/api/v1/search", timeout=60_000) as found,
     ):
         drop(page, "huge.jpg", encoded(huge, quality=30))

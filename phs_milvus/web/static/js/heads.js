@@ -56,13 +56,22 @@ function drawHead(canvas, grid, seen, picture) {
   context.drawImage(asPicture(grid, largest, 0.34, 1.6), 0, 0, width, height);
 }
 
+/** Empty heads, so that nothing moves when the answer is there. */
+function showPlaces() {
+  $("heads-note").textContent = "\u00a0";
+  const places = Array.from({ length: state.info?.model.heads ?? 0 }, () =>
+    make("li", { className: "head" }, make("canvas", { width: SIDE, height: SIDE }), make("p", { textContent: "\u00a0" })),
+  );
+  $("heads").replaceChildren(...places);
+}
+
 let shown = null;
 
 export function showHeads(seen) {
   shown = seen;
-  $("heads-part").hidden = !seen;
+  $("heads-part").hidden = !seen && !state.picture;
   drawPatches(seen);
-  if (!seen) return $("heads").replaceChildren();
+  if (!seen) return showPlaces();
   const picture = $("picture");
   const pointed = isPointed();
   const count = seen.attention.length;
