@@ -42,7 +42,7 @@ proto: | $(VENV)
 		--python_out=. --grpc_python_out=. --pyi_out=. phs_milvus/contract/_pb/encoder.proto
 
 # One stamp per set of extras; a changed pyproject or constraints file installs again.
-$(VENV)/.demo: extras = server,lite
+$(VENV)/.demo: extras = server,lite,web
 $(VENV)/.dev: extras = dev
 $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(extras)]'

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from phs_milvus.cli.connections import (
@@ -32,6 +31,11 @@ def add_commands(commands: Any) -> None:
         description="Serves a page in which you point at things in pictures and see the hits, and the JSON API behind "
         "it, which /api describes. It listens on this machine only, unless you say otherwise.",
     )
+    _add_flags(web)
+    web.set_defaults(run=_web)
+
+
+def _add_flags(web: argparse.ArgumentParser) -> None:
     add_milvus_flags(web)
     add_encoder_flags(web)
     web.add_argument(
@@ -42,7 +46,6 @@ def add_commands(commands: Any) -> None:
     )
     add_web_flags(web, DEFAULT_PORT)
     web.add_argument("--open", action="store_true", help="open the page in a browser")
-    web.set_defaults(run=_web)
 
 
 def _web(options: argparse.Namespace) -> int:
@@ -52,15 +55,17 @@ def _web(options: argparse.Namespace) -> int:
         raise CollectionError(
             f"no Milvus Lite database at {shown(options.milvus)}; ingest makes one, or check --milvus"
         )
-    return serve_page(options)
+    return _serve(options)
 
 
-def serve_page(options: argparse.Namespace) -> int:
-    """Serves until Ctrl-C or SIGTERM; returns the exit status.
+def serve_page(flags: Sequence[str]) -> int:
+    """What `phs-milvus web` with these flags does; returns the exit status."""
+    parser = argparse.ArgumentParser()
+    _add_flags(parser)
+    return _web(parser.parse_args(flags))
 
-    Args:
-        options: the flags of `add_milvus_flags`, `add_encoder_flags` and `add_web_flags`, `images` and `open`.
-    """
+
+def _serve(options: argparse.Namespace) -> int:
     settings = web_settings(options)
     from phs_milvus.milvus.connection import connect
     from phs_milvus.web.api.service import Service
@@ -134,9 +139,10 @@ def _knock(uri: str, host: str, port: int) -> None:
 
 def _places(options: argparse.Namespace) -> dict[str, str]:
     """What commands name to reach the same."""
+    from phs_milvus.demo.page import program
+
     named = address_of(options)
-    program = "phs-milvus" if shutil.which("phs-milvus") else sys.argv[0]
-    places = {"program": program, "milvus": shown(options.milvus), "collection": options.collection}
+    places = {"program": program(), "milvus": shown(options.milvus), "collection": options.collection}
     places |= {"encoder": shown(named)} if named else {"model": options.model or os.environ.get("PHS_MODEL", "")}
     return places | ({"images": shown(options.images)} if options.images else {})
 
