@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         StateError,
     )
     from phs_milvus.contract.types import Encoding, Explanation, Focus, ModelInfo
+    from phs_milvus.ingest.backfill import BackfillReport, backfill
     from phs_milvus.ingest.folder import ingest_folder
     from phs_milvus.ingest.progress import IngestReport
     from phs_milvus.milvus.collection import FocusedCollection
@@ -68,6 +69,7 @@ _MODULES = {
         "PromptError",
         "StateError",
     ),
+    "ingest.backfill": ("BackfillReport", "backfill"),
     "ingest.folder": ("ingest_folder",),
     "ingest.progress": ("IngestReport",),
     "milvus.connection": ("connect",),
@@ -83,6 +85,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "AsyncEncoder",
+    "BackfillReport",
     "Box",
     "CollectionError",
     "DeadlineExceeded",
@@ -118,6 +121,7 @@ __all__ = [
     "StateError",
     "StoredImage",
     "Tls",
+    "backfill",
     "connect",
     "ingest_folder",
     "state",

@@ -73,7 +73,7 @@ ARROWS = {
         client     -> contract pointing
         milvus     -> contract
         search     -> contract pointing client milvus
-        ingest     -> contract client milvus
+        ingest     -> contract client milvus search
         web        -> contract pointing client milvus search
         evaluation -> contract pointing client milvus search ingest
         demo       -> contract pointing client milvus search ingest evaluation

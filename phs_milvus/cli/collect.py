@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phs_milvus.cli.connections import (
     add_encoder_flags,
@@ -16,7 +16,10 @@ from phs_milvus.cli.connections import (
     open_milvus,
 )
 from phs_milvus.cli.places import existing_folder
-from phs_milvus.contract.errors import shown
+from phs_milvus.contract.errors import InvalidInput, shown
+
+if TYPE_CHECKING:
+    from phs_milvus.milvus.collection import FocusedCollection
 
 
 def add_commands(commands: Any) -> None:
@@ -31,6 +34,11 @@ def add_commands(commands: Any) -> None:
     ingest.add_argument("directory", metavar="DIR", help="folder of images, searched recursively")
     ingest.add_argument("--prune", action="store_true", help="delete the rows of files that no longer exist")
     ingest.add_argument("--batch-size", type=int, default=256, help="rows written at a time (default: %(default)s)")
+    ingest.add_argument(
+        "--state-format",
+        choices=["float16", "int8"],
+        help="how a new collection holds states: float16, or int8 in about half the space",
+    )
     add_encoder_flags(ingest)
     add_milvus_flags(ingest)
     ingest.set_defaults(run=_ingest)
@@ -57,8 +65,10 @@ def _ingest(options: argparse.Namespace) -> int:
             exists = client.has_collection(name)
         if exists:
             collection = FocusedCollection.open(client, name)
+            _check_state_format(options.state_format, collection)
         else:
-            collection = FocusedCollection.create(client, name, encoder.info)
+            chosen = {"state_format": options.state_format} if options.state_format else {}
+            collection = FocusedCollection.create(client, name, encoder.info, **chosen)
         report = ingest_folder(
             options.directory, collection, encoder, prune=options.prune, batch_size=options.batch_size
         )
@@ -66,6 +76,15 @@ def _ingest(options: argparse.Namespace) -> int:
     if not report.found:
         print(f"phs-milvus: no images under {options.directory}; nothing was stored", file=sys.stderr)
     return 1 if report.failed_count or not report.found else 0
+
+
+def _check_state_format(wanted: str | None, collection: FocusedCollection) -> None:
+    """Raises InvalidInput where a collection that exists is asked for in another format."""
+    if wanted not in (None, found := collection.model.state_format):
+        raise InvalidInput(
+            f"is {wanted}, but collection {collection.name!r} holds {found}; leave it out, or name a new collection",
+            "state_format",
+        )
 
 
 def _info(options: argparse.Namespace) -> int:

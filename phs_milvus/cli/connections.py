@@ -50,6 +50,13 @@ def add_encoder_flags(command: argparse.ArgumentParser, default: str = "facebook
 
 
 def add_milvus_flags(command: argparse.ArgumentParser) -> None:
+    """--milvus, --token and --collection."""
+    group = add_milvus_address_flags(command)
+    group.add_argument("--collection", default=DEFAULT_COLLECTION, help="(default: %(default)s)")
+
+
+def add_milvus_address_flags(command: argparse.ArgumentParser) -> Any:
+    """--milvus and --token; returns their group."""
     group = command.add_argument_group("Milvus")
     group.add_argument(
         "--milvus",
@@ -64,7 +71,7 @@ def add_milvus_flags(command: argparse.ArgumentParser) -> None:
         default=os.environ.get("PHS_MILVUS_TOKEN", ""),
         help="token of the Milvus server [PHS_MILVUS_TOKEN]",
     )
-    group.add_argument("--collection", default=DEFAULT_COLLECTION, help="(default: %(default)s)")
+    return group
 
 
 def address_of(options: argparse.Namespace) -> str | None:

@@ -17,7 +17,7 @@ from phs_milvus.cli.connections import (
     named_encoder,
     own_server,
 )
-from phs_milvus.cli.web import add_web_flags, web_settings
+from phs_milvus.cli.listening import add_listening_flags, web_settings
 from phs_milvus.contract.errors import CollectionError, PhsError, shown
 
 DEFAULT_PORT = 8765
@@ -44,7 +44,7 @@ def _add_flags(web: argparse.ArgumentParser) -> None:
         help="where the pictures are: a folder that the ids are relative to, or a URL with {id} in it (default: where "
         "ingest found them)",
     )
-    add_web_flags(web, DEFAULT_PORT)
+    add_listening_flags(web, DEFAULT_PORT)
     web.add_argument("--open", action="store_true", help="open the page in a browser")
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phs_milvus.cli.connections import add_encoder_flags, add_milvus_flags, open_encoder, open_milvus
 from phs_milvus.cli.places import existing_folder, not_the_same, output_file
@@ -21,13 +21,15 @@ from phs_milvus.cli.pointing import (
     score_of,
     settings_of,
 )
-from phs_milvus.contract.errors import ImageError
+from phs_milvus.contract.errors import ImageError, InvalidInput, shown
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.location import LocateTarget
 from phs_milvus.contract.types import Explanation, Focus
-from phs_milvus.search.pictures import below
 from phs_milvus.search.scores import SCORES
 from phs_milvus.search.settings import SearchSettings
+
+if TYPE_CHECKING:
+    from phs_milvus.milvus.collection import FocusedCollection
 
 
 def add_commands(commands: Any) -> None:
@@ -124,13 +126,14 @@ def _search(options: argparse.Namespace) -> int:
     if options.save:
         existing_folder(str(Path(options.save).parent), "save")
     # Before anything is searched: a folder that is not there would be noticed last.
-    find = finder(options.images) if options.images else None
+    find: Callable[[Any], ImageSource | None] | None = finder(options.images) if options.images else None
     with open_encoder(options) as encoder, open_milvus(options) as client:
         collection = FocusedCollection.open(client, options.collection)
         search = FocusedSearch(collection, encoder, image_root=options.root)
+        stored = StoredImage(_id_of(options.image, collection)) if options.stored else None
         settings = settings_of(options, encoder.info.fingerprint)
         result = search.search(
-            [Query(StoredImage(options.image) if options.stored else options.image, prompt), *like],
+            [Query(stored or options.image, prompt), *like],
             unlike=unlike,
             limit=options.limit,
             candidates=_candidates(options, settings),
@@ -146,7 +149,8 @@ def _search(options: argparse.Namespace) -> int:
         )
         if (options.locate or options.save_boxes) and not options.localize:
             result = result.locate(options.images, boxes=options.boxes)
-        image = search.file_of(StoredImage(options.image)) if options.stored else options.image
+        image = search.file_of(stored) if stored else options.image
+        find = find or search.pictures_of([hit.id for hit in result] if options.save else [])
     if options.json:
         print(json.dumps(result.rows(), indent=2, default=str))
     else:
@@ -154,6 +158,12 @@ def _search(options: argparse.Namespace) -> int:
         times = f"encode {result.encode_ms:.0f} ms, Milvus {result.ann_ms:.0f} ms, rerank {result.rerank_ms:.0f} ms"
         times += f", locate {result.locate_ms:.0f} ms" if result.locate_ms else ""
         print(f"\n{times}", file=sys.stderr)
+    if result.without_state:
+        print(
+            f"{result.without_state} candidate(s) have no state yet and are ranked by the ANN score alone; phs-milvus "
+            f"attach {options.collection} makes the states of new rows",
+            file=sys.stderr,
+        )
     lost = [hit for hit in result if hit.location_error]
     if lost:
         print(f"{len(lost)} hit(s) could not be looked into; the first: {lost[0].location_error}", file=sys.stderr)
@@ -163,7 +173,7 @@ def _search(options: argparse.Namespace) -> int:
     if options.save:
         from phs_milvus.search.contact_sheet import save, search_sheet
 
-        save(search_sheet(image, prompt, result.hits, lambda hit: _picture_of(hit, options.root, find)), options.save)
+        save(search_sheet(image, prompt, result.hits, lambda hit: _if_there(find, hit.id)), options.save)
     return 0
 
 
@@ -235,17 +245,23 @@ def _print_heads(explanation: Explanation) -> None:
 
 
 def _output_fields(options: argparse.Namespace) -> list[str]:
-    fields = [name for name in options.fields.split(",") if name]
-    if options.save and "path" not in fields:
-        fields.append("path")
-    return fields
+    return [name for name in options.fields.split(",") if name]
 
 
-def _picture_of(hit: Any, root: str | None, find: Callable[[Any], ImageSource] | None) -> ImageSource | None:
-    """A hit's picture: of --images, else below --root, else where ingest found it; None where there is none."""
-    if find is not None:
-        try:
-            return find(hit.id)
-        except ImageError:
-            return None
-    return below(Path(root), str(hit.id)) if root else hit.fields.get("path")
+def _if_there(find: Callable[[Any], ImageSource | None], row_id: Any) -> ImageSource | None:
+    try:
+        return find(row_id)
+    except ImageError:
+        return None
+
+
+def _id_of(text: str, collection: FocusedCollection) -> str | int:
+    """A row's id as the collection has it."""
+    if collection.layout.id_max_length is not None:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidInput(
+            f"ids of collection {collection.name!r} are integers, got {shown(text)!r}", "image"
+        ) from None

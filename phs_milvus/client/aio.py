@@ -19,8 +19,9 @@ from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Output
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
+from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.location import LocateTarget, Location
-from phs_milvus.contract.types import Encoding, Explanation, Float16Array, Float32Array, Focus, ModelInfo
+from phs_milvus.contract.types import Encoding, Explanation, Float32Array, Focus, ModelInfo, States
 from phs_milvus.pointing.prompts import Prompt
 
 Item = TypeVar("Item")
@@ -117,10 +118,11 @@ class AsyncEncoder(EncoderBase):
         return self._streamed(LocateFeed(images, target, self._expected), in_flight, timeout)
 
     async def readout(
-        self, states: Float16Array, head_weights: Float32Array, *, timeout: float | None = None
+        self, states: States, head_weights: Float32Array, *, timeout: float | None = None
     ) -> Float32Array:
         """See `Encoder.readout`."""
         info, parts = await self._known_info(), []
+        states = requests.sendable(states, info)
         for request in requests.readout_requests(states, head_weights, self._expected, info):
             answer = await self._call(self._stub.Readout, request, timeout)
             parts.append(answers.embeddings(answer, request, info, self.address))
@@ -130,11 +132,13 @@ class AsyncEncoder(EncoderBase):
         self,
         embeddings: Float32Array,
         head_weights: Float32Array,
-        states: Float16Array,
+        states: States,
         *,
         timeout: float | None = None,
     ) -> Float32Array:
         """See `Encoder.rerank`."""
+        if isinstance(states, Int8States):
+            states = requests.sendable(states, await self._known_info())
         scores, messages = requests.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
         for block, request in messages:
             answer = await self._call(self._stub.Rerank, request, timeout)

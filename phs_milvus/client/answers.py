@@ -38,6 +38,7 @@ _LARGEST_SIZE = 2**16
 _LONGEST_TEXT = 4096
 _LARGEST_SIDE = 2**31 - 1
 _PRECISIONS = ("float32", "bfloat16", "float16")
+_MOST_FORMATS = 64
 Answer: TypeAlias = "pb.EncodeResponse | pb.ReadoutResponse | pb.RerankResponse | pb.Location"
 Result = TypeVar("Result")
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -197,6 +198,8 @@ def model_info(message: pb.ModelInfo, address: str) -> ModelInfo:
                 raise InvalidInput(f"is {getattr(message, field)} for {message.image_size} pixels", field)
         if not 1 <= message.default_heads <= message.heads:
             raise InvalidInput(f"is {message.default_heads}, not 1 to {message.heads}", "default_heads")
+        if len(message.state_formats) > _MOST_FORMATS:
+            raise InvalidInput(f"has {len(message.state_formats)} entries", "state_formats")
         for field, least in (("image_bytes", 1), ("image_pixels", 1), ("message_bytes", wire.LEAST_MESSAGE_BYTES)):
             if getattr(message.limits, field) < least:
                 raise InvalidInput(f"is {getattr(message.limits, field)}, not at least {least}", f"limits.{field}")

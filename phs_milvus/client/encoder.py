@@ -38,8 +38,9 @@ from phs_milvus.client.stream import Stream
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
+from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.location import LocateTarget, Location
-from phs_milvus.contract.types import Encoding, Explanation, Float16Array, Float32Array, Focus, ModelInfo
+from phs_milvus.contract.types import Encoding, Explanation, Float32Array, Focus, ModelInfo, States
 from phs_milvus.pointing.prompts import Prompt
 
 Item = TypeVar("Item")
@@ -223,13 +224,11 @@ class Encoder(EncoderBase):
         """
         return self._streamed(LocateFeed(images, target, self._expected), in_flight, timeout)
 
-    def readout(
-        self, states: Float16Array, head_weights: Float32Array, *, timeout: float | None = None
-    ) -> Float32Array:
+    def readout(self, states: States, head_weights: Float32Array, *, timeout: float | None = None) -> Float32Array:
         """The embeddings of stored states under other head weights.
 
         Args:
-            states: [K, 2, D]; converted to float16.
+            states: [K, 2, D], converted to float16; or Int8States, half the message.
             head_weights: [K, H], one set for each state, or [H], the same for all; converted to float32.
             timeout: seconds that each request may take; large inputs are split into several.
 
@@ -242,6 +241,7 @@ class Encoder(EncoderBase):
             EncoderError: the server could not answer, or its answer was wrong.
         """
         parts = []
+        states = requests.sendable(states, self.info)
         for request in requests.readout_requests(states, head_weights, self._expected, self.info):
             answer = self._call(self._stub.Readout, request, timeout)
             parts.append(answers.embeddings(answer, request, self.info, self.address))
@@ -251,7 +251,7 @@ class Encoder(EncoderBase):
         self,
         embeddings: Float32Array,
         head_weights: Float32Array,
-        states: Float16Array,
+        states: States,
         *,
         timeout: float | None = None,
     ) -> Float32Array:
@@ -260,7 +260,8 @@ class Encoder(EncoderBase):
         Args:
             embeddings: [Q, E], of the queries; converted to float32.
             head_weights: [Q, H], of the queries; converted to float32.
-            states: [K, 2, D], of the candidates; converted to float16.
+            states: [K, 2, D], of the candidates, converted to float16; or Int8States, half the message
+                (`state.unpack_stored` gives what rows hold). A server that does not read them is sent float16.
             timeout: seconds that each request may take; large inputs are split into several.
 
         Returns:
@@ -271,6 +272,8 @@ class Encoder(EncoderBase):
             ModelMismatch: the server does not run the expected model.
             EncoderError: the server could not answer, or its answer was wrong.
         """
+        if isinstance(states, Int8States):
+            states = requests.sendable(states, self.info)
         scores, messages = requests.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
         for block, request in messages:
             answer = self._call(self._stub.Rerank, request, timeout)

@@ -23,16 +23,17 @@ from phs_milvus.contract.errors import (
     shown,
 )
 from phs_milvus.contract.images import EncodedImage, ImageSource
+from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.proxies import proxy_note
 from phs_milvus.contract.types import (
     MOST_MASK_PIXELS,
     MOST_READOUTS,
-    Float16Array,
     Float32Array,
     Focus,
     Limits,
     ModelInfo,
     Pointing,
+    States,
 )
 from phs_milvus.pointing.prompts import Prompt, to_runs
 
@@ -171,7 +172,7 @@ def sized(request: Request, limits: Limits) -> Request:
 
 
 def rerank_requests(
-    embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected: str, limits: Limits
+    embeddings: Float32Array, head_weights: Float32Array, states: States, expected: str, limits: Limits
 ) -> tuple[Float32Array, Iterator[tuple[Block, pb.RerankRequest]]]:
     """Splits a rerank into requests.
 
@@ -179,7 +180,8 @@ def rerank_requests(
     states) than MOST_READOUTS.
 
     Args:
-        embeddings: [Q, E]; head_weights: [Q, H]; states: [K, 2, D]. Converted to float32, float32 and float16.
+        embeddings: [Q, E]; head_weights: [Q, H]; states: [K, 2, D] or Int8States. Arrays are converted to float32,
+            float32 and float16.
 
     Returns:
         an uninitialised float32 [Q, K] array for the scores, and an iterator of (the block of that array which the
@@ -190,14 +192,12 @@ def rerank_requests(
     """
     embeddings = np.asarray(embeddings, np.float32)
     head_weights = np.asarray(head_weights, np.float32)
-    states = np.asarray(states, np.float16)
+    states = _checked_states(states)
     if embeddings.ndim != 2 or head_weights.ndim != 2 or len(embeddings) != len(head_weights):
         raise InvalidInput(
             f"expected embeddings [Q, E] and head_weights [Q, H], got {embeddings.shape} and {head_weights.shape}",
             "embeddings",
         )
-    if states.ndim != 3 or states.shape[1] != 2 or not states.size:
-        raise InvalidInput(f"expected shape [K, 2, D] with at least one state, got {states.shape}", "states")
     # No answer over the default limit is accepted (phs_milvus.client.channels), whatever the server would send.
     budget = min(limits.message_bytes, Limits.message_bytes) - 4096
     requests = (
@@ -208,36 +208,53 @@ def rerank_requests(
 
 
 def readout_requests(
-    states: Float16Array, head_weights: Float32Array, expected: str, info: ModelInfo
+    states: States, head_weights: Float32Array, expected: str, info: ModelInfo
 ) -> Iterator[pb.ReadoutRequest]:
     """Splits a readout into requests, made one by one, whose answers are to be concatenated.
 
     Args:
-        states: [K, 2, D]; head_weights: [K, H], or [H] for all of them. Converted to float16 and float32.
+        states: [K, 2, D] or Int8States; head_weights: [K, H], or [H] for all of them. Arrays are converted to float16
+            and float32.
 
     Raises:
         InvalidInput: shapes that do not fit each other.
     """
-    states, head_weights = np.asarray(states, np.float16), np.asarray(head_weights, np.float32)
-    if states.ndim != 3 or states.shape[1] != 2 or not states.size:
-        raise InvalidInput(f"expected shape [K, 2, D] with at least one state, got {states.shape}", "states")
+    states, head_weights = _checked_states(states), np.asarray(head_weights, np.float32)
     shared = head_weights.ndim == 1
     if shared:
         head_weights = head_weights[None]
     elif head_weights.ndim != 2 or len(head_weights) != len(states):
         raise InvalidInput(f"expected [{len(states)}, H] or [H], got {head_weights.shape}", "head_weights")
     budget = min(info.limits.message_bytes, Limits.message_bytes) - 4096
-    largest = max(states[0].nbytes + head_weights[0].nbytes, 4 * info.embedding_size)
+    largest = max(_bytes_each(states) + head_weights[0].nbytes, 4 * info.embedding_size)
     for some in _slices(len(states), max(1, min(budget // largest, MOST_READOUTS))):
         yield wire.readout_request(states[some], head_weights if shared else head_weights[some], expected)
 
 
-def _blocks(embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, budget: int) -> Iterator[Block]:
+def sendable(states: States, info: ModelInfo) -> States:
+    """The states in a format that a server reads: one older than int8 is sent float16."""
+    return states.to_float16() if isinstance(states, Int8States) and "int8" not in info.state_formats else states
+
+
+def _checked_states(states: States) -> States:
+    if not isinstance(states, Int8States):
+        states = np.asarray(states, np.float16)
+    shape = states.values.shape if isinstance(states, Int8States) else states.shape
+    if len(shape) != 3 or shape[1] != 2 or 0 in shape:
+        raise InvalidInput(f"expected shape [K, 2, D] with at least one state, got {shape}", "states")
+    return states
+
+
+def _bytes_each(states: States) -> int:
+    return states.nbytes // len(states)
+
+
+def _blocks(embeddings: Float32Array, head_weights: Float32Array, states: States, budget: int) -> Iterator[Block]:
     """Slices of queries and of states whose request and answer hold at most `budget` bytes each."""
     query_bytes = 4 * (embeddings.shape[1] + head_weights.shape[1])
     most = max(1, budget // 2 // query_bytes)
     free = budget - min(most, len(embeddings)) * query_bytes
-    step = max(1, min(len(states), free // states[0].nbytes, MOST_READOUTS))
+    step = max(1, min(len(states), free // _bytes_each(states), MOST_READOUTS))
     most, distinct = min(most, max(1, budget // 4 // step)), max(1, MOST_READOUTS // step)
     start, seen = 0, set()
     for query, weights in enumerate(head_weights):

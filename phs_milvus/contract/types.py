@@ -8,15 +8,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from phs_milvus.contract.errors import InvalidInput, PromptError
+from phs_milvus.contract.int8_states import Int8States
 
 Float32Array = npt.NDArray[np.float32]
 Float16Array = npt.NDArray[np.float16]
+# How states are stored and sent; phs_milvus.contract.state says what each format is.
+StateFormat = Literal["float16", "int8"]
+# K states in either of them; float16 [K, 2, D].
+States: TypeAlias = "Float16Array | Int8States"
 Region = tuple[int, int, int, int]
 
 # No model has more heads; a larger number is a mistake.
@@ -187,12 +192,12 @@ MOST_MASK_PIXELS = 2**28
 class RerankInputs(NamedTuple):
     """Q queries and the K stored states that each of them is to be scored against.
 
-    embeddings: float32 [Q, E]; head_weights: float32 [Q, H]; states: float16 [K, 2, D].
+    embeddings: float32 [Q, E]; head_weights: float32 [Q, H]; states: float16 [K, 2, D] or Int8States.
     """
 
     embeddings: Float32Array
     head_weights: Float32Array
-    states: Float16Array
+    states: States
 
 
 @dataclass(frozen=True)
@@ -316,6 +321,7 @@ class ModelInfo:
         image_size: side of the model's square input in pixels.
         default_heads: heads kept where `Focus.heads_on` is None.
         precision: "float32", "bfloat16" or "float16".
+        state_formats: what the server reads of states; "float16" always.
     """
 
     model_id: str
@@ -330,3 +336,4 @@ class ModelInfo:
     default_heads: int
     precision: str
     limits: Limits
+    state_formats: tuple[StateFormat, ...] = ("float16",)

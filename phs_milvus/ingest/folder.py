@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -15,12 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.client.requests import Outputs
-from phs_milvus.contract import state as state_codec
-from phs_milvus.contract.errors import CollectionError, EncoderError, ImageError, InvalidInput, ModelMismatch, PhsError
+from phs_milvus.contract.errors import CollectionError, ImageError, InvalidInput, PhsError
 from phs_milvus.contract.images import EncodedImage, load_image
 from phs_milvus.contract.types import Encoding
-from phs_milvus.ingest.culprits import answers_again
+from phs_milvus.ingest.encoding import THREADS, encoded
 from phs_milvus.ingest.files import IMAGE_EXTENSIONS, ahead, chunks, is_another, is_gone, sha256_of, walk
 from phs_milvus.ingest.progress import FAILURES_KEPT, IngestReport, Progress, ProgressBar
 from phs_milvus.milvus.collection import FocusedCollection, Row
@@ -29,8 +26,6 @@ from phs_milvus.milvus.rows import check_text
 Metadata: TypeAlias = "Callable[[Path], dict[str, Any]]"
 
 _IDS_PER_LOOKUP = 1024
-_THREADS = 8
-_OUTPUTS = Outputs(state=True)
 _MOST_ROWS = 100_000  # of one write: they wait in memory
 
 
@@ -126,11 +121,11 @@ class _Run:
         self._batch_size = batch_size
         self._extensions = extensions
         self._metadata = metadata
-        self._sent: deque[_File] = deque()
         self._new: list[Row] = []
         self._changed: list[Row] = []
         self._at = at = collection.layout
         self._own_fields = [name for name in ("path", "width", "height") if at.dynamic or name in at.others]
+        collection.check_writable()
         collection.check_model(encoder.info)
         collection.digests([])
         if at.id_max_length is None:
@@ -138,11 +133,16 @@ class _Run:
 
     def encode_all(self, names: Iterable[str], bar: ProgressBar) -> None:
         """Stores every file in `names` that is new or changed."""
-        pool = ThreadPoolExecutor(_THREADS, "phs-ingest")
+        pool = ThreadPoolExecutor(THREADS, "phs-ingest")
+
+        def failed(file: _File, error: PhsError) -> None:
+            self.fail(file.id, error)
+            bar.advance()
+
         try:
-            images = self._images(names, pool, bar)
-            while not self._encoded(images, bar):
-                self._encode_one_by_one(bar)
+            for file, encoding in encoded(self._encoder, self._outdated(names, pool, bar), self._load, failed, pool):
+                self._take(file, encoding)
+                bar.advance()
             self._store()
         except CollectionError:
             raise
@@ -153,43 +153,6 @@ class _Run:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-    def _encoded(self, images: Iterator[EncodedImage], bar: ProgressBar) -> bool:
-        """Encodes images until there are no more; False where the server stopped answering and answers again."""
-        try:
-            for result in self._encoder.encode_many(images, outputs=_OUTPUTS):
-                self._take(self._sent.popleft(), result)
-                bar.advance()
-        except EncoderError:
-            if not answers_again(self._encoder):
-                raise
-            return False
-        return True
-
-    def _encode_one_by_one(self, bar: ProgressBar) -> None:
-        """Encodes what was in flight, so that a file which stops the server fails alone."""
-        while self._sent:
-            file = self._sent[0]
-            image = self._load(file)
-            result: Encoding | PhsError
-            try:
-                result = image if isinstance(image, PhsError) else self._encoder.encode(image, outputs=_OUTPUTS)
-            except PhsError as error:
-                if isinstance(error, EncoderError) and not answers_again(self._encoder):
-                    raise
-                result = error
-            self._take(self._sent.popleft(), result)
-            bar.advance()
-
-    def _images(self, names: Iterable[str], pool: ThreadPoolExecutor, bar: ProgressBar) -> Iterator[EncodedImage]:
-        """The images to encode, read a little ahead. `_sent` gets their files in the same order."""
-        for file, image in ahead(pool, self._load, self._outdated(names, pool, bar)):
-            if isinstance(image, EncodedImage):
-                self._sent.append(file)
-                yield image
-            else:
-                self.fail(file.id, image)
-                bar.advance()
 
     def _outdated(self, names: Iterable[str], pool: ThreadPoolExecutor, bar: ProgressBar) -> Iterator[_File]:
         """The files that are new or changed, found by one lookup for many files."""
@@ -243,18 +206,13 @@ class _Run:
         except PhsError as error:
             return error
 
-    def _take(self, file: _File, result: Encoding | PhsError) -> None:
-        if isinstance(result, ModelMismatch):
-            raise result  # the server has another model now, so every further item would fail too
-        if isinstance(result, PhsError):
-            self.fail(file.id, result)
-            return
+    def _take(self, file: _File, encoding: Encoding) -> None:
         own = {"path": str(file.path), "width": file.width, "height": file.height}
         metadata = {name: own[name] for name in self._own_fields}
         if self._metadata is not None:
             metadata |= self._metadata(file.path)
         rows = self._new if file.new else self._changed
-        rows.append(Row(file.id, result.required("embedding"), result.required("state"), file.digest, metadata))
+        rows.append(Row(file.id, encoding.required("embedding"), encoding.required("state"), file.digest, metadata))
         if len(self._new) + len(self._changed) >= self._batch_size:
             self._store()
 
@@ -285,10 +243,10 @@ class _Run:
         at = self._at
         for part in chunks(names, self._batch_size):
             rows = []
-            for found in self._collection.get(part, ["*", at.embedding, at.state]):
+            for found in self._collection.get(part, ["*", at.embedding, str(at.state)]):
                 name, digest = found.pop(at.id), found.pop(str(at.digest))
                 embedding = np.array(found.pop(at.embedding), dtype=np.float32)
-                state = state_codec.unpack([found.pop(at.state)], self._collection.model.hidden_size)[0]
+                state = found.pop(str(at.state))
                 rows.append(Row(name, embedding, state, digest, found | {"path": str(self._base / name)}))
             self._collection.upsert(rows)
 

@@ -11,11 +11,13 @@ import numpy as np
 
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
-from phs_milvus.contract.types import Float32Array, ModelInfo
+from phs_milvus.contract.types import Float32Array, ModelInfo, StateFormat
 from phs_milvus.milvus import creation, schema
+from phs_milvus.milvus.attach import Attached, attached, opened
 from phs_milvus.milvus.connection import MilvusClient, close, connect, translated_errors
 from phs_milvus.milvus.rows import Candidates, Id, ModelRecord, Row, batches, check_rows, normalised, quote
 from phs_milvus.milvus.schema import NORM_TOLERANCE, check_norms, not_of_norm_1
+from phs_milvus.milvus.side import SideStates, hash_of
 from phs_milvus.milvus.table import BYTES_PER_ANSWER, BYTES_PER_CALL, ROWS_PER_CALL, Table
 
 __all__ = ["Candidates", "FocusedCollection", "ModelRecord", "Row", "close", "connect", "quote"]
@@ -38,15 +40,28 @@ class FocusedCollection:
         name: the collection's name.
         model: the model that filled it.
         layout: which field is what.
+        side: the collection that holds the states of an attached one; None where they are in its own rows.
+        foreign: whether somebody else fills it, so that what its embeddings are is only believed.
     """
 
-    def __init__(self, client: MilvusClient, name: str, model: ModelRecord, layout: schema.Layout) -> None:
+    def __init__(
+        self,
+        client: MilvusClient,
+        name: str,
+        model: ModelRecord,
+        layout: schema.Layout,
+        side: SideStates | None = None,
+        *,
+        foreign: bool = False,
+    ) -> None:
         self.client = client
         self.name = name
         self.model = model
         self.layout = layout
+        self.side = side
+        self.foreign = foreign
         self._table = Table(client, name, layout.id)
-        self._row_bytes = state_codec.text_length(model.hidden_size) + 256
+        self._row_bytes = state_codec.text_length(model.hidden_size, model.state_format) + 256
 
     @classmethod
     def create(
@@ -58,6 +73,7 @@ class FocusedCollection:
         index_type: str = "AUTOINDEX",
         id_max_length: int = 1024,
         overwrite: bool = False,
+        state_format: StateFormat = "float16",
     ) -> FocusedCollection:
         """Makes an empty collection for the embeddings and states of one model.
 
@@ -67,13 +83,14 @@ class FocusedCollection:
             id_max_length: UTF-8 bytes an id may have.
             overwrite: if a collection of that name is there, put the new one in its place and drop it with all its
                 rows, when the new one is ready. Aliases of the name stay.
+            state_format: "float16", or "int8" for about half the space (phs_milvus.contract.state).
 
         Raises:
-            InvalidInput: a name, index type or id length that Milvus does not take.
+            InvalidInput: a name, index type or id length that Milvus does not take, or an unknown state format.
             CollectionError: the name is taken, or it is an alias, whose collection is never overwritten; or the
                 model's state does not fit a row.
         """
-        record = ModelRecord.of(model)
+        record = ModelRecord.of(model, state_format)
         creation.check(name, record, index_type, id_max_length)
         with translated_errors(f"cannot create collection {name!r}"):
             exists = client.has_collection(name)
@@ -84,12 +101,13 @@ class FocusedCollection:
 
     @classmethod
     def open(cls, client: MilvusClient, name: str) -> FocusedCollection:
-        """Opens a collection made by `create`.
+        """Opens a collection made by `create`, or one that was attached with a side collection.
 
         Raises:
-            CollectionError: no such collection (the message lists those there are), or not made by `create`.
+            CollectionError: no such collection (the message lists those there are), or neither made by `create` nor
+                attached.
         """
-        return cls.attach(client, name, embedding_field="embedding", state_field="phs_state")
+        return cls._of(client, name, opened(client, name))
 
     @classmethod
     def attach(
@@ -97,42 +115,49 @@ class FocusedCollection:
         client: MilvusClient,
         name: str,
         *,
-        embedding_field: str,
-        state_field: str,
+        embedding_field: str | None = None,
+        state_field: str | None = None,
         model: ModelInfo | None = None,
+        state_format: StateFormat = "float16",
     ) -> FocusedCollection:
-        """Uses any collection that has an embedding and a PHS state, whatever its field names and key.
+        """Uses any collection of embeddings that somebody else fills, whatever its field names and key.
+
+        The states are in a side collection, `<name>_phs`, which is made here and which
+        `phs_milvus.ingest.backfill.backfill` fills: the collection itself is only read. Or they are in a field of the
+        collection's own, `state_field`, which its owner fills. Rows without a state are found by stage one alone.
 
         Args:
-            embedding_field: FLOAT_VECTOR of the model's embedding size, indexed by COSINE, IP or L2.
-            state_field: VARCHAR that holds packed states (`state.pack`).
-            model: vouches for the model that filled it; not needed where the collection remembers.
+            embedding_field: FLOAT_VECTOR of the model's embedding size, indexed by COSINE, IP or L2; None: the one
+                there is.
+            state_field: VARCHAR that holds packed states (`state.pack`); None: they are in the side collection.
+            model: vouches for the model that filled it; not needed where the collection, or its side collection,
+                remembers. The first search looks whether it is true.
+            state_format: what new states are packed in, "float16" or "int8"; a side collection that is there has its
+                own. States of both formats are read.
 
         Raises:
             CollectionError: no such collection, a field that is missing or of another type or size, or embeddings
                 that are not of norm 1 under IP or L2, which then are no cosine similarities.
             ModelMismatch: the collection remembers another model.
         """
-        with translated_errors(f"cannot open collection {shown(name)!r}"):
-            if not client.has_collection(name):
-                there = ", ".join(sorted(client.list_collections())) or "none"
-                raise CollectionError(
-                    f"there is no collection {shown(name)!r}; there are: {shown(there)}; phs-milvus ingest makes one"
-                )
-            description = client.describe_collection(name)
-            record = schema.remembered(description)
-            if record and model:
-                record.check(model, name)
-            record = record or (ModelRecord.of(model) if model else None)
-            layout = schema.read(client, description, embedding_field, state_field, record)
-        if record is None:
-            raise CollectionError(
-                f"collection {name!r} does not say which model filled it; if you know, vouch for it: "
-                "FocusedCollection.attach(..., model=encoder.info)"
-            )
-        collection = cls(client, name, record, layout)
-        if layout.metric != "COSINE":
-            check_norms(name, layout.embedding, layout.metric, collection._table.sample(layout.embedding, _SAMPLE))
+        found = attached(
+            client,
+            name,
+            embedding_field=embedding_field,
+            state_field=state_field,
+            model=model,
+            state_format=state_format,
+        )
+        return cls._of(client, name, found)
+
+    @classmethod
+    def _of(cls, client: MilvusClient, name: str, found: Attached) -> FocusedCollection:
+        collection = cls(client, name, found.model, found.layout, found.side, foreign=found.foreign)
+        at = found.layout
+        if at.metric != "COSINE":
+            rows = collection._table.sample([at.embedding], _SAMPLE)
+            if rows:
+                check_norms(name, at.embedding, at.metric, np.array([row[at.embedding] for row in rows], np.float32))
         return collection
 
     def __enter__(self) -> FocusedCollection:
@@ -150,8 +175,10 @@ class FocusedCollection:
         self.model.check(info, self.name)
 
     def describe(self) -> dict[str, Any]:
-        """The number of rows, the model and the fields, as JSON values."""
-        about = {"model": asdict(self.model), "fields": asdict(self.layout)}
+        """The number of rows, the model and the fields, as JSON values; of an attached one also its states."""
+        about: dict[str, Any] = {"model": asdict(self.model), "fields": asdict(self.layout)}
+        if self.side is not None:
+            about["states"] = {"collection": self.side.name, "rows": self.side.count(), **asdict(self.side.attachment)}
         return {"name": self.name, "rows": self.count(), **about}
 
     # --- writes ---------------------------------------------------------------------------------------------
@@ -166,13 +193,28 @@ class FocusedCollection:
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """Adds rows; those with the same ids are replaced, metadata included. Raises as `insert`."""
+        # Milvus would replace a row only within the partition that it writes to.
+        if not self.layout.partition_key and len(partitions := self._table.partitions()) > 1:
+            raise CollectionError(
+                f"collection {self.name!r} has partitions ({shown(', '.join(partitions))}), and a row that is replaced "
+                "must stay in its own; write to it with pymilvus, which takes partition_name"
+            )
         self._write(rows, self._table.upsert)
 
-    def _write(self, rows: Sequence[Row], call: Callable[[list[dict[str, Any]]], None]) -> None:
-        at = self.layout
-        if at.auto_id:
+    def check_writable(self) -> None:
+        """Raises CollectionError for a collection that only its owner can write to."""
+        if self.layout.auto_id:
             raise CollectionError(f"collection {self.name!r} makes up its own ids; write to it with pymilvus")
-        reserved = (at.id, at.embedding, at.state, at.digest or "digest", "$meta")
+        if self.side is not None:
+            raise CollectionError(
+                f"collection {self.name!r} belongs to another application; write to it with pymilvus, then run "
+                "phs-milvus attach again, which makes the states of new rows"
+            )
+
+    def _write(self, rows: Sequence[Row], call: Callable[[list[dict[str, Any]]], None]) -> None:
+        self.check_writable()
+        at = self.layout
+        reserved = (at.id, at.embedding, at.state or "", at.digest or "digest", "$meta")
         sizes = check_rows(rows, self.model, at.id_max_length, reserved, None if at.dynamic else at.others)
         records = [self._record(row) for row in rows]
         for part in batches(sizes, ROWS_PER_CALL, BYTES_PER_CALL):
@@ -180,7 +222,8 @@ class FocusedCollection:
 
     def _record(self, row: Row) -> dict[str, Any]:
         at = self.layout
-        record: dict[str, Any] = {at.id: row.id, at.state: state_codec.pack(row.state)}
+        packed = row.state if isinstance(row.state, str) else state_codec.pack(row.state, self.model.state_format)
+        record: dict[str, Any] = {at.id: row.id, str(at.state): packed}
         record[at.embedding] = np.ascontiguousarray(row.embedding, dtype=np.float32)
         if at.digest is not None:
             record[at.digest] = row.digest
@@ -221,12 +264,19 @@ class FocusedCollection:
         page = max(1, min(1000, BYTES_PER_CALL // self._row_bytes))
         return self._table.get(ids, self._names(output_fields), page)
 
+    @property
+    def has_digests(self) -> bool:
+        """Whether rows can have digests: in a field, or beside their states."""
+        return self.side is not None or self.layout.digest is not None
+
     def digests(self, ids: Sequence[Id]) -> dict[Id, str]:
-        """The current digests of the ids that exist, by id.
+        """The current digests of the ids that exist, by id; of an attached collection, of those with a state.
 
         Raises:
             CollectionError: the collection was attached and has no place for digests.
         """
+        if self.side is not None:
+            return {key: one.digest for key, one in zip(ids, self.side.read(ids), strict=True) if one.digest}
         name = self.layout.digest
         if name is None:
             raise CollectionError(f"collection {self.name!r} has no VARCHAR field 'digest' and no dynamic fields")
@@ -267,7 +317,8 @@ class FocusedCollection:
         per_call = BYTES_PER_ANSWER // (limit * self._row_bytes)
         # Where the states of a single query are too many for one answer, they are read by id afterwards.
         # The id is among the columns because Milvus Lite takes no columns for all columns.
-        columns = [self.layout.id, *names, *([self.layout.state] if with_states and per_call else [])]
+        in_row = [self.layout.state] if self.layout.state and with_states and per_call else []
+        columns = [self.layout.id, *names, *in_row]
         params = {**index_params(limit), **(search_params or {})}
         found = []
         for start in range(0, len(queries), per_call or 1):
@@ -285,15 +336,35 @@ class FocusedCollection:
             cosines = 1 - cosines / np.float32(2)  # the squared distance of vectors of norm 1 is 2 - 2 cos
         if (np.abs(cosines) > 1 + NORM_TOLERANCE).any():  # rows that the sample at `attach` missed
             raise not_of_norm_1(self.name, at.embedding, at.metric, f"a 'cosine' is {np.abs(cosines).max():.3g}")
-        states = None
-        if with_states and all(at.state in entity for entity in entities):
-            states = [entity[at.state] for entity in entities]
-        elif with_states:
-            rows = {row[at.id]: row[at.state] for row in self.get(ids, [at.state])}
-            states = [rows.get(key, "") for key in ids]
+        states = self._states(ids, entities) if with_states else None
         hidden = {at.id, at.state} - set(names)
         fields = [{key: entity[key] for key in entity if key not in hidden} for entity in entities]
         return Candidates(ids, cosines, states, fields)
+
+    def _states(self, ids: list[Id], entities: list[dict[str, Any]]) -> list[str]:
+        """The packed states of hits, "" for rows that have none; `entities` are what the search gave of each."""
+        if self.side is not None:
+            return [stored.state for stored in self.side.read(ids)]
+        field = str(self.layout.state)
+        if all(field in entity for entity in entities):
+            return [entity.get(field) or "" for entity in entities]
+        rows = {row[self.layout.id]: row[field] for row in self.get(ids, [field])}
+        return [rows.get(key) or "" for key in ids]
+
+    def sample_states(self, count: int) -> tuple[Float32Array, list[str]]:
+        """Embeddings, float32 [n, E], and packed states of the same n rows, at most `count`; without rows whose
+        embedding was changed after their state was made."""
+        at, side = self.layout, self.side
+        if side is None:
+            rows = self._table.sample([at.embedding, str(at.state)], count, f'{at.state} != ""')
+            pairs = [(row[at.embedding], row[str(at.state)]) for row in rows]
+        else:
+            made = side.sample(count)
+            rows = self.get(list(made), [at.embedding])
+            fitting = [row for row in rows if hash_of(row[at.embedding]) == made[row[at.id]][1]]
+            pairs = [(row[at.embedding], made[row[at.id]][0]) for row in fitting]
+        embeddings = np.array([embedding for embedding, _ in pairs], np.float32)
+        return embeddings.reshape(len(pairs), self.model.embedding_size), [text for _, text in pairs]
 
     def _names(self, output_fields: Sequence[str]) -> list[str]:
         """Expands "*" and refuses fields that cannot exist, which Milvus Lite would silently leave out."""

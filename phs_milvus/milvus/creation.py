@@ -17,7 +17,8 @@ def create(client: MilvusClient, name: str, record: ModelRecord, index_type: str
     schema = client.create_schema(auto_id=False, enable_dynamic_field=True, description=text)
     schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=id_max_length)
     schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=record.embedding_size)
-    schema.add_field("phs_state", DataType.VARCHAR, max_length=state_codec.text_length(record.hidden_size))
+    text_length = state_codec.text_length(record.hidden_size, record.state_format)
+    schema.add_field("phs_state", DataType.VARCHAR, max_length=text_length)
     schema.add_field("digest", DataType.VARCHAR, max_length=64)
     index = client.prepare_index_params()
     params = {"M": 16, "efConstruction": 200} if index_type == "HNSW" else {}
@@ -42,10 +43,10 @@ def check(name: str, record: ModelRecord, index_type: str, id_max_length: int) -
         raise InvalidInput(f"index_type is AUTOINDEX, HNSW or FLAT, got {index_type!r}", "index_type")
     if not 1 <= id_max_length <= 65_535:
         raise InvalidInput(f"id_max_length is 1 to 65535, got {id_max_length}", "id_max_length")
-    if record.hidden_size > state_codec.MAX_HIDDEN_SIZE:
+    if (length := state_codec.text_length(record.hidden_size, record.state_format)) > state_codec.MAX_TEXT:
         raise CollectionError(
-            f"{record.model_id!r} has hidden size {record.hidden_size}; a row can hold the state of at most "
-            f"{state_codec.MAX_HIDDEN_SIZE}"
+            f"{record.model_id!r} has hidden size {record.hidden_size}; its states have {length:,} characters in "
+            f"{record.state_format}, and a row can hold {state_codec.MAX_TEXT:,}"
         )
 
 

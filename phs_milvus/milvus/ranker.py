@@ -87,10 +87,12 @@ def model_ranker(
     else:
         _check_version(version)
         params = _for_server(provider, endpoint, token, credential)
-    if any(field["name"] == collection.layout.state and field.get("nullable") for field in fields):
+    field = next((field for field in fields if field["name"] == collection.layout.state), None)
+    if field is None or field.get("nullable"):
+        what = "holds no states in its own rows" if field is None else f"may have null in field {field['name']!r}"
         raise CollectionError(
-            f"collection {collection.name!r}: field {collection.layout.state!r} may be null, and Milvus reranks by "
-            "fields that may not; search it with FocusedSearch.search"
+            f"collection {collection.name!r} {what}, and Milvus reranks by a field that every row has; search it with "
+            "FocusedSearch.search"
         )
     return ModelRanker(collection, queries, vectors, {"provider": provider, **params})
 

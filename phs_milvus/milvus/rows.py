@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from phs_milvus.contract import state as state_codec
-from phs_milvus.contract.errors import InvalidInput, ModelMismatch, StateError
-from phs_milvus.contract.types import Float16Array, Float32Array, ModelInfo
+from phs_milvus.contract.errors import CollectionError, InvalidInput, ModelMismatch, StateError, shown
+from phs_milvus.contract.types import Float16Array, Float32Array, ModelInfo, StateFormat
 
 Id = str | int
 
@@ -56,14 +56,15 @@ class Row:
     Attributes:
         id: primary key: text, or int for an attached collection with an INT64 key.
         embedding: float32 [E], of norm 1.
-        state: float16 [2, D], the PHS state.
+        state: float16 [2, D], the PHS state, which is packed in the collection's format; or one that is packed already,
+            as it was read from a row.
         digest: sha256 of the image file in hex, or "".
         metadata: the user's fields, as JSON values by name.
     """
 
     id: Id
     embedding: Float32Array
-    state: Float16Array
+    state: Float16Array | str
     digest: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -90,7 +91,10 @@ class Candidates:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The model that filled a collection, as the collection's description records it; fields as in ModelInfo."""
+    """The model that filled a collection, as the collection's description records it; fields as in ModelInfo.
+
+    state_format: what new rows' states are packed in; records older than the choice mean float16.
+    """
 
     fingerprint: str
     model_id: str
@@ -98,11 +102,12 @@ class ModelRecord:
     embedding_size: int
     heads: int
     image_size: int
+    state_format: StateFormat = "float16"
 
     @classmethod
-    def of(cls, info: ModelInfo) -> ModelRecord:
+    def of(cls, info: ModelInfo, state_format: StateFormat = "float16") -> ModelRecord:
         """The part of `info` that a collection keeps."""
-        return cls(**{item.name: getattr(info, item.name) for item in fields(cls)})
+        return cls(**{name: getattr(info, name) for name in _OF_MODEL}, state_format=state_format)
 
     def to_json(self) -> str:
         """The text that goes into a collection's description."""
@@ -110,12 +115,23 @@ class ModelRecord:
 
     @classmethod
     def from_json(cls, text: str) -> ModelRecord | None:
-        """Reads `to_json`'s text; None for a description that somebody else wrote."""
+        """Reads `to_json`'s text; None for a description that somebody else wrote.
+
+        Raises:
+            CollectionError: the states are in a format that this version does not know.
+        """
         try:
             values = json.loads(text)["phs"]
-            return cls(**{item.name: values[item.name] for item in fields(cls)})
+            record = cls(**{name: values[name] for name in _OF_MODEL}, **_only(values, "state_format"))
         except (ValueError, TypeError, KeyError):
             return None
+        if record.state_format not in state_codec.STATE_FORMATS:
+            known = ", ".join(state_codec.STATE_FORMATS)
+            raise CollectionError(
+                f"the collection's states are in format {shown(record.state_format)!r}, and this version of phs-milvus "
+                f"reads {known}; install a later one"
+            )
+        return record
 
     def check(self, info: ModelInfo, collection: str) -> None:
         """Raises ModelMismatch unless `info` is this model."""
@@ -129,6 +145,13 @@ class ModelRecord:
             f"{info.model_id!r} ({theirs}); their embeddings cannot be compared: use the same model, or "
             "ingest into another collection"
         )
+
+
+_OF_MODEL = [item.name for item in fields(ModelRecord) if item.name != "state_format"]
+
+
+def _only(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
 
 
 def check_rows(
@@ -154,18 +177,14 @@ def check_rows(
     """
     seen: set[Id] = set()
     sizes = []
-    fixed = 4 * model.embedding_size + state_codec.text_length(model.hidden_size)
+    fixed = 4 * model.embedding_size + state_codec.text_length(model.hidden_size, model.state_format)
     for row in rows:
         size = _check_id(row.id, id_max_length)
         if row.id in seen:
             raise InvalidInput(f"id {row.id!r} occurs twice in this batch", "id")
         seen.add(row.id)
         _check_embedding(row, model)
-        if np.shape(row.state) != (2, model.hidden_size):
-            raise StateError(
-                f"row {row.id!r}: a state of {model.model_id!r} has shape [2, {model.hidden_size}], "
-                f"got {list(np.shape(row.state))}"
-            )
+        _check_state(row, model)
         sizes.append(fixed + size + check_text(row.digest, "digest") + _check_metadata(row, reserved, known))
     return sizes
 
@@ -195,6 +214,21 @@ def _check_embedding(row: Row, model: ModelRecord) -> None:
     # Written so that NaN fails too.
     if not abs(norm - 1) <= 1e-3:
         raise InvalidInput(f"row {row.id!r}: an embedding is finite with norm 1, got norm {norm:.6g}", "embedding")
+
+
+def _check_state(row: Row, model: ModelRecord) -> None:
+    if isinstance(row.state, str):
+        most = state_codec.text_length(model.hidden_size, model.state_format)
+        if state_codec.format_of(row.state, model.hidden_size) is None or len(row.state) > most:
+            raise StateError(
+                f"row {row.id!r}: a packed state of {model.model_id!r} has {most} characters here "
+                f"({model.state_format}), got {len(row.state)}"
+            )
+    elif np.shape(row.state) != (2, model.hidden_size):
+        raise StateError(
+            f"row {row.id!r}: a state of {model.model_id!r} has shape [2, {model.hidden_size}], "
+            f"got {list(np.shape(row.state))}"
+        )
 
 
 def _check_metadata(row: Row, reserved: Sequence[str], known: Sequence[str] | None) -> int:

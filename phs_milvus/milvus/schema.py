@@ -28,49 +28,60 @@ class Layout:
     """Which field of a collection holds what.
 
     Attributes:
-        id, embedding, state: names of the primary key, of the embedding's and of the state's field.
+        id, embedding: names of the primary key's and of the embedding's field.
+        state: name of the state's field; None where the states are in a side collection.
         id_max_length: UTF-8 bytes that an id may have; None for an INT64 primary key.
         auto_id: whether Milvus generates the ids.
         digest: name of the digest's field; None where the collection has no place for one.
         others: the remaining fields of the schema.
         dynamic: whether rows may have fields that are not in the schema.
         metric: "COSINE", "IP" or "L2".
+        partition_key: whether a field of the row says which partition it is in.
     """
 
     id: str
     id_max_length: int | None
     auto_id: bool
     embedding: str
-    state: str
+    state: str | None
     digest: str | None
     others: tuple[str, ...]
     dynamic: bool
     metric: str
+    partition_key: bool
 
 
 def read(
-    client: MilvusClient, description: dict[str, Any], embedding: str, state: str, model: ModelRecord | None
+    client: MilvusClient,
+    description: dict[str, Any],
+    embedding: str | None,
+    state: str | None,
+    model: ModelRecord | None,
 ) -> Layout:
     """Finds the fields of a collection and checks that they can hold embeddings and states of `model`.
+
+    Args:
+        embedding: None: the one field of vectors that has the model's size.
+        state: None: the states are elsewhere.
 
     Raises:
         CollectionError: a field is missing, or has another type or size; the message says what is needed.
     """
     dim = model.embedding_size if model else 0
-    text_length = state_codec.text_length(model.hidden_size) if model else 0
+    text_length = state_codec.text_length(model.hidden_size, model.state_format) if model else 0
     name = description["collection_name"]
     fields = {field["name"]: field for field in description["fields"]}
     has = ", ".join(f"{key} {DataType(field['type']).name}" for key, field in fields.items())
-    needs = [
-        (embedding, DataType.FLOAT_VECTOR, "dim", dim, "an embedding"),
-        (state, DataType.VARCHAR, "max_length", text_length, "a PHS state"),
-    ]
+    embedding = embedding or _only_vectors(name, fields, dim, has)
+    needs = [(embedding, DataType.FLOAT_VECTOR, "dim", dim, "an embedding")]
+    if state is not None:
+        needs.append((state, DataType.VARCHAR, "max_length", text_length, "a PHS state"))
     for key, kind, parameter, size, what in needs:
         field = fields.get(key)
         if field is None or field["type"] != kind:
             raise CollectionError(
                 f"collection {name!r} has no field {key!r} of type {kind.name} for {what}; it has {has}. "
-                "Focused search needs both: FocusedCollection.create makes them, attach takes other names"
+                "FocusedCollection.create makes both, and attach takes other names, or keeps the states elsewhere"
             )
         found = int(field["params"][parameter])
         if model and (found < size or (parameter == "dim" and found != size)):
@@ -90,6 +101,29 @@ def read(
         others=tuple(key for key in fields if key not in (key_field["name"], embedding, state, "digest")),
         dynamic=dynamic,
         metric=_metric(client, name, embedding),
+        partition_key=any(field.get("is_partition_key") for field in fields.values()),
+    )
+
+
+def _only_vectors(name: str, fields: dict[str, Any], dim: int, has: str) -> str:
+    """The field of vectors of this size, if there is exactly one.
+
+    Raises:
+        CollectionError: there is none, or there are several.
+    """
+    found = [
+        key
+        for key, field in fields.items()
+        if field["type"] == DataType.FLOAT_VECTOR and dim in (0, int(field["params"]["dim"]))
+    ]
+    if len(found) == 1:
+        return found[0]
+    of_size = f" of dimension {dim}" if dim else ""
+    if not found:
+        raise CollectionError(f"collection {name!r} has no FLOAT_VECTOR field{of_size} for embeddings; it has {has}")
+    raise CollectionError(
+        f"collection {name!r} has several FLOAT_VECTOR fields{of_size}: {', '.join(found)}; name the one that holds "
+        "the model's embeddings (embedding_field, --embedding-field)"
     )
 
 

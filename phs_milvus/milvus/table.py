@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
-from phs_milvus.contract.types import Float32Array
 from phs_milvus.milvus.connection import MilvusClient, is_lite, message_of, translated_errors
 from phs_milvus.milvus.rows import Id, literal
 
@@ -31,16 +28,17 @@ class Table:
 
     Attributes:
         key: name of the primary key field.
+        all_visible: False where another process may have written a moment ago what the first read must see.
     """
 
-    def __init__(self, client: MilvusClient, name: str, key: str) -> None:
+    def __init__(self, client: MilvusClient, name: str, key: str, *, all_visible: bool = True) -> None:
         self.key = key
         self._client = client
         self._name = name
         self._lite = is_lite(client)
         # A server searches a snapshot that may be seconds old, so the first search after a write of ours asks for the
         # current state. Reads by id always do.
-        self._written = False
+        self._written = not all_visible
         with translated_errors(f"cannot load collection {name!r}"):
             client.load_collection(name)  # Milvus Lite needs this after every reopen
 
@@ -69,28 +67,39 @@ class Table:
         with translated_errors(f"cannot flush collection {self._name!r}"):
             self._client.flush(self._name, timeout=_TIMEOUT_S)
 
+    def partitions(self) -> list[str]:
+        """The names of the partitions; of a collection with a partition key they are Milvus' own."""
+        with translated_errors(f"cannot read collection {self._name!r}"):
+            return list(self._client.list_partitions(self._name))
+
     def count(self) -> int:
         """The current number of records."""
         return int(self._query("", ["count(*)"])[0]["count(*)"])
 
-    def get(self, ids: Sequence[Id], names: Sequence[str], page: int) -> list[dict[str, Any]]:
-        """Current records with their keys, in the order of `ids`; ids that do not exist are left out."""
+    def get(self, ids: Sequence[Id], names: Sequence[str], page: int, *, current: bool = True) -> list[dict[str, Any]]:
+        """Records with their keys, in the order of `ids`; ids that do not exist are left out.
+
+        Args:
+            current: False reads, after a write of ours excepted, with the collection's own consistency, which does not
+                wait for what others wrote a moment ago.
+        """
         found: dict[Id, dict[str, Any]] = {}
+        if not current:
+            current, self._written = self._written, False
         for start in range(0, len(ids), page):
-            rows = self._query(self._among(ids[start : start + page]), [*names, self.key])
+            rows = self._query(self._among(ids[start : start + page]), [*names, self.key], current=current)
             found |= {row[self.key]: row for row in rows}
         return [found[key] for key in ids if key in found]
 
-    def sample(self, name: str, count: int) -> Float32Array:
-        """float32 [n, E]: the vectors of at most `count` records, whichever Milvus gives first."""
-        vectors = [row[name] for row in self._query("", [name], limit=count)]
-        return np.array(vectors, np.float32).reshape(len(vectors), -1) if vectors else np.empty((0, 0), np.float32)
+    def sample(self, names: Sequence[str], count: int, filter: str = "") -> list[dict[str, Any]]:
+        """At most `count` records, whichever Milvus gives first."""
+        return self._query(filter, list(names), limit=count)
 
     def iterate_keys(self, after: Id | None = None) -> Iterator[Id]:
         """All ids in ascending order, or those after one, a page at a time."""
         # Each page starts after the last id of the page before it. pymilvus' own iterator does the same, but does not
         # escape that id. The options make Milvus sort the records before it applies the limit.
-        options = {"iterator": "True", "reduce_stop_for_best": "True", "limit": _IDS_PER_PAGE}
+        options: dict[str, Any] = {"iterator": "True", "reduce_stop_for_best": "True", "limit": _IDS_PER_PAGE}
         condition = "" if after is None else f"{self.key} > {literal(after)}"
         # With these options pymilvus drops the consistency level; counting first makes the server catch up.
         self.count()
@@ -151,10 +160,11 @@ class Table:
                 f"Milvus does not take the filter {shown(filter)!r}: {shown(cause)}", "filter"
             ) from error
 
-    def _query(self, filter: str, names: list[str], **options: Any) -> list[dict[str, Any]]:
+    def _query(self, filter: str, names: list[str], *, current: bool = True, **options: Any) -> list[dict[str, Any]]:
+        consistency = _STRONG if current else {}
         with translated_errors(f"cannot read collection {self._name!r}"):
             rows = self._client.query(
-                self._name, filter=filter, output_fields=names, timeout=_TIMEOUT_S, **_STRONG, **options
+                self._name, filter=filter, output_fields=names, timeout=_TIMEOUT_S, **consistency, **options
             )
             return [dict(row) for row in rows]
 

@@ -8,7 +8,7 @@ print(result)
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract import state
 from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError, StateError
 from phs_milvus.contract.images import ImageSource
-from phs_milvus.contract.types import Encoding, Focus
+from phs_milvus.contract.types import Encoding, Float32Array, Focus
 from phs_milvus.milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
 from phs_milvus.milvus.ranker import ModelRanker, Provider, model_ranker
 from phs_milvus.milvus.rows import Id
@@ -37,10 +37,11 @@ from phs_milvus.search.queries import (
     StoredImage,
     digest_of,
     examples_of,
-    files_of,
+    pictures_of,
     place_of,
     with_files,
 )
+from phs_milvus.search.sampling import check_states
 from phs_milvus.search.scores import Score, check_score
 from phs_milvus.search.sources import PictureSource
 from phs_milvus.search.zooms import encode_zooms_many
@@ -64,7 +65,8 @@ class FocusedSearch:
             "path" field, which `ingest` writes, says where the file is.
 
     Raises:
-        ModelMismatch: the collection was filled by another model than the encoder runs, or at another image size.
+        ModelMismatch: the collection was filled by another model than the encoder runs, or at another image size; or
+            somebody else fills it, and most states of a sample do not give the embeddings beside them.
         EncoderError: the server could not answer.
     """
 
@@ -72,6 +74,8 @@ class FocusedSearch:
         self, collection: FocusedCollection, encoder: Encoder, *, image_root: str | Path | None = None
     ) -> None:
         collection.check_model(encoder.info)
+        if collection.foreign:
+            check_states(collection, encoder)
         self._collection = collection
         self._encoder = encoder
         self._image_root = None if image_root is None else Path(image_root)
@@ -124,7 +128,8 @@ class FocusedSearch:
 
         Raises:
             InvalidInput: an argument cannot be used; `.field` names it: image, prompt, limit, candidates, filter, ...
-            StateError: a candidate's stored state is not one of this model; the message names the row.
+            StateError: a candidate's stored state is not one of this model; the message names the row. (A row without
+                a state is none: it is ranked by its ann_score, and the result counts such rows.)
             CollectionError: the collection is empty, or has no digests by which to exclude the query.
             EncoderError: the server could not answer, or its answer was wrong.
         """
@@ -203,8 +208,16 @@ class FocusedSearch:
         done = time.perf_counter()
         times = [1000 * span / len(queries) for span in (encoded - started, searched - encoded, done - searched)]
         results = [
-            SearchResult(best, query.first, times[0], times[1], times[2], _locator=self._locator(example, asked_focus))
-            for query, best, example in zip(parts, hits, pointed, strict=True)
+            SearchResult(
+                best,
+                query.first,
+                times[0],
+                times[1],
+                times[2],
+                without_state=sum(not text for text in candidates.states or []),
+                _locator=self._locator(example, asked_focus),
+            )
+            for query, best, example, candidates in zip(parts, hits, pointed, found, strict=True)
         ]
         if not localize:
             return results
@@ -255,27 +268,32 @@ class FocusedSearch:
         Raises:
             InvalidInput: there is no such row, its id leads out of `image_root`, or it has no path and there is no
                 `image_root`.
+            ImageError: it cannot be fetched.
         """
         (found,) = with_files(self._collection, [Query(image)], self._image_root)
         assert isinstance(found, Pointed)
         return found.image
+
+    def pictures_of(self, ids: Sequence[Id]) -> Callable[[Id], ImageSource | None]:
+        """A function from each of these ids to its row's picture, with one lookup; None where it is not known.
+
+        The function raises ImageError where a picture is to be fetched and cannot be.
+        """
+        return pictures_of(self._collection, ids, self._image_root)
 
     def _locator(self, example: Pointed | Encoding, focus: Focus) -> QueryLocator | None:
         """Looks for what an example points at; None for an Encoding, which does not hold its picture."""
         if isinstance(example, Encoding):
             return None
 
-        def own_files(ids: Sequence[Id]) -> dict[Id, ImageSource]:
-            return files_of(self._collection, ids, self._image_root)
-
-        return QueryLocator(self._encoder, example.image, example.prompt, focus, own_files)
+        return QueryLocator(self._encoder, example.image, example.prompt, focus, self.pictures_of)
 
     def _encode(
         self, questions: Sequence[Question], focus: Focus, with_digests: bool
     ) -> tuple[list[Parts], list[frozenset[str]], list[Pointed | Encoding]]:
         """Each question's parts, the digests of its own pictures where they are wanted, else none, and its first
         example."""
-        if with_digests and self._collection.layout.digest is None:
+        if with_digests and not self._collection.has_digests:
             raise CollectionError(
                 f"collection {self._collection.name!r} has no digests, by which exclude_query knows the query's own "
                 "picture: add a VARCHAR field 'digest' that holds each file's sha256, or leave a row out by filter"
@@ -321,8 +339,9 @@ class FocusedSearch:
         with_states: bool,
     ) -> list[Candidates]:
         """Stage one: the nearest `depth` rows to each query, without those that are one of its `own` pictures."""
-        most, digest = max(map(len, own)), self._collection.layout.digest
-        extra = [digest] if most and digest is not None and digest not in output_fields else []
+        most = max(map(len, own))
+        field = self._collection.layout.digest if most and self._collection.side is None else None
+        extra = [field] if field is not None and field not in output_fields else []
         found = self._collection.search(
             np.stack([query.ann_embedding for query in parts]),
             min(MAX_LIMIT, depth + _COPIES * most),
@@ -330,12 +349,43 @@ class FocusedSearch:
             output_fields=[*output_fields, *extra],
             with_states=with_states,
         )
-        if not most or digest is None:
+        if not most:
             return found
-        return [
-            without(candidates, digest, digests, depth, keep_field=not extra)
-            for candidates, digests in zip(found, own, strict=True)
-        ]
+        return [self._others(*each, field, depth, drop=bool(extra)) for each in zip(found, own, strict=True)]
+
+    def _others(
+        self, candidates: Candidates, digests: frozenset[str], field: str | None, depth: int, *, drop: bool
+    ) -> Candidates:
+        """The first `depth` candidates whose picture has none of these digests.
+
+        Args:
+            field: the rows' field that holds the digest; None: the side collection holds it.
+            drop: whether to take the field away from the rows.
+        """
+        if field is None:
+            stored = self._collection.digests(candidates.ids)
+            own = {row for row, key in enumerate(candidates.ids) if stored.get(key) in digests}
+        else:
+            own = {row for row, fields in enumerate(candidates.fields) if fields.get(field) in digests}
+        if drop:
+            for fields in candidates.fields:
+                fields.pop(field, None)  # type: ignore[arg-type]  # there is a field where it was asked for
+        return without(candidates, own, depth)
+
+    def _query_db(self, query: Parts, candidates: Candidates) -> Float32Array:
+        """Stage two's scores, float32 [K]; NaN for rows without a state."""
+        packed = candidates.states or []
+        rows = [row for row, text in enumerate(packed) if text]
+        scores = np.full(len(packed), np.nan, np.float32)
+        if not rows:
+            return scores
+        try:
+            texts, ids = [packed[row] for row in rows], [candidates.ids[row] for row in rows]
+            states = state.unpack_stored(texts, self._encoder.info.hidden_size, ids)
+        except StateError as error:
+            raise StateError(f"collection '{self._collection.name}', {error}") from None
+        scores[rows] = query.query_db_scores(self._encoder, states)
+        return scores
 
     def _ranked(
         self, query: Parts, candidates: Candidates, score: Score, limit: int, min_score: float | None
@@ -344,13 +394,7 @@ class FocusedSearch:
         if not candidates.ids:
             return []
         ann = candidates.scores * np.float32(np.linalg.norm(query.ann_embedding))
-        query_db = None
-        if score != "ann":
-            try:
-                states = state.unpack(candidates.states or [], self._encoder.info.hidden_size, candidates.ids)
-            except StateError as error:
-                raise StateError(f"collection '{self._collection.name}', {error}") from None
-            query_db = query.query_db_scores(self._encoder, states)
+        query_db = None if score == "ann" else self._query_db(query, candidates)
         return ranked_hits(candidates, ann, query_db, score=score, limit=limit, min_score=min_score)
 
 

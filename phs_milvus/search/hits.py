@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -28,7 +28,8 @@ class Hit:
         id: the row's primary key.
         score: the one that the search ranks by.
         ann_score, ann_rank: of stage one, nearest neighbours in Milvus.
-        query_db_score, query_db_rank: of stage two, among all candidates; None where the search stopped before it.
+        query_db_score, query_db_rank: of stage two, among all candidates with a state; None where the search stopped
+            before it, and for a row without a state, whose score is its ann_score.
         blend_score: the mean of ann_score and query_db_score; None without stage two.
         localized_score: of stage three: the mean of what the hit was ranked by before and of what was found in its
             picture (`Location.score` and `match`); None where its picture was not looked into.
@@ -77,6 +78,7 @@ class SearchResult(Sequence[Hit]):
     Attributes:
         query: the query's Encoding, with head scores and head weights, and `per_zoom` where the focus has several
             zooms; the first example's where there are several.
+        without_state: the number of candidates that have no state yet, and are ranked by their ann_score.
         encode_ms, ann_ms, rerank_ms: milliseconds of wall time for each part, divided equally among the queries of one
             call; locate_ms: of this query.
     """
@@ -87,6 +89,7 @@ class SearchResult(Sequence[Hit]):
     ann_ms: float
     rerank_ms: float
     locate_ms: float = 0.0
+    without_state: int = 0
     _locator: HitLocator | None = field(default=None, repr=False)
 
     def locate(
@@ -152,10 +155,10 @@ class SearchResult(Sequence[Hit]):
             [rank, hit.id, f"{hit.score:.4f}", f"{hit.ann_score:.4f}", hit.ann_rank]
             for rank, hit in enumerate(self.hits, start=1)
         ]
-        if self.hits[0].query_db_score is not None:
+        if any(hit.query_db_score is not None for hit in self.hits):
             columns |= {"Query-DB": "right", "Query-DB rank": "right"}
             for row, hit in zip(rows, self.hits, strict=True):
-                row += [f"{hit.query_db_score:.4f}", hit.query_db_rank]
+                row += ["", ""] if hit.query_db_score is None else [f"{hit.query_db_score:.4f}", hit.query_db_rank]
         if any(hit.location or hit.location_error for hit in self.hits):
             columns |= {"where": "left"}
             for row, hit in zip(rows, self.hits, strict=True):
@@ -194,24 +197,25 @@ def ranked_hits(
 
     Args:
         candidates: in the order of stage one.
-        ann, query_db: float32 [K]; query_db is None where the search stops after stage one, and `score` is then "ann".
+        ann, query_db: float32 [K]; query_db is NaN for candidates without a state, which are ranked by `ann`, and None
+            where the search stops after stage one, and `score` is then "ann".
         min_score: candidates that score less are left out; None: none is.
     """
-    final, blend, ranks = ann, None, None
+    final, blend = ann, None
     if query_db is not None:
         blend = blended(ann, query_db)
-        final = {"ann": ann, "query_db": query_db, "blend": blend}[score]
-        ranks = np.empty(len(query_db), np.int64)
-        ranks[np.argsort(-query_db, kind="stable")] = np.arange(1, len(query_db) + 1)
+        chosen = {"ann": ann, "query_db": query_db, "blend": blend}[score]
+        final = np.where(np.isnan(query_db), ann, chosen)
+    ranks = _ranks(query_db)
     return [
         Hit(
             id=candidates.ids[index],
             score=float(final[index]),
             ann_score=float(ann[index]),
             ann_rank=int(index) + 1,
-            query_db_score=None if query_db is None else float(query_db[index]),
-            query_db_rank=None if ranks is None else int(ranks[index]),
-            blend_score=None if blend is None else float(blend[index]),
+            query_db_score=_known(query_db, index),
+            query_db_rank=ranks.get(int(index)),
+            blend_score=_known(blend, index),
             fields=candidates.fields[index],
         )
         for index in np.argsort(-final, kind="stable")[:limit]
@@ -219,21 +223,26 @@ def ranked_hits(
     ]
 
 
-def without(candidates: Candidates, name: str, values: frozenset[str], count: int, *, keep_field: bool) -> Candidates:
-    """The first `count` candidates whose field of this name has none of the values.
+def _ranks(scores: Float32Array | None) -> dict[int, int]:
+    """From a candidate's index to its rank; without those that have no score."""
+    if scores is None:
+        return {}
+    order = [int(index) for index in np.argsort(-scores, kind="stable") if not np.isnan(scores[index])]
+    return {index: rank for rank, index in enumerate(order, start=1)}
 
-    Args:
-        keep_field: whether the field stays among those of the hits.
-    """
-    kept = [row for row, fields in enumerate(candidates.fields) if fields.get(name) not in values][:count]
-    fields = [candidates.fields[row] for row in kept]
-    if not keep_field:
-        fields = [{key: value for key, value in row.items() if key != name} for row in fields]
+
+def _known(scores: Float32Array | None, index: int) -> float | None:
+    return None if scores is None or np.isnan(scores[index]) else float(scores[index])
+
+
+def without(candidates: Candidates, rows: Collection[int], count: int) -> Candidates:
+    """The first `count` candidates, those at `rows` left out."""
+    kept = [row for row in range(len(candidates)) if row not in rows][:count]
     states = candidates.states
     return replace(
         candidates,
         ids=[candidates.ids[row] for row in kept],
         scores=candidates.scores[kept],
         states=None if states is None else [states[row] for row in kept],
-        fields=fields,
+        fields=[candidates.fields[row] for row in kept],
     )

@@ -8,7 +8,7 @@ search.search("street.jpg", Box(40, 60, 180, 220), localize=20, images="photos/"
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -64,15 +64,15 @@ class QueryLocator:
 
     Attributes:
         image, prompt, focus: the query.
-        own_files: where rows' pictures are if nothing else is said, by the rows' ids; without those where it is not
-            known.
+        own_pictures: given the rows' ids, finds their pictures if nothing else is said where they are; None where it
+            is not known.
     """
 
     encoder: Encoder
     image: ImageSource
     prompt: Prompt | None
     focus: Focus
-    own_files: Callable[[Sequence[Id]], Mapping[Id, ImageSource]]
+    own_pictures: Callable[[Sequence[Id]], Callable[[Id], ImageSource | None]]
 
     def located(
         self,
@@ -83,7 +83,7 @@ class QueryLocator:
         threshold: float | None = None,
     ) -> list[Hit]:
         """The hits, in their order, with what was found in their pictures; raises as `SearchResult.locate`."""
-        find = finder(self.own_files([hit.id for hit in hits]).get if images is None else images)
+        find = finder(self.own_pictures([hit.id for hit in hits]) if images is None else images)
         target = target_of(self.encoder, self.image, self.prompt, self.focus, boxes=boxes, threshold=threshold)
         found = self.encoder.locate(target, [partial(find, hit.id) for hit in hits])
         has_feature = target.region_feature is not None

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from phs_milvus.client.encoder import Encoder
-from phs_milvus.contract.types import Encoding, Float16Array, Float32Array
+from phs_milvus.contract.types import Encoding, Float32Array, States
 
 # What counter-examples weigh against examples (benchmarks/quality, "Several examples").
 UNLIKE_WEIGHT = 0.5
@@ -34,8 +34,8 @@ class Comparison:
     head_weights: Float32Array
     shares: Float32Array
 
-    def scores(self, encoder: Encoder, states: Float16Array, *, timeout: float | None = None) -> Float32Array:
-        """The scores of K states, float16 [K, 2, D]: float32 [K]. Raises as `Encoder.rerank`."""
+    def scores(self, encoder: Encoder, states: States, *, timeout: float | None = None) -> Float32Array:
+        """The scores of K states, float16 [K, 2, D] or Int8States: float32 [K]. Raises as `Encoder.rerank`."""
         every = encoder.rerank(self.embeddings, self.head_weights, states, timeout=timeout)
         scores: Float32Array = self.shares @ every
         return scores
@@ -63,11 +63,11 @@ class Parts:
         embedding: Float32Array = self.shares @ embeddings
         return embedding
 
-    def query_db_scores(self, encoder: Encoder, states: Float16Array) -> Float32Array:
+    def query_db_scores(self, encoder: Encoder, states: States) -> Float32Array:
         """The "query_db" scores of K states: float32 [K].
 
         Args:
-            states: float16 [K, 2, D].
+            states: float16 [K, 2, D] or Int8States.
 
         Raises:
             InvalidInput: an encoding has no head weights, or the states do not fit the model.

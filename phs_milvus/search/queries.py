@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from phs_milvus.contract.errors import InvalidInput, shown
+from phs_milvus.contract.errors import ImageError, InvalidInput, shown
 from phs_milvus.contract.images import ImageSource, load_image
 from phs_milvus.contract.types import Encoding
 from phs_milvus.milvus.rows import Id
 from phs_milvus.pointing.prompts import Prompt
 from phs_milvus.search.pictures import below
+from phs_milvus.search.sources import row_finder
 
 if TYPE_CHECKING:
     from phs_milvus.milvus.collection import FocusedCollection
@@ -120,43 +120,59 @@ def with_files(
             `image_root`.
     """
     stored = [one.image.id for one in examples if isinstance(one, Query) and isinstance(one.image, StoredImage)]
-    found = _rows_of(collection, stored, image_root)
+    find = _finder(collection, stored, image_root)
 
     def located(query: Query) -> Pointed:
         image = query.image
-        if isinstance(image, StoredImage):
-            image = _file_of(image.id, found, collection.name, image_root)
-        return Pointed(image, query.prompt)
+        return Pointed(find(image.id) if isinstance(image, StoredImage) else image, query.prompt)
 
     return [located(one) if isinstance(one, Query) else one for one in examples]
 
 
-def files_of(collection: FocusedCollection, ids: Sequence[Id], image_root: Path | None) -> dict[Id, ImageSource]:
-    """The file of each row, with one lookup; without the rows of which `with_files` would say that there is none."""
-    rows = _rows_of(collection, ids, image_root)
-    files = {}
-    for row_id in ids:
-        with suppress(InvalidInput):
-            files[row_id] = _file_of(row_id, rows, collection.name, image_root)
-    return files
+def pictures_of(
+    collection: FocusedCollection, ids: Sequence[Id], image_root: Path | None
+) -> Callable[[Id], ImageSource | None]:
+    """A function from each of these ids to its row's picture, with one lookup; None where `with_files` would say that
+    there is none."""
+    find = _finder(collection, ids, image_root)
+
+    def known(row_id: Id) -> ImageSource | None:
+        try:
+            return find(row_id)
+        except ImageError:  # which says why
+            raise
+        except InvalidInput:
+            return None
+
+    return known
 
 
-def _rows_of(collection: FocusedCollection, ids: Sequence[Id], image_root: Path | None) -> dict[Id, dict[str, Any]]:
+def _finder(collection: FocusedCollection, ids: Sequence[Id], image_root: Path | None) -> Callable[[Id], ImageSource]:
+    """Looks the rows up, and returns a function from an id to the picture, which raises InvalidInput without one."""
+    where = collection.side.attachment if collection.side is not None and image_root is None else None
+    found = None
+    if where is not None and (where.image_field or where.images):
+        found = row_finder(where.images, where.image_field)
     layout = collection.layout
     has_path = image_root is None and (layout.dynamic or "path" in layout.others)
+    fields = list(found.fields) if found else ["path"] if has_path else []
     # The rows are looked up under image_root too, so that an invented id is an error there as well.
-    rows = collection.get(list(dict.fromkeys(ids)), output_fields=["path"] if has_path else []) if ids else []
-    return {row[layout.id]: row for row in rows}
+    rows = {row[layout.id]: row for row in collection.get(list(dict.fromkeys(ids)), fields)} if ids else {}
+
+    def find(row_id: Id) -> ImageSource:
+        if row_id not in rows:
+            raise InvalidInput(f"no row with id {shown(row_id)!r} in collection '{collection.name}'", "image")
+        return found(row_id, rows[row_id]) if found else _file_of(row_id, rows[row_id], image_root)
+
+    return find
 
 
-def _file_of(row_id: Id, rows: Mapping[Id, dict[str, Any]], collection: str, image_root: Path | None) -> ImageSource:
-    if row_id not in rows:
-        raise InvalidInput(f"no row with id {shown(row_id)!r} in collection '{collection}'", "image")
+def _file_of(row_id: Id, row: Mapping[str, Any], image_root: Path | None) -> ImageSource:
     if image_root is not None:
         if (file := below(image_root, str(row_id))) is None:
             raise InvalidInput(f"row {shown(row_id)!r} leads out of image_root, {image_root}", "image")
         return file
-    path: str | None = rows[row_id].get("path")
+    path: str | None = row.get("path")
     if not path:
         raise InvalidInput(
             f"row {shown(row_id)!r} does not say where its file is; pass image_root to FocusedSearch", "image"

@@ -21,7 +21,7 @@ from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import Outputs
 from phs_milvus.contract.errors import InvalidInput, PhsError
 from phs_milvus.contract.images import ImageSource
-from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus
+from phs_milvus.contract.types import Encoding, Float32Array, Focus, States
 from phs_milvus.pointing.prompts import Prompt
 from phs_milvus.search.parts import parts_of
 from phs_milvus.search.zooms import encode_zooms
@@ -58,12 +58,12 @@ class Reranker:
         """
         return encode_zooms(self._encoder, image, prompt, focus)
 
-    def scores(self, query: Encoding, states: Float16Array) -> Float32Array:
+    def scores(self, query: Encoding, states: States) -> Float32Array:
         """Query-DB scores of K states, in their order: cosine similarities, averaged over the query's zooms.
 
         Args:
             query: from `Reranker.query`, or encoded with Outputs(head_weights=True).
-            states: float16 [K, 2, D].
+            states: float16 [K, 2, D] or Int8States.
 
         Returns:
             float32 [K].
@@ -74,8 +74,8 @@ class Reranker:
         """
         return parts_of([query]).query_db_scores(self._encoder, states)
 
-    def rerank_states(self, query: Encoding, states: Float16Array, *, top_k: int | None = None) -> Ranking:
-        """Ranks candidates by their stored states, float16 [K, 2, D]; no states give an empty ranking.
+    def rerank_states(self, query: Encoding, states: States, *, top_k: int | None = None) -> Ranking:
+        """Ranks candidates by their stored states, float16 [K, 2, D] or Int8States; no states give an empty ranking.
 
         Args:
             top_k: number of candidates to keep; None: all.

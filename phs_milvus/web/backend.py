@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,6 @@ class Backend:
         open_client: returns a MilvusClient, or raises a PhsError.
         collection: the collection's name.
         probe: raises CollectionError, at once, where Milvus cannot be reached; pymilvus would wait for minutes.
-        attach: `embedding_field` and `state_field` of a collection that `FocusedCollection.create` has not made.
         say: called with a line for the terminal where something is missing, each time it is something else.
     """
 
@@ -81,12 +80,11 @@ class Backend:
         collection: str,
         *,
         probe: Callable[[], None] = lambda: None,
-        attach: Mapping[str, str] | None = None,
         say: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.collection_name = collection
         self._open_encoder, self._open_client, self._probe = open_encoder, open_client, probe
-        self._attach, self._tell = attach, say
+        self._tell = say
         self._encoder: Encoder | None = None
         self._client: Any = None
         self._ready: Ready | None = None
@@ -178,12 +176,7 @@ class Backend:
         return True
 
     def _searched(self, encoder: Encoder) -> Ready:
-        if self._attach:
-            collection = FocusedCollection.attach(
-                self._client, self.collection_name, model=encoder.info, **dict(self._attach)
-            )
-        else:
-            collection = FocusedCollection.open(self._client, self.collection_name)
+        collection = FocusedCollection.open(self._client, self.collection_name)
         return Ready(encoder, collection, FocusedSearch(collection, encoder), is_lite(self._client))
 
     def _say(self, missing: str, error: Exception | None) -> None:

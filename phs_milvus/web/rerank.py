@@ -25,7 +25,7 @@ from starlette.routing import Route
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract import state
 from phs_milvus.contract.errors import InvalidInput, StateError
-from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array
+from phs_milvus.contract.types import MOST_READOUTS, Float32Array, States
 from phs_milvus.search.packed_query import unpack_query
 from phs_milvus.web.bodies import read_body
 
@@ -127,10 +127,10 @@ def parse(body: bytes) -> Asked:
     return Asked(values.get("query"), values[field], field, top_n)
 
 
-def _states(texts: list[Any], hidden_size: int) -> tuple[npt.NDArray[np.int64], Float16Array]:
-    """The positions of texts that are states, and those states, float16 [K, 2, D]."""
+def _states(texts: list[Any], hidden_size: int) -> tuple[npt.NDArray[np.int64], States]:
+    """The positions of texts that are states, and those states."""
     try:
-        return np.arange(len(texts)), state.unpack(texts, hidden_size)
+        return np.arange(len(texts)), state.unpack_stored(texts, hidden_size)
     except StateError:
         pass
     found = {}

@@ -30,8 +30,10 @@ def embeddings(encoder: Encoder, images: list[Path]) -> np.ndarray:
 def scripted() -> Iterator[Callable[..., tuple[Scripted, str]]]:
     servers = []
 
-    def start(*statuses: tuple[grpc.StatusCode, tuple[tuple[str, str], ...]]) -> tuple[Scripted, str]:
-        service = Scripted(*statuses)
+    def start(
+        *statuses: tuple[grpc.StatusCode, tuple[tuple[str, str], ...]], service: Scripted | None = None
+    ) -> tuple[Scripted, str]:
+        service = service or Scripted(*statuses)
         server = grpc.server(futures.ThreadPoolExecutor(4))
         pb_grpc.add_FocusEncoderServicer_to_server(service, server)
         port = server.add_insecure_port("127.0.0.1:0")

@@ -103,5 +103,5 @@ def test_a_response_holds_what_was_asked_for() -> None:
 
 
 def test_model_info_round_trip() -> None:
-    info = ModelInfo("m", "vit", "f" * 64, 3, 192, 128, 14, 15, 224, 1, "float32", Limits(1, 2, 3))
+    info = ModelInfo("m", "vit", "f" * 64, 3, 192, 128, 14, 15, 224, 1, "float32", Limits(1, 2, 3), ("float16", "int8"))
     assert wire.info_from_pb(wire.info_to_pb(info)) == info

@@ -160,6 +160,11 @@ def test_no_such_model(hostile: Hostile, field: str, values: dict[str, object]) 
         asyncio.run(asynchronously(hostile.address, lambda encoder: encoder.fetch_info()))
 
 
+def test_a_model_of_a_million_state_formats(hostile: Hostile) -> None:
+    hostile.change = {"GetModelInfo": lambda answer: answer.state_formats.extend([2] * 1_000_000)}
+    refused(hostile, "state_formats", lambda encoder: encoder.info)
+
+
 @pytest.mark.parametrize("field", ["image_bytes", "image_pixels", "message_bytes"])
 def test_no_such_limits(hostile: Hostile, field: str) -> None:
     hostile.change = {"GetModelInfo": lambda answer: setattr(answer.limits, field, 0)}

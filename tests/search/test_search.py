@@ -200,20 +200,33 @@ def test_a_collection_without_states_says_so(client: object) -> None:
         FocusedCollection.open(client, "plain")
 
 
-@pytest.mark.parametrize(
-    ("state", "text"),
-    [("AAAA", r"'broken', row 'bad.jpg': expected \d+ characters"), ("", "row 'bad.jpg': no state yet")],
-)
-def test_a_row_whose_state_is_broken_is_named(
-    client: object, encoder: Encoder, images: list[Path], state: str, text: str
-) -> None:
+def with_a_bad_row(client: object, encoder: Encoder, images: list[Path], state: str) -> FocusedSearch:
+    """Three good rows, and one with another state, the picture of images[9]."""
     broken = FocusedCollection.create(client, "broken", encoder.info, overwrite=True)
     fill(broken, encoder, images[:3])
     embedding = encoder.encode(images[9]).embedding
     client.insert("broken", [{"id": "bad.jpg", "embedding": embedding, "phs_state": state, "digest": ""}])
     assert broken.count() == 4  # a server shows a row to searches a moment after it was inserted, or when asked so
-    with pytest.raises(StateError, match=text):
-        FocusedSearch(broken, encoder).search(images[0], PROMPT)
+    return FocusedSearch(broken, encoder)
+
+
+def test_a_row_whose_state_is_broken_is_named(client: object, encoder: Encoder, images: list[Path]) -> None:
+    search = with_a_bad_row(client, encoder, images, "AAAA")
+    with pytest.raises(StateError, match=r"'broken', row 'bad.jpg': expected \d+ characters"):
+        search.search(images[0], PROMPT)
+
+
+@pytest.mark.parametrize("score", ["blend", "query_db"])
+def test_a_row_without_a_state_keeps_its_ann_score(
+    client: object, encoder: Encoder, images: list[Path], score: str
+) -> None:
+    result = with_a_bad_row(client, encoder, images, "").search(images[0], PROMPT, score=score)
+    assert result.without_state == 1 and len(result) == 4
+    (bad,) = [hit for hit in result if hit.id == "bad.jpg"]
+    assert bad.score == bad.ann_score and bad.query_db_score is bad.query_db_rank is bad.blend_score is None
+    assert sorted(hit.query_db_rank for hit in result if hit is not bad) == [1, 2, 3]
+    assert [hit.score for hit in result] == sorted((hit.score for hit in result), reverse=True)
+    assert "bad.jpg" in str(result)
 
 
 def test_nan_is_never_stored(client: object, encoder: Encoder) -> None:

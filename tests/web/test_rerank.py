@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ from phs_milvus.web.app import make_app
 from phs_milvus.web.rerank import RerankEndpoint
 from phs_milvus.web.serving import WebServer
 from phs_milvus.web.settings import WebSettings
+from phs_server.app import ServerThread
+from phs_server.config import Settings
 from tests.client.support import HEADS, HIDDEN
-from tests.servers import ServerProcess
+from tests.servers import free_port
 from tests.web.support import Answer, request
 
 
@@ -110,6 +113,17 @@ def test_what_is_no_state_of_this_model_scores_least(rerank_port: int, query: st
     only = post(rerank_port, {"query": query, "texts": ["", ""]}).json
     assert only == [{"index": 0, "score": -1}, {"index": 1, "score": -1}]
     assert post(rerank_port, {"query": query, "texts": []}).json == []
+
+
+def test_both_formats_of_states_are_read(
+    rerank_port: int, query: str, texts: list[str], parts: Parts, states: Any, encoder: Encoder
+) -> None:
+    small = [state.pack(one, "int8") for one in states]
+    expected = parts.query_db_scores(encoder, state.unpack_stored(small, HIDDEN))
+    for sent in (small, [*small[:12], *texts[12:]], ["", *small[1:]]):
+        found = {each["index"]: each["score"] for each in post(rerank_port, {"query": query, "texts": sent}).json}
+        np.testing.assert_allclose([found[index] for index in range(1, 12)], expected[1:12], atol=2e-3)
+    assert found[0] == -1
 
 
 def test_states_at_the_ends_of_float16_are_scored(rerank_port: int, query: str) -> None:
@@ -204,16 +218,18 @@ def test_an_encoder_that_stopped_is_waited_for_by_whoever_asks(
     packed = pack_query(parts.comparison("query_db"), encoder.info.fingerprint)
     body = {"query": packed, "texts": texts}
     settings = WebSettings(port=0)
-    with ServerProcess(tiny_model, precision="float32") as server, Encoder(server.address) as own:
-        own.info  # noqa: B018  as the command does before it serves
-        with WebServer(make_app(RerankEndpoint(own).routes, Access(settings), settings), settings) as web:
+    server = Settings(model=str(tiny_model), port=free_port(), precision="float32", drain_seconds=0)
+    with ExitStack() as stack:
+        with ServerThread(server) as first:
+            own = stack.enter_context(Encoder(first.address))
+            own.info  # noqa: B018  as the command does before it serves
+            app = make_app(RerankEndpoint(own).routes, Access(settings), settings)
+            web = stack.enter_context(WebServer(app, settings))
             before = post(web.port, body)
             assert before.status == 200
-            server.kill()
-            started = time.monotonic()
-            away = post(web.port, body)
-            assert time.monotonic() - started < 10  # Milvus tries three times in 30 seconds
-            assert away.status == 503 and away.headers["retry-after"] == "1" and server.address in away.json["detail"]
-            server.restart()
-            server.wait_until_ready()
+        started = time.monotonic()
+        away = post(web.port, body)
+        assert time.monotonic() - started < 10  # Milvus tries three times in 30 seconds
+        assert away.status == 503 and away.headers["retry-after"] == "1" and own.address in away.json["detail"]
+        with ServerThread(server):
             assert post(web.port, body).json == before.json

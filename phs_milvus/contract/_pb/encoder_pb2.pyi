@@ -12,6 +12,13 @@ class Dtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DTYPE_UNSPECIFIED: _ClassVar[Dtype]
     DTYPE_FLOAT32: _ClassVar[Dtype]
     DTYPE_FLOAT16: _ClassVar[Dtype]
+    DTYPE_INT8: _ClassVar[Dtype]
+
+class StateFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATE_FORMAT_UNSPECIFIED: _ClassVar[StateFormat]
+    STATE_FORMAT_FLOAT16: _ClassVar[StateFormat]
+    STATE_FORMAT_INT8: _ClassVar[StateFormat]
 
 class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -26,6 +33,10 @@ class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
 DTYPE_FLOAT16: Dtype
+DTYPE_INT8: Dtype
+STATE_FORMAT_UNSPECIFIED: StateFormat
+STATE_FORMAT_FLOAT16: StateFormat
+STATE_FORMAT_INT8: StateFormat
 OUTPUT_UNSPECIFIED: Output
 OUTPUT_EMBEDDING: Output
 OUTPUT_STATE: Output
@@ -172,16 +183,18 @@ class ItemError(_message.Message):
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class RerankRequest(_message.Message):
-    __slots__ = ("embeddings", "head_weights", "states", "expected_fingerprint")
+    __slots__ = ("embeddings", "head_weights", "states", "expected_fingerprint", "state_scales")
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     HEAD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    STATE_SCALES_FIELD_NUMBER: _ClassVar[int]
     embeddings: Tensor
     head_weights: Tensor
     states: Tensor
     expected_fingerprint: str
-    def __init__(self, embeddings: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., states: _Optional[_Union[Tensor, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+    state_scales: Tensor
+    def __init__(self, embeddings: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., states: _Optional[_Union[Tensor, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., state_scales: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class RerankResponse(_message.Message):
     __slots__ = ("scores",)
@@ -190,14 +203,16 @@ class RerankResponse(_message.Message):
     def __init__(self, scores: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class ReadoutRequest(_message.Message):
-    __slots__ = ("states", "head_weights", "expected_fingerprint")
+    __slots__ = ("states", "head_weights", "expected_fingerprint", "state_scales")
     STATES_FIELD_NUMBER: _ClassVar[int]
     HEAD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    STATE_SCALES_FIELD_NUMBER: _ClassVar[int]
     states: Tensor
     head_weights: Tensor
     expected_fingerprint: str
-    def __init__(self, states: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+    state_scales: Tensor
+    def __init__(self, states: _Optional[_Union[Tensor, _Mapping]] = ..., head_weights: _Optional[_Union[Tensor, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., state_scales: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class ReadoutResponse(_message.Message):
     __slots__ = ("embeddings",)
@@ -278,7 +293,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model_id", "model_type", "fingerprint", "heads", "hidden_size", "embedding_size", "grid_height", "grid_width", "image_size", "default_heads", "precision", "limits")
+    __slots__ = ("model_id", "model_type", "fingerprint", "heads", "hidden_size", "embedding_size", "grid_height", "grid_width", "image_size", "default_heads", "precision", "limits", "state_formats")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +306,7 @@ class ModelInfo(_message.Message):
     DEFAULT_HEADS_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FORMATS_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     model_type: str
     fingerprint: str
@@ -303,7 +319,8 @@ class ModelInfo(_message.Message):
     default_heads: int
     precision: str
     limits: Limits
-    def __init__(self, model_id: _Optional[str] = ..., model_type: _Optional[str] = ..., fingerprint: _Optional[str] = ..., heads: _Optional[int] = ..., hidden_size: _Optional[int] = ..., embedding_size: _Optional[int] = ..., grid_height: _Optional[int] = ..., grid_width: _Optional[int] = ..., image_size: _Optional[int] = ..., default_heads: _Optional[int] = ..., precision: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    state_formats: _containers.RepeatedScalarFieldContainer[StateFormat]
+    def __init__(self, model_id: _Optional[str] = ..., model_type: _Optional[str] = ..., fingerprint: _Optional[str] = ..., heads: _Optional[int] = ..., hidden_size: _Optional[int] = ..., embedding_size: _Optional[int] = ..., grid_height: _Optional[int] = ..., grid_width: _Optional[int] = ..., image_size: _Optional[int] = ..., default_heads: _Optional[int] = ..., precision: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state_formats: _Optional[_Iterable[_Union[StateFormat, str]]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("image_bytes", "image_pixels", "message_bytes")

@@ -6,7 +6,8 @@ import numpy as np
 
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import InvalidInput
-from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array, ModelInfo, RerankInputs
+from phs_milvus.contract.int8_states import MAX_SCALE, Int8States, blocks_of, wrong_scales
+from phs_milvus.contract.types import MOST_READOUTS, Float32Array, ModelInfo, RerankInputs, States
 from phs_milvus.contract.wire.tensors import tensor_from_pb, tensor_to_pb
 
 # Products of larger numbers leave float32; real head weights are at most the number of heads, real lengths are 1.
@@ -16,25 +17,23 @@ _LENGTHS = 1e-10, 1e10
 _OVERHEAD = 1024
 
 
-def readout_request(
-    states: Float16Array, head_weights: Float32Array, expected_fingerprint: str = ""
-) -> pb.ReadoutRequest:
-    """Builds a ReadoutRequest from states [K, 2, D] and head weights [K, H] or [1, H]."""
+def readout_request(states: States, head_weights: Float32Array, expected_fingerprint: str = "") -> pb.ReadoutRequest:
+    """Builds a ReadoutRequest from K states and head weights [K, H] or [1, H]."""
     return pb.ReadoutRequest(
-        states=tensor_to_pb(states),
+        **_states_to_pb(states),
         head_weights=tensor_to_pb(head_weights),
         expected_fingerprint=expected_fingerprint,
     )
 
 
-def readout_inputs(request: pb.ReadoutRequest, info: ModelInfo) -> tuple[Float16Array, Float32Array]:
-    """Validates a ReadoutRequest: (states [K, 2, D], head weights [K, H] or [1, H]).
+def readout_inputs(request: pb.ReadoutRequest, info: ModelInfo) -> tuple[States, Float32Array]:
+    """Validates a ReadoutRequest: (K states, head weights [K, H] or [1, H]).
 
     Raises:
         InvalidInput: a tensor does not fit the model, numbers are too large to compute with, more readouts than one
             request may ask for, or more embeddings than fit into one message.
     """
-    states = tensor_from_pb(request.states, "states", np.float16, [None, 2, info.hidden_size])
+    states = _states_from_pb(request, info)
     if not len(states):
         raise InvalidInput("no state", "states")
     most = min(MOST_READOUTS, (info.limits.message_bytes - _OVERHEAD) // (4 * info.embedding_size))
@@ -47,13 +46,13 @@ def readout_inputs(request: pb.ReadoutRequest, info: ModelInfo) -> tuple[Float16
 
 
 def rerank_request(
-    embeddings: Float32Array, head_weights: Float32Array, states: Float16Array, expected_fingerprint: str = ""
+    embeddings: Float32Array, head_weights: Float32Array, states: States, expected_fingerprint: str = ""
 ) -> pb.RerankRequest:
-    """Builds a RerankRequest from embeddings [Q, E], head weights [Q, H] and states [K, 2, D]."""
+    """Builds a RerankRequest from embeddings [Q, E], head weights [Q, H] and K states."""
     return pb.RerankRequest(
         embeddings=tensor_to_pb(embeddings),
         head_weights=tensor_to_pb(head_weights),
-        states=tensor_to_pb(states),
+        **_states_to_pb(states),
         expected_fingerprint=expected_fingerprint,
     )
 
@@ -71,7 +70,7 @@ def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> RerankInputs:
     weights = tensor_from_pb(request.head_weights, "head_weights", np.float32, [len(embeddings), info.heads])
     checked_weights(weights)
     check_lengths(embeddings, "embeddings")
-    states = tensor_from_pb(request.states, "states", np.float16, [None, 2, info.hidden_size])
+    states = _states_from_pb(request, info)
     scores = (info.limits.message_bytes - _OVERHEAD) // np.dtype(np.float32).itemsize
     if len(embeddings) * len(states) > scores:
         raise InvalidInput(
@@ -80,6 +79,28 @@ def rerank_inputs(request: pb.RerankRequest, info: ModelInfo) -> RerankInputs:
             "states",
         )
     return RerankInputs(embeddings, weights, states)
+
+
+def _states_to_pb(states: States) -> dict[str, pb.Tensor]:
+    """The fields of a request that hold its states."""
+    if isinstance(states, Int8States):
+        return {"states": tensor_to_pb(states.values), "state_scales": tensor_to_pb(states.scales)}
+    return {"states": tensor_to_pb(states)}
+
+
+def _states_from_pb(request: pb.ReadoutRequest | pb.RerankRequest, info: ModelInfo) -> States:
+    """The states of a request, over the message's own bytes: what is int8 stays so until it is computed with."""
+    shape = [None, 2, info.hidden_size]
+    if request.states.dtype != pb.DTYPE_INT8:
+        if request.HasField("state_scales"):
+            raise InvalidInput("is for states of dtype DTYPE_INT8; leave it out", "state_scales")
+        return tensor_from_pb(request.states, "states", np.float16, shape)
+    values = tensor_from_pb(request.states, "states", np.int8, shape)
+    scales_shape = [len(values), 2, blocks_of(info.hidden_size)]
+    scales = tensor_from_pb(request.state_scales, "state_scales", np.float16, scales_shape)
+    if wrong_scales(scales).any():
+        raise InvalidInput(f"holds one that is not from 0 to {MAX_SCALE}", "state_scales")
+    return Int8States(values, scales.astype(np.float16, copy=False))
 
 
 def checked_weights(weights: Float32Array) -> Float32Array:

@@ -11,15 +11,17 @@ import numpy.typing as npt
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import InvalidInput
 
-_DTYPES: dict[int, np.dtype] = {
+_DTYPES: dict[Any, np.dtype] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
     pb.DTYPE_FLOAT16: np.dtype("<f2"),
+    pb.DTYPE_INT8: np.dtype("i1"),
 }
+_CODES = {dtype.name: code for code, dtype in _DTYPES.items()}
 
 
-def tensor_to_pb(array: npt.NDArray[np.floating]) -> pb.Tensor:
-    """float32 or float16 of any shape -> Tensor."""
-    code = pb.DTYPE_FLOAT16 if array.dtype == np.float16 else pb.DTYPE_FLOAT32
+def tensor_to_pb(array: npt.NDArray[Any]) -> pb.Tensor:
+    """float32, float16 or int8 of any shape -> Tensor; what is of another type becomes float32."""
+    code = _CODES.get(array.dtype.name, pb.DTYPE_FLOAT32)
     data = np.ascontiguousarray(array, dtype=_DTYPES[code]).tobytes()
     return pb.Tensor(dtype=code, shape=array.shape, data=data)
 
@@ -29,7 +31,7 @@ def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[i
 
     Args:
         field: the name that errors use.
-        dtype: np.float32 or np.float16; values of another dtype are refused, not converted.
+        dtype: np.float32, np.float16 or np.int8; values of another dtype are refused, not converted.
         shape: the expected shape, with None for dimensions of any size.
 
     Raises:
@@ -52,6 +54,6 @@ def tensor_from_pb(tensor: pb.Tensor, field: str, dtype: type, shape: Sequence[i
     if len(tensor.data) != size:
         raise InvalidInput(f"shape {actual} needs {size} bytes, got {len(tensor.data)}", field)
     array = np.frombuffer(tensor.data, dtype=found).reshape(actual)
-    if not np.isfinite(array).all():
+    if found.kind == "f" and not np.isfinite(array).all():
         raise InvalidInput("holds NaN or infinity", field)
     return array

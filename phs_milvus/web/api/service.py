@@ -107,9 +107,9 @@ class Service:
         with self._ready() as ready:
             picture, prompt, focus = self._question(ready, values)
             layout = ready.collection.layout
-            exclude = values["exclude_query"] and layout.digest is not None
+            exclude = values["exclude_query"] and ready.collection.has_digests
             expression = values["filter"].strip()
-            if exclude and values["original"]:
+            if exclude and values["original"] and layout.digest is not None:
                 own = f"{layout.digest} != {quote(values['original'])}"
                 expression = f"({expression}) and {own}" if expression else own
             result = ready.search.search(
@@ -217,7 +217,7 @@ class Service:
             "rows": ready.collection.count(),
             "fields": [layout.id, *([layout.digest] if layout.digest else []), *layout.others],
             "dynamic": layout.dynamic,
-            "digests": layout.digest is not None,
+            "digests": ready.collection.has_digests,
             "lite": ready.lite,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from phs_milvus.contract.errors import ModelError
+from phs_milvus.contract.state import STATE_FORMATS
 from phs_milvus.contract.types import ModelInfo
 from phs_server.config import Settings
 from phs_server.model.checkpoint import Checkpoint
@@ -32,4 +33,5 @@ def describe(loaded: Checkpoint, engine: FocusEngine, settings: Settings) -> Mod
         default_heads=settings.default_heads or default_head_count(heads),
         precision=engine.precision,
         limits=settings.limits,
+        state_formats=STATE_FORMATS,
     )

@@ -27,7 +27,7 @@ import torch
 from phs_milvus.contract.decoding import Decoder
 from phs_milvus.contract.errors import DeadlineExceeded, InvalidInput, ModelError, ServerDraining
 from phs_milvus.contract.location import Location
-from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, RerankInputs, Timings
+from phs_milvus.contract.types import Encoding, Float32Array, RerankInputs, States, Timings
 from phs_server.config import Settings
 from phs_server.flow.answered import answered, deadline_of
 from phs_server.flow.batcher import Batcher, Completed, Priority
@@ -209,13 +209,11 @@ class Pipeline:
             InvalidInput: more readouts than one request may ask for.
             EncoderBusy, DeadlineExceeded, ServerDraining: as their names say.
         """
-        size = sum(array.nbytes for array in inputs)
+        size = sum(part.nbytes for part in inputs)
         return await self._computed(lambda engine, check: engine.rerank(inputs, check), size, timeout)
 
-    async def read_out(
-        self, states: Float16Array, weights: Float32Array, *, timeout: float | None = None
-    ) -> Float32Array:
-        """Embeddings float32 [K, E] of states [K, 2, D] under head weights [K, H] or [1, H]; raises as `rerank`."""
+    async def read_out(self, states: States, weights: Float32Array, *, timeout: float | None = None) -> Float32Array:
+        """Embeddings float32 [K, E] of K states under head weights [K, H] or [1, H]; raises as `rerank`."""
         size = states.nbytes + weights.nbytes
         return await self._computed(lambda engine, check: engine.read_out(states, weights, check), size, timeout)
 

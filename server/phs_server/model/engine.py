@@ -16,7 +16,7 @@ from torch import Tensor
 
 from phs_milvus.contract.errors import ModelError, shown
 from phs_milvus.contract.location import LocateTarget
-from phs_milvus.contract.types import Float16Array, Float32Array, RerankInputs
+from phs_milvus.contract.types import Float32Array, RerankInputs, States
 from phs_server.model.batch import Encoded, PromptBatch, on_device, to_tensors
 from phs_server.model.checkpoint import Checkpoint
 from phs_server.model.cuda import CudaRunner
@@ -178,9 +178,7 @@ class FocusEngine:
     def _stacked(self, tokens: Sequence[Tensor]) -> Tensor:
         return torch.stack([each.to(self.device, self.backbone.dtype) for each in tokens])
 
-    def read_out(
-        self, states: Float16Array, weights: Float32Array, check: Callable[[], None] = lambda: None
-    ) -> Float32Array:
+    def read_out(self, states: States, weights: Float32Array, check: Callable[[], None] = lambda: None) -> Float32Array:
         """Embeddings of states; see `StateReader.read_out`."""
         return self._states.read_out(states, weights, check)
 

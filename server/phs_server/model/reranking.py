@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from phs_milvus.contract.errors import InvalidInput, ModelError
-from phs_milvus.contract.types import MOST_READOUTS, Float16Array, Float32Array, RerankInputs
+from phs_milvus.contract.int8_states import BLOCK, Int8States
+from phs_milvus.contract.types import MOST_READOUTS, Float32Array, RerankInputs, States
 from phs_server.model.batch import on_device
 from phs_server.model.readout import Readout
 
@@ -36,8 +37,8 @@ class StateReader:
         self._precision = precision
         self._rows = 512
 
-    def read_out(self, states: Float16Array, weights: Float32Array, check: Callable[[], None]) -> Float32Array:
-        """Embeddings float32 [K, E] of states [K, 2, D] under head weights [K, H] or [1, H].
+    def read_out(self, states: States, weights: Float32Array, check: Callable[[], None]) -> Float32Array:
+        """Embeddings float32 [K, E] of K states under head weights [K, H] or [1, H].
 
         Args:
             check: as in `rerank`.
@@ -49,7 +50,7 @@ class StateReader:
         for start in range(0, len(states), _FEWEST_ROWS):
             check()
             rows = slice(start, start + _FEWEST_ROWS)
-            residual, outputs = on_device(self._device, states[rows]).unbind(1)
+            residual, outputs = _DeviceStates(states[rows], self._device)[:].unbind(1)
             some = on_device(self._device, weights if len(weights) == 1 else weights[rows])
             with torch.inference_mode():
                 parts.append(self._readout(residual, outputs, some).cpu().numpy())
@@ -82,16 +83,17 @@ class StateReader:
         distinct, members = _groups(inputs.head_weights)
         _check_readouts(len(distinct), len(inputs.states))
         queries = torch.nn.functional.normalize(on_device(self._device, inputs.embeddings), dim=-1)
-        weights, states = on_device(self._device, distinct), on_device(self._device, inputs.states)
+        weights, states = on_device(self._device, distinct), _DeviceStates(inputs.states, self._device)
         scores = torch.empty(len(queries), len(states), device=self._device)
         together = min(len(distinct), _WEIGHTS)
         start = 0
         while start < len(states):
             stop = start + max(1, self._rows // together)
+            chunk = states[start:stop]
             for first in range(0, len(distinct), together):
                 check()
                 began = time.monotonic()
-                candidates = self._read_out(states[start:stop], weights[first : first + together])
+                candidates = self._read_out(chunk, weights[first : first + together])
                 self._pace(candidates.shape[0] * candidates.shape[1], time.monotonic() - began)
                 for rows, theirs in zip(members[first : first + together], candidates, strict=True):
                     for some in rows.split(max(1, _PRODUCTS // len(theirs))):
@@ -116,6 +118,27 @@ class StateReader:
         if rows >= self._rows // 2:
             aim = int(rows * _SECONDS / max(seconds, 1e-6))
             self._rows = max(_FEWEST_ROWS, min(aim, 2 * self._rows, _ROWS))
+
+
+class _DeviceStates:
+    """States on a device as they were sent; a slice of them is float16 [k, 2, D]."""
+
+    def __init__(self, states: States, device: torch.device) -> None:
+        self._scales: Tensor | None = None
+        if isinstance(states, Int8States):
+            self._numbers, self._scales = on_device(device, states.values), on_device(device, states.scales)
+        else:
+            self._numbers = on_device(device, states)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        numbers = self._numbers[rows]
+        if self._scales is None:
+            return numbers
+        scales = self._scales[rows].repeat_interleave(BLOCK, dim=-1)[..., : numbers.shape[-1]]
+        return numbers * scales  # float16: the same numbers as Int8States.to_float16
 
 
 def _groups(weights: Float32Array) -> tuple[Float32Array, list[Tensor]]:

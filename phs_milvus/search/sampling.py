@@ -1,0 +1,43 @@
+"""Looks at a few rows of a collection that somebody else fills, before anything is ranked by their states."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from phs_milvus.client.encoder import Encoder
+from phs_milvus.contract import state
+from phs_milvus.contract.errors import ModelMismatch
+from phs_milvus.milvus.collection import FocusedCollection
+
+_ROWS = 16
+# A state with every head kept gives the model's own embedding, whose cosine to the stored one is then 1, rounding
+# aside; about 0 if one of them is of another model.
+_AGREEMENT = 0.99
+
+
+def check_states(collection: FocusedCollection, encoder: Encoder) -> None:
+    """Raises ModelMismatch if most states of a sample do not give the embeddings that are stored beside them.
+
+    One small read and one Rerank call. Of a collection without states nothing is known, and nothing said.
+
+    Raises:
+        StateError: a state of another size.
+        EncoderError: the server could not answer.
+    """
+    embeddings, texts = collection.sample_states(_ROWS)
+    norms = np.linalg.norm(embeddings, axis=1)
+    usable = np.flatnonzero(np.isfinite(norms) & (norms > 0))
+    if not len(usable):
+        return
+    info = encoder.info
+    states = state.unpack_stored([texts[row] for row in usable], info.hidden_size)
+    every_head = np.ones((len(usable), info.heads), np.float32)
+    cosines = encoder.rerank(embeddings[usable] / norms[usable, None], every_head, states).diagonal()
+    differing = int((cosines < _AGREEMENT).sum())
+    if 2 * differing > len(usable):
+        raise ModelMismatch(
+            f"collection {collection.name!r}: {differing} of {len(usable)} states looked at do not give the embedding "
+            f"beside them in field {collection.layout.embedding!r} (median cosine {float(np.median(cosines)):.3f}, "
+            f"wanted {_AGREEMENT} or more): the embeddings are not those of {info.model_id!r} with its preprocessing; "
+            "serve the model that filled the collection, or store the embedding and the state of one Encode call"
+        )
