@@ -13,10 +13,11 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-# What is slow by nature, which `make test` leaves out; then the tests that a real Milvus server can take.
+# What is slow by nature, which `make test` leaves out; then what runs beside a real Milvus server, and with FiftyOne.
 test-all: $(VENV)/.dev
 	$(BIN)/pytest -m slow
 	tests/milvus_standalone.sh $(BIN)/pytest tests/milvus tests/ingest tests/search
+	tests/fiftyone_app.sh python -m pytest tests/integrations/test_fiftyone.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from phs_milvus.client.aio import AsyncEncoder
     from phs_milvus.client.channels import Tls
     from phs_milvus.client.encoder import Encoder
+    from phs_milvus.client.journal import Journal
     from phs_milvus.client.requests import Outputs
+    from phs_milvus.client.session import AsyncBulkSession, BulkSession
     from phs_milvus.contract import state
     from phs_milvus.contract.errors import (
         CollectionError,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         StateError,
     )
     from phs_milvus.contract.types import Encoding, Explanation, Focus, ModelInfo
+    from phs_milvus.ingest.aio import backfill_async, ingest_folder_async
     from phs_milvus.ingest.backfill import BackfillReport, backfill
     from phs_milvus.ingest.folder import ingest_folder
     from phs_milvus.ingest.progress import IngestReport
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from phs_milvus.milvus.connection import connect
     from phs_milvus.milvus.rows import Row
     from phs_milvus.pointing.prompts import Box, Mask, Point, Polygon
+    from phs_milvus.search.aio import AsyncFocusedSearch
     from phs_milvus.search.focused import FocusedSearch
     from phs_milvus.search.hits import Hit, SearchResult
     from phs_milvus.search.queries import Examples, Query, StoredImage
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "client.aio": ("AsyncEncoder",),
+    "client.journal": ("Journal",),
+    "client.session": ("AsyncBulkSession", "BulkSession"),
     "client.requests": ("Outputs",),
     "client.channels": ("Tls",),
     "client.encoder": ("Encoder",),
@@ -69,6 +75,7 @@ _MODULES = {
         "PromptError",
         "StateError",
     ),
+    "ingest.aio": ("backfill_async", "ingest_folder_async"),
     "ingest.backfill": ("BackfillReport", "backfill"),
     "ingest.folder": ("ingest_folder",),
     "ingest.progress": ("IngestReport",),
@@ -76,6 +83,7 @@ _MODULES = {
     "pointing.prompts": ("Box", "Mask", "Point", "Polygon"),
     "search.rerank": ("Ranking", "Reranker"),
     "milvus.rows": ("Row",),
+    "search.aio": ("AsyncFocusedSearch",),
     "search.focused": ("FocusedSearch",),
     "search.hits": ("Hit", "SearchResult"),
     "search.queries": ("Examples", "Query", "StoredImage"),
@@ -84,9 +92,12 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "AsyncBulkSession",
     "AsyncEncoder",
+    "AsyncFocusedSearch",
     "BackfillReport",
     "Box",
+    "BulkSession",
     "CollectionError",
     "DeadlineExceeded",
     "Encoder",
@@ -104,6 +115,7 @@ __all__ = [
     "ImageError",
     "IngestReport",
     "InvalidInput",
+    "Journal",
     "Mask",
     "ModelError",
     "ModelInfo",
@@ -122,8 +134,10 @@ __all__ = [
     "StoredImage",
     "Tls",
     "backfill",
+    "backfill_async",
     "connect",
     "ingest_folder",
+    "ingest_folder_async",
     "state",
 ]
 

@@ -75,6 +75,7 @@ ARROWS = {
         search     -> contract pointing client milvus
         ingest     -> contract client milvus search
         web        -> contract pointing client milvus search
+        integrations -> contract pointing client milvus search
         evaluation -> contract pointing client milvus search ingest
         demo       -> contract pointing client milvus search ingest evaluation
         cli        -> contract pointing client milvus search ingest web evaluation demo

@@ -39,6 +39,11 @@ def add_commands(commands: Any) -> None:
     attach.add_argument(
         "--embedding-field", metavar="FIELD", help="the field that holds the embeddings (default: the one there is)"
     )
+    attach.add_argument(
+        "--state-format",
+        choices=["float16", "int8"],
+        help="how new states are held: int8, or float16 in twice the space (default: int8)",
+    )
     attach.add_argument("--prune", action="store_true", help="delete the states of rows that no longer exist")
     attach.add_argument("--batch-size", type=int, default=256, help="states written at a time (default: %(default)s)")
     attach.add_argument(
@@ -57,7 +62,11 @@ def _attach(options: argparse.Namespace) -> int:
         return _undo(options)
     with open_encoder(options, many=True) as encoder, open_milvus(options) as client:
         collection = FocusedCollection.attach(
-            client, options.collection, embedding_field=options.embedding_field, model=encoder.info
+            client,
+            options.collection,
+            embedding_field=options.embedding_field,
+            model=encoder.info,
+            state_format=options.state_format,
         )
         report = backfill(
             collection,

@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
     ingest.add_argument(
         "--state-format",
         choices=["float16", "int8"],
-        help="how a new collection holds states: float16, or int8 in about half the space",
+        help="how a new collection holds states: int8, or float16 in about twice the space (default: int8)",
     )
     add_encoder_flags(ingest)
     add_milvus_flags(ingest)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from phs_milvus.contract.errors import CollectionError, PhsError, shown
-from phs_milvus.contract.tokens import read_tokens
 
 DEFAULT_MILVUS = "./phs_milvus.db"
 DEFAULT_COLLECTION = "images"
@@ -107,7 +106,7 @@ def named_encoder(options: argparse.Namespace) -> Any:
     from phs_milvus.client.encoder import Encoder
 
     addresses = (address_of(options) or "").split(",")
-    return Encoder(addresses if len(addresses) > 1 else addresses[0], tls=_tls(), token=_token())
+    return Encoder(addresses if len(addresses) > 1 else addresses[0], tls=environment.tls(), token=environment.token())
 
 
 @contextlib.contextmanager
@@ -126,25 +125,6 @@ def own_server(options: argparse.Namespace, *, many: bool = False) -> Iterator[A
     print(_LOADING.format(model=shown(settings.model), quoted=shlex.quote(settings.model)), file=sys.stderr)
     with app.ServerThread(settings, brief=not many) as server:
         yield server
-
-
-def _tls() -> Any:
-    """TLS by the environment: PHS_ENCODER_CA, PHS_ENCODER_CERT and PHS_ENCODER_KEY, or PHS_ENCODER_TLS=1."""
-    from phs_milvus.client.channels import Tls
-
-    files = {name: os.environ.get(f"PHS_ENCODER_{name.upper()}") for name in ("ca", "cert", "key")}
-    if any(files.values()):
-        return Tls(**files)
-    return os.environ.get("PHS_ENCODER_TLS", "").lower() not in ("", "0", "false", "no", "off")
-
-
-def _token() -> str | None:
-    """The first bearer token in the file that PHS_ENCODER_TOKEN_FILE names."""
-    path = os.environ.get("PHS_ENCODER_TOKEN_FILE")
-    if not path:
-        return None
-    # The server's own file will do: it may hold several tokens.
-    return read_tokens(path, "PHS_ENCODER_TOKEN_FILE")[0]
 
 
 def server_package() -> Any:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
 
 import grpc
 import numpy as np
-from google.protobuf.message import Message
 
 from phs_milvus.client import answers, requests
-from phs_milvus.client.base import EncoderBase
-from phs_milvus.client.bulk import RetryBudget, Window
-from phs_milvus.client.feeds import EncodeFeed, Feed, LazyImage, LocateFeed
-from phs_milvus.client.pictures import AsyncPicture, Delivery
+from phs_milvus.client.aio_stream import AsyncStreamingEncoder
+from phs_milvus.client.bulk import Window
+from phs_milvus.client.feeds import EncodeFeed, Keyed, LazyImage, LocateFeed
+from phs_milvus.client.pictures import Delivery, Opened, on_pictures
 from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
@@ -24,11 +25,10 @@ from phs_milvus.contract.location import LocateTarget, Location
 from phs_milvus.contract.types import Encoding, Explanation, Float32Array, Focus, ModelInfo, States
 from phs_milvus.pointing.prompts import Prompt
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Key = TypeVar("Key")
 
 
-class AsyncEncoder(EncoderBase):
+class AsyncEncoder(AsyncStreamingEncoder):
     """`Encoder` for asyncio: the same arguments, results and errors. Create and use it on one event loop."""
 
     _insecure_channel = staticmethod(grpc.aio.insecure_channel)
@@ -74,48 +74,87 @@ class AsyncEncoder(EncoderBase):
         source = await asyncio.to_thread(load_image, image)
         encodings: list[Encoding] = []
         most = requests.most_prompts(source)
-        if len(aims) > most and not isinstance(source, AsyncPicture):
+        if len(aims) > most and not isinstance(source, Opened):
             source = await self.open(source)  # whose bytes need not go with every request
         for start in range(0, len(aims), most):
             encodings += await self._encode(source, aims[start : start + most], outputs, timeout)
         return encodings
+
+    @overload
+    def encode_many(
+        self,
+        images: Iterable[ImageSource],
+        prompts: Iterable[Prompt | None] | None = None,
+        *,
+        keys: None = None,
+        focus: Focus = Focus(),
+        outputs: Outputs = Outputs(),
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Encoding | PhsError, None]: ...
+
+    @overload
+    def encode_many(
+        self,
+        images: Iterable[ImageSource],
+        prompts: Iterable[Prompt | None] | None = None,
+        *,
+        keys: Iterable[Key],
+        focus: Focus = Focus(),
+        outputs: Outputs = Outputs(),
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[tuple[Key, Encoding | PhsError], None]: ...
 
     async def encode_many(
         self,
         images: Iterable[ImageSource],
         prompts: Iterable[Prompt | None] | None = None,
         *,
+        keys: Iterable[Any] | None = None,
         focus: Focus = Focus(),
         outputs: Outputs = Outputs(),
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout: float | None = None,
-    ) -> AsyncIterator[Encoding | PhsError]:
+    ) -> AsyncGenerator[Any, None]:
         """See `Encoder.encode_many`. `images` is read on a thread, image by image."""
-        items = ((image, [Aim(prompt, focus)]) for image, prompt in requests.pairs(images, prompts))
-        async for result in self._streamed(EncodeFeed(items, outputs), in_flight, timeout):
-            yield result if isinstance(result, PhsError) else result[0]
+        rows = requests.rows(images, prompts, keys)
+        feed = EncodeFeed((Keyed(key, image, [Aim(prompt, focus)]) for image, prompt, key in rows), outputs)
+        results = self._streamed(feed, Window(in_flight), timeout)
+        async with aclosing(results):
+            async for key, found in results:
+                result = found if isinstance(found, PhsError) else found[0]
+                yield result if keys is None else (key, result)
 
-    def encode_aims(
+    async def encode_aims(
         self,
         items: Iterable[tuple[ImageSource, Sequence[Aim]]],
         *,
         outputs: Outputs = Outputs(),
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout: float | None = None,
-    ) -> AsyncIterator[list[Encoding] | PhsError]:
+    ) -> AsyncGenerator[list[Encoding] | PhsError, None]:
         """See `Encoder.encode_aims`."""
-        return self._streamed(EncodeFeed(items, outputs), in_flight, timeout)
+        feed = EncodeFeed((Keyed(None, image, aims) for image, aims in items), outputs)
+        results = self._streamed(feed, Window(in_flight), timeout)
+        async with aclosing(results):
+            async for _, result in results:
+                yield result
 
-    def locate(
+    async def locate(
         self,
         target: LocateTarget,
         images: Iterable[LazyImage],
         *,
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout: float | None = None,
-    ) -> AsyncIterator[Location | PhsError]:
+    ) -> AsyncGenerator[Location | PhsError, None]:
         """See `Encoder.locate`."""
-        return self._streamed(LocateFeed(images, target, self._expected), in_flight, timeout)
+        feed = LocateFeed(images, target, self._expected)
+        results = self._streamed(feed, Window(in_flight), timeout)
+        async with aclosing(results):
+            async for _, result in results:
+                yield result
 
     async def readout(
         self, states: States, head_weights: Float32Array, *, timeout: float | None = None
@@ -185,45 +224,6 @@ class AsyncEncoder(EncoderBase):
             delivery.delivered()
             return answers.encodings(answer, request, await self._known_info(), self.address)
 
-    async def _streamed(
-        self, feed: Feed[Item, Result], in_flight: int, timeout: float | None
-    ) -> AsyncIterator[Result | PhsError]:
-        window: Window[Result] = Window(in_flight)
-        budget = RetryBudget(timeout or self._timeout)
-        stream = self._open_stream(feed)
-        try:
-            while True:
-                while not (window.full or feed.exhausted):
-                    if message := await asyncio.to_thread(feed.fill, window, self._expected, self._limits):
-                        stream.send(message)
-                for result in window.ready():
-                    yield result
-                if window.empty:
-                    if feed.exhausted:
-                        return
-                    budget.progress()
-                    continue
-                try:
-                    answer = await stream.receive(budget)
-                    info = await self._known_info() if answer.HasField(feed.answered) else None
-                    if feed.record(window, answer, info, self.address):
-                        budget.progress()
-                except answers.TRANSIENT as error:
-                    with budget.waiting():
-                        await asyncio.sleep(budget.pause(error))
-                    stream.close()
-                    stream = self._open_stream(feed)
-                    for message in window.unanswered():
-                        stream.send(message)
-        finally:
-            stream.close()
-
-    def _open_stream(self, feed: Feed[Item, Result]) -> _AsyncStream:
-        stream = _AsyncStream(getattr(self._stub, feed.method), self._metadata, self.address)
-        for message in feed.opening:
-            stream.send(message)
-        return stream
-
     async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
             answer = await method(request, timeout=timeout or self._timeout, metadata=self._metadata)
@@ -232,33 +232,12 @@ class AsyncEncoder(EncoderBase):
         return requests.readable(answer, self.address)
 
 
-class _AsyncStream:
-    """`Stream` for asyncio."""
+@dataclass(frozen=True, eq=False)
+class AsyncPicture(Opened):
+    """`Picture` for asyncio, opened by `AsyncEncoder.open`."""
 
-    def __init__(self, method: Any, metadata: requests.Metadata, address: str) -> None:
-        self._address = address
-        self._requests: asyncio.Queue[Message | None] = asyncio.Queue()
-        self._call = method(self._outgoing(), metadata=metadata)
+    encoder: AsyncEncoder = field(kw_only=True, repr=False)
 
-    async def _outgoing(self) -> AsyncIterator[Message]:
-        while (message := await self._requests.get()) is not None:
-            yield message
-
-    def send(self, message: Message) -> None:
-        self._requests.put_nowait(message)
-
-    async def receive(self, budget: RetryBudget) -> Any:
-        try:
-            with budget.waiting() as left:
-                answer = await asyncio.wait_for(self._call.read(), left)
-        except asyncio.TimeoutError:
-            raise budget.timed_out(self._address) from None
-        except grpc.RpcError as error:
-            raise requests.stream_error(error, self._address) from None
-        if answer is grpc.aio.EOF:
-            raise EncoderUnavailable("the server ended the stream")
-        return requests.readable(answer, self._address)
-
-    def close(self) -> None:
-        self._requests.put_nowait(None)
-        self._call.cancel()
+    encode = on_pictures(AsyncEncoder.encode)
+    encode_prompts = on_pictures(AsyncEncoder.encode_prompts)
+    explain = on_pictures(AsyncEncoder.explain)

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
@@ -26,38 +26,44 @@ Result = TypeVar("Result")
 class Window(Generic[Result]):
     """The images in progress of a stream: items that were added and not yet handed out, at most `size` of them.
 
-    Items are handed out in the order in which they were added, whatever the order of the answers, each exactly once:
-    a second answer to an item is ignored.
+    Each item is handed out exactly once, with the key that it was added with: a second answer to it is ignored.
+
+    Args:
+        ordered: whether items are handed out in the order in which they were added, whatever the order of the answers;
+            False: in the order of the answers.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, ordered: bool = True) -> None:
         if size < 1:
             raise InvalidInput(f"is at least 1, got {size}", "in_flight")
-        self._size = size
+        self.size = size
+        self._ordered = ordered
         self._next = 0
         self._repeats = 0
         self._items: OrderedDict[int, Message | Result | PhsError] = OrderedDict()
+        self._keys: dict[int, Any] = {}
 
     @property
     def full(self) -> bool:
         """Whether there is no room for another item now."""
-        return len(self._items) >= self._size
+        return len(self._items) >= self.size
 
     @property
     def empty(self) -> bool:
         """Whether every item was handed out."""
         return not self._items
 
-    def add(self, message_of: Callable[[int], Message]) -> Message:
+    def add(self, key: Any, message_of: Callable[[int], Message]) -> Message:
         """Adds an item and returns the message to send, which is made for the item's id."""
         message = message_of(self._next)
-        self._items[self._next] = message
+        self._items[self._next], self._keys[self._next] = message, key
         self._next += 1
         return message
 
-    def add_failed(self, error: PhsError) -> None:
+    def add_failed(self, key: Any, error: PhsError) -> None:
         """Adds an item that failed before it could be sent."""
-        self._items[self._next] = error
+        self._keys[self._next] = key
+        self._finish(self._next, error)
         self._next += 1
 
     def message(self, item: int) -> Message | None:
@@ -72,28 +78,37 @@ class Window(Generic[Result]):
         if isinstance(message, Message):
             return message
         self._repeats += 1
-        if self._repeats > self._size:  # otherwise a server that repeats one answer forever keeps the caller forever
-            raise InvalidInput(f"is {item}, which was answered before, like {self._size} answers before it", "id")
+        if self._repeats > self.size:  # otherwise a server that repeats one answer forever keeps the caller forever
+            raise InvalidInput(f"is {item}, which was answered before, like {self.size} answers before it", "id")
         return None
 
     def answer(self, item: int, result: Result | PhsError) -> None:
         """Records the answer to an item; does nothing where the item was answered already."""
         if isinstance(self._items.get(item), Message):
-            self._items[item] = result
+            self._finish(item, result)
             self._repeats = 0
 
-    def ready(self) -> Iterator[Result | PhsError]:
-        """Hands out the results of the oldest items, up to the first one that awaits its answer."""
+    def ready(self) -> Iterator[tuple[Any, Result | PhsError]]:
+        """Hands out (key, result) of each item up to the first one that awaits its answer."""
         while self._items:
             item, result = next(iter(self._items.items()))
             if isinstance(result, Message):
                 return
             del self._items[item]
-            yield result
+            yield self._keys.pop(item), result
 
     def unanswered(self) -> list[Message]:
         """The messages to send again after a stream broke."""
         return [message for message in self._items.values() if isinstance(message, Message)]
+
+    def unanswered_keys(self) -> list[Any]:
+        """The keys of the items that await their answers."""
+        return [self._keys[item] for item, message in self._items.items() if isinstance(message, Message)]
+
+    def _finish(self, item: int, result: Result | PhsError) -> None:
+        self._items[item] = result
+        if not self._ordered:
+            self._items.move_to_end(item, last=False)  # before all that await their answers
 
 
 class RetryBudget:

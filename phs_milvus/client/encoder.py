@@ -21,20 +21,19 @@ Create an Encoder after forking, not before: gRPC channels do not survive a fork
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
 
 import grpc
 import numpy as np
 
 from phs_milvus.client import answers, requests
-from phs_milvus.client.base import EncoderBase
-from phs_milvus.client.bulk import RetryBudget, Window
-from phs_milvus.client.feeds import EncodeFeed, Feed, LazyImage, LocateFeed
-from phs_milvus.client.pictures import Delivery, Picture
+from phs_milvus.client.bulk import Window
+from phs_milvus.client.feeds import EncodeFeed, Keyed, LazyImage, LocateFeed
+from phs_milvus.client.pictures import Delivery, Opened, on_pictures
 from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
-from phs_milvus.client.stream import Stream
+from phs_milvus.client.stream import StreamingEncoder
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
@@ -43,11 +42,10 @@ from phs_milvus.contract.location import LocateTarget, Location
 from phs_milvus.contract.types import Encoding, Explanation, Float32Array, Focus, ModelInfo, States
 from phs_milvus.pointing.prompts import Prompt
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Key = TypeVar("Key")
 
 
-class Encoder(EncoderBase):
+class Encoder(StreamingEncoder):
     """A connection to one embedding server. Thread-safe; close it, or use it as a context manager.
 
     Args:
@@ -152,41 +150,72 @@ class Encoder(EncoderBase):
         aims = requests.aims_of(prompts, focus)
         source = load_image(image)
         most = requests.most_prompts(source)
-        if len(aims) > most and not isinstance(source, Picture):
+        if len(aims) > most and not isinstance(source, Opened):
             source = self.open(source)  # whose bytes need not go with every request
         parts = (
             self._encode(source, aims[start : start + most], outputs, timeout) for start in range(0, len(aims), most)
         )
         return [encoding for part in parts for encoding in part]
 
+    @overload
     def encode_many(
         self,
         images: Iterable[ImageSource],
         prompts: Iterable[Prompt | None] | None = None,
         *,
+        keys: None = None,
         focus: Focus = Focus(),
         outputs: Outputs = Outputs(),
         in_flight: int = DEFAULT_IN_FLIGHT,
         timeout: float | None = None,
-    ) -> Iterator[Encoding | PhsError]:
+    ) -> Iterator[Encoding | PhsError]: ...
+
+    @overload
+    def encode_many(
+        self,
+        images: Iterable[ImageSource],
+        prompts: Iterable[Prompt | None] | None = None,
+        *,
+        keys: Iterable[Key],
+        focus: Focus = Focus(),
+        outputs: Outputs = Outputs(),
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout: float | None = None,
+    ) -> Iterator[tuple[Key, Encoding | PhsError]]: ...
+
+    def encode_many(
+        self,
+        images: Iterable[ImageSource],
+        prompts: Iterable[Prompt | None] | None = None,
+        *,
+        keys: Iterable[Any] | None = None,
+        focus: Focus = Focus(),
+        outputs: Outputs = Outputs(),
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        timeout: float | None = None,
+    ) -> Iterator[Any]:
         """Encodes many images over one stream and yields the results in the order of `images`.
 
         A bad image yields its error in place of an Encoding, and the others go on. If the connection breaks, it is
-        opened again and the unanswered items are resent: every image gives exactly one result.
+        opened again and the unanswered items are resent: every image gives exactly one result. For a feed that may
+        have to wait for its next image, see `BulkSession`.
 
         Args:
             images, focus, outputs: as `encode` takes them.
             prompts: one for each image; None: none has a prompt.
+            keys: whatever the caller knows each image by; then pairs (key, result) are yielded.
             in_flight: images in progress at a time; `images` is read only so far ahead of the results.
             timeout: seconds to wait without any answer; None: the Encoder's own.
 
         Raises:
             EncoderError: no answer for `timeout` seconds, or an answer to something that was never sent.
-            InvalidInput: there are more images than prompts or the reverse, or `in_flight` is below 1.
+            InvalidInput: there are not as many prompts, or keys, as images, or `in_flight` is below 1.
         """
-        items = ((image, [Aim(prompt, focus)]) for image, prompt in requests.pairs(images, prompts))
-        for result in self._streamed(EncodeFeed(items, outputs), in_flight, timeout):
-            yield result if isinstance(result, PhsError) else result[0]
+        rows = requests.rows(images, prompts, keys)
+        feed = EncodeFeed((Keyed(key, image, [Aim(prompt, focus)]) for image, prompt, key in rows), outputs)
+        for key, found in self._streamed(feed, Window(in_flight), timeout):
+            result = found if isinstance(found, PhsError) else found[0]
+            yield result if keys is None else (key, result)
 
     def encode_aims(
         self,
@@ -200,7 +229,8 @@ class Encoder(EncoderBase):
 
         Yields one list of Encodings for each image, in the order of its aims, or the image's error.
         """
-        return self._streamed(EncodeFeed(items, outputs), in_flight, timeout)
+        feed = EncodeFeed((Keyed(None, image, aims) for image, aims in items), outputs)
+        return (result for _, result in self._streamed(feed, Window(in_flight), timeout))
 
     def locate(
         self,
@@ -222,7 +252,8 @@ class Encoder(EncoderBase):
             InvalidInput: the target does not fit the model.
             EncoderError: as `encode_many`.
         """
-        return self._streamed(LocateFeed(images, target, self._expected), in_flight, timeout)
+        feed = LocateFeed(images, target, self._expected)
+        return (result for _, result in self._streamed(feed, Window(in_flight), timeout))
 
     def readout(self, states: States, head_weights: Float32Array, *, timeout: float | None = None) -> Float32Array:
         """The embeddings of stored states under other head weights.
@@ -323,45 +354,26 @@ class Encoder(EncoderBase):
             delivery.delivered()
             return answers.encodings(answer, request, self.info, self.address)
 
-    def _streamed(self, feed: Feed[Item, Result], in_flight: int, timeout: float | None) -> Iterator[Result | PhsError]:
-        """The results of a feed's items, in their order."""
-        window: Window[Result] = Window(in_flight)
-        budget = RetryBudget(timeout or self._timeout)
-        stream = self._open_stream(feed, in_flight)
-        try:
-            while True:
-                while not (window.full or feed.exhausted):
-                    if message := feed.fill(window, self._expected, self._limits):
-                        stream.send(message)
-                yield from window.ready()
-                if window.empty:
-                    if feed.exhausted:
-                        return
-                    budget.progress()
-                    continue
-                try:
-                    answer = stream.receive(budget)
-                    info = self.info if answer.HasField(feed.answered) else None
-                    if feed.record(window, answer, info, self.address):
-                        budget.progress()
-                except answers.TRANSIENT as error:
-                    with budget.waiting():
-                        time.sleep(budget.pause(error))
-                    stream.close()
-                    stream = self._open_stream(feed, in_flight)
-                    for message in window.unanswered():
-                        stream.send(message)
-        finally:
-            stream.close()
-
-    def _open_stream(self, feed: Feed[Item, Result], in_flight: int) -> Stream:
-        stream = Stream(getattr(self._stub, feed.method), self._metadata, self.address, in_flight)
-        for message in feed.opening:
-            stream.send(message)
-        return stream
-
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
             return method(request, timeout=timeout or self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise requests.translate(error, self.address) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Picture(Opened):
+    """An image opened by `Encoder.open`, in the manner of segment-anything's set_image and predict.
+
+    Its methods are those of the Encoder without their first argument, the image.
+
+    Attributes:
+        width, height: pixels of the upright image (EXIF orientation applied), the frame of every prompt.
+        encoder: the Encoder that opened it.
+    """
+
+    encoder: Encoder = field(kw_only=True, repr=False)
+
+    encode = on_pictures(Encoder.encode)
+    encode_prompts = on_pictures(Encoder.encode_prompts)
+    explain = on_pictures(Encoder.explain)

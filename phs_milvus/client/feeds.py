@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -40,6 +40,16 @@ class Feed(ABC, Generic[Item, Result]):
         self._items: Iterator[Item] = iter(items)
         self.exhausted = False
 
+    def ready(self) -> bool:
+        """Whether the next item, or the end, can be had without waiting; as long as it cannot, answers come first."""
+        return True
+
+    async def arrival(self) -> None:
+        """Waits until `ready`."""
+
+    def tell(self, arrived: Callable[[], None]) -> None:
+        """Calls `arrived` from now on, in place of what it called before, whenever `ready` has become true."""
+
     def fill(self, window: Window[Result], expected: str, limits: Limits) -> Message | None:
         """Adds the next item to the window and returns the message to send; None where there is none, or where the item
         failed before that."""
@@ -47,17 +57,22 @@ class Feed(ABC, Generic[Item, Result]):
         if item is self:
             self.exhausted = True
             return None
+        key = self._key(item)  # type: ignore[arg-type]
         try:
             message_of = partial(self._message, self._request(item, expected, limits))  # type: ignore[arg-type]
         except PhsError as error:
-            window.add_failed(error)
+            window.add_failed(key, error)
             return None
-        return window.add(message_of)
+        return window.add(key, message_of)
 
     def record(self, window: Window[Result], answer: Any, info: ModelInfo | None, address: str) -> bool:
         """See `answers.record`; info: None where the answer holds an error."""
         read = None if info is None else partial(self._read, answer, info, address)
         return answers.record(window, answer, read, address)
+
+    def _key(self, item: Item) -> Any:
+        """What the item's result is handed out with."""
+        return None
 
     @abstractmethod
     def _request(self, item: Item, expected: str, limits: Limits) -> Any:
@@ -72,19 +87,31 @@ class Feed(ABC, Generic[Item, Result]):
         """The result in the answer to that message."""
 
 
-class EncodeFeed(Feed[tuple[ImageSource, Sequence[Aim]], list[Encoding]]):
+class Keyed(NamedTuple):
+    """An image to encode under one prompt or several, and the caller's key for it; or why there is no image."""
+
+    key: Any
+    image: ImageSource | PhsError
+    aims: Sequence[Aim]
+
+
+class EncodeFeed(Feed[Keyed, list[Encoding]]):
     """Images, each under one prompt or several, to be encoded."""
 
     method = "EncodeStream"
     answered = "response"
 
-    def __init__(self, items: Iterable[tuple[ImageSource, Sequence[Aim]]], outputs: Outputs) -> None:
+    def __init__(self, items: Iterable[Keyed], outputs: Outputs) -> None:
         super().__init__(items)
         self._outputs = outputs
 
-    def _request(self, item: tuple[ImageSource, Sequence[Aim]], expected: str, limits: Limits) -> pb.EncodeRequest:
-        image, aims = item
-        return requests.encode_request(load_image(image), aims, self._outputs, expected, limits)
+    def _key(self, item: Keyed) -> Any:
+        return item.key
+
+    def _request(self, item: Keyed, expected: str, limits: Limits) -> pb.EncodeRequest:
+        if isinstance(item.image, PhsError):
+            raise item.image
+        return requests.encode_request(load_image(item.image), item.aims, self._outputs, expected, limits)
 
     def _message(self, request: pb.EncodeRequest, number: int) -> Message:
         return wire.stream_request(number, request)

@@ -10,15 +10,17 @@ A server that no longer remembers a picture says so, and gets the bytes again, u
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from phs_milvus.client.requests import Outputs
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
-from phs_milvus.contract.images import EncodedImage
-from phs_milvus.contract.types import Encoding, Explanation, Focus
-from phs_milvus.pointing.prompts import Prompt
+from phs_milvus.contract.images import EncodedImage, ImageSource
+
+Client = TypeVar("Client")
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,89 +34,14 @@ class Opened(EncodedImage):
     sent: set[str | None] = field(default_factory=set, repr=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Picture(Opened):
-    """An image opened by `Encoder.open`, in the manner of segment-anything's set_image and predict.
+def on_pictures(method: Callable[Concatenate[Client, ImageSource, P], Result]) -> Callable[Concatenate[Any, P], Result]:
+    """A client's method, of which the first argument is an image, as a method of the pictures that it opened."""
 
-    Attributes:
-        width, height: pixels of the upright image (EXIF orientation applied), the frame of every prompt.
-        encoder: the Encoder that opened it.
-    """
+    @wraps(method)
+    def call(picture: Any, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        return method(picture.encoder, picture, *args, **kwargs)
 
-    encoder: Any = field(default=None, repr=False)
-
-    def encode(
-        self,
-        prompt: Prompt | None = None,
-        *,
-        focus: Focus = Focus(),
-        outputs: Outputs = Outputs(),
-        timeout: float | None = None,
-    ) -> Encoding:
-        """Encodes the picture; takes and raises what `Encoder.encode` does."""
-        encoding: Encoding = self.encoder.encode(self, prompt, focus=focus, outputs=outputs, timeout=timeout)
-        return encoding
-
-    def encode_prompts(
-        self,
-        prompts: Sequence[Prompt | None],
-        *,
-        focus: Focus | Sequence[Focus] = Focus(),
-        outputs: Outputs = Outputs(),
-        timeout: float | None = None,
-    ) -> list[Encoding]:
-        """Encodes the picture under several prompts; takes and raises what `Encoder.encode_prompts` does."""
-        encodings: list[Encoding] = self.encoder.encode_prompts(
-            self, prompts, focus=focus, outputs=outputs, timeout=timeout
-        )
-        return encodings
-
-    def explain(
-        self, prompt: Prompt | None = None, *, focus: Focus = Focus.paper(), timeout: float | None = None
-    ) -> Explanation:
-        """Shows what each head looks at; takes and raises what `Encoder.explain` does."""
-        explanation: Explanation = self.encoder.explain(self, prompt, focus=focus, timeout=timeout)
-        return explanation
-
-
-@dataclass(frozen=True, eq=False)
-class AsyncPicture(Opened):
-    """`Picture` for asyncio, opened by `AsyncEncoder.open`."""
-
-    encoder: Any = field(default=None, repr=False)
-
-    async def encode(
-        self,
-        prompt: Prompt | None = None,
-        *,
-        focus: Focus = Focus(),
-        outputs: Outputs = Outputs(),
-        timeout: float | None = None,
-    ) -> Encoding:
-        """See `Picture.encode`."""
-        encoding: Encoding = await self.encoder.encode(self, prompt, focus=focus, outputs=outputs, timeout=timeout)
-        return encoding
-
-    async def encode_prompts(
-        self,
-        prompts: Sequence[Prompt | None],
-        *,
-        focus: Focus | Sequence[Focus] = Focus(),
-        outputs: Outputs = Outputs(),
-        timeout: float | None = None,
-    ) -> list[Encoding]:
-        """See `Picture.encode_prompts`."""
-        encodings: list[Encoding] = await self.encoder.encode_prompts(
-            self, prompts, focus=focus, outputs=outputs, timeout=timeout
-        )
-        return encodings
-
-    async def explain(
-        self, prompt: Prompt | None = None, *, focus: Focus = Focus.paper(), timeout: float | None = None
-    ) -> Explanation:
-        """See `Picture.explain`."""
-        explanation: Explanation = await self.encoder.explain(self, prompt, focus=focus, timeout=timeout)
-        return explanation
+    return call
 
 
 class Delivery:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 import numpy as np
@@ -83,22 +82,25 @@ class Aim(NamedTuple):
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def pairs(
-    images: Iterable[ImageSource], prompts: Iterable[Prompt | None] | None
-) -> Iterator[tuple[ImageSource, Prompt | None]]:
-    """Pairs each image with its prompt, and reads both one by one.
+def rows(
+    images: Iterable[ImageSource], prompts: Iterable[Prompt | None] | None, keys: Iterable[Any] | None
+) -> Iterator[tuple[ImageSource, Prompt | None, Any]]:
+    """Puts each image beside its prompt and its key, None where there are none, and reads all of them one by one.
 
     Raises:
-        InvalidInput: there are more images than prompts, or more prompts than images.
+        InvalidInput: there are not as many prompts, or keys, as images.
     """
-    if prompts is None:
-        yield from ((image, None) for image in images)
-        return
-    missing = object()
-    for image, prompt in zip_longest(images, prompts, fillvalue=missing):
-        if image is missing or prompt is missing:
-            raise InvalidInput("must be as many as there are images", "prompts")
-        yield image, prompt  # type: ignore[misc]
+    columns = {"images": images, "prompts": prompts, "keys": keys}
+    given = {name: iter(column) for name, column in columns.items() if column is not None}
+    end = object()
+    while True:
+        row: dict[str, Any] = {name: next(column, end) for name, column in given.items()}
+        for name, value in row.items():
+            if (value is end) != (row["images"] is end):
+                raise InvalidInput("must be as many as there are images", name)
+        if row["images"] is end:
+            return
+        yield row["images"], row.get("prompts"), row.get("keys")
 
 
 def aims_of(prompts: Sequence[Prompt | None], focus: Focus | Sequence[Focus]) -> list[Aim]:

@@ -9,6 +9,7 @@ those whose embedding has changed, are encoded.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from phs_milvus.contract.errors import (
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
 from phs_milvus.contract.types import Encoding
 from phs_milvus.ingest.encoding import THREADS, encoded
-from phs_milvus.ingest.files import chunks
+from phs_milvus.ingest.files import chunks, until
 from phs_milvus.ingest.progress import FAILURES_KEPT, Progress, ProgressBar
 from phs_milvus.milvus.collection import FocusedCollection
 from phs_milvus.milvus.rows import Id
@@ -94,6 +95,7 @@ def backfill(
     prune: bool = False,
     batch_size: int = 256,
     progress: Progress = True,
+    stop: threading.Event | None = None,
 ) -> BackfillReport:
     """Encodes the pictures of an attached collection's rows and stores their states beside it.
 
@@ -109,6 +111,7 @@ def backfill(
         prune: whether to delete the states of rows that are gone.
         batch_size: states per write.
         progress: True for a bar on stderr, False for none, or a function called with (rows done, rows in all).
+        stop: set it, from any thread, to end early, as `ingest_folder` does.
 
     Raises:
         InvalidInput: an argument cannot be used; `.field` names it.
@@ -128,11 +131,12 @@ def backfill(
         raise InvalidInput(f"batch_size is 1 to {_MOST_ROWS:,}, got {batch_size}", "batch_size")
     collection.check_model(encoder.info)
     find = _finder(collection, side, images, image_field)
-    run = _Run(collection, side, encoder, find, batch_size)
+    stop = stop or threading.Event()
+    run = _Run(collection, side, encoder, find, batch_size, stop)
     run.report.rows = collection.count()
     with closing(ProgressBar(progress, run.report.rows)) as bar:
         run.encode_all(bar)
-    if prune:
+    if prune and not stop.is_set():
         run.prune()
     if run.report.written:
         side.flush()
@@ -179,9 +183,16 @@ class _Run:
     """One backfill in progress."""
 
     def __init__(
-        self, collection: FocusedCollection, side: SideStates, encoder: Encoder, find: RowFinder, batch_size: int
+        self,
+        collection: FocusedCollection,
+        side: SideStates,
+        encoder: Encoder,
+        find: RowFinder,
+        batch_size: int,
+        stop: threading.Event,
     ) -> None:
         self.report = BackfillReport()
+        self._stop = stop
         self._collection = collection
         self._side = side
         self._encoder = encoder
@@ -206,10 +217,11 @@ class _Run:
                 )
 
         try:
-            for work, encoding in encoded(self._encoder, self._outdated(bar), self._load, failed, pool):
+            rows = until(self._stop, self._outdated(bar))
+            for work, encoding in encoded(self._encoder, rows, self._load, failed, pool):
                 self._take(work, encoding)
                 bar.advance()
-            self._check_agreement(at_least=1)
+            self._check_agreement(at_least=_ENOUGH_COMPARED if self._stop.is_set() else 1)
             self._store()
         except (CollectionError, ModelMismatch):
             raise

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -155,6 +156,11 @@ def ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[
             yield first, future.result()
     for item, future in waiting:
         yield item, future.result()
+
+
+def until(stop: threading.Event, items: Iterable[T]) -> Iterator[T]:
+    """The items as long as `stop` is not set."""
+    return takewhile(lambda _: not stop.is_set(), items)
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

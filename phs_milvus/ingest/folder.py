@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from phs_milvus.contract.errors import CollectionError, ImageError, InvalidInput
 from phs_milvus.contract.images import EncodedImage, load_image
 from phs_milvus.contract.types import Encoding
 from phs_milvus.ingest.encoding import THREADS, encoded
-from phs_milvus.ingest.files import IMAGE_EXTENSIONS, ahead, chunks, is_another, is_gone, sha256_of, walk
+from phs_milvus.ingest.files import IMAGE_EXTENSIONS, ahead, chunks, is_another, is_gone, sha256_of, until, walk
 from phs_milvus.ingest.progress import FAILURES_KEPT, IngestReport, Progress, ProgressBar
 from phs_milvus.milvus.collection import FocusedCollection, Row
 from phs_milvus.milvus.rows import check_text
@@ -39,6 +40,7 @@ def ingest_folder(
     progress: Progress = True,
     extensions: Collection[str] = IMAGE_EXTENSIONS,
     metadata: Metadata | None = None,
+    stop: threading.Event | None = None,
 ) -> IngestReport:
     """Encodes every image below a folder into a collection, and skips files that are stored already and unchanged.
 
@@ -59,6 +61,8 @@ def ingest_folder(
         progress: True for a bar on stderr, False for none, or a function called with (files done, files in all).
         extensions: of image files, lower case with the dot; "" stands for files without one that start like an image.
         metadata: called with the path of each new or changed file; returns JSON values by field name.
+        stop: set it, from any thread, to end early: what is in flight is stored, nothing is pruned, and the report so
+            far is returned. The next run continues.
 
     Raises:
         InvalidInput: `root` is no folder, or `prune` is set and it has no images, as an unmounted disk would have none.
@@ -72,13 +76,14 @@ def ingest_folder(
         raise InvalidInput(f"{base} is not a folder", "root")
     if not 1 <= batch_size <= _MOST_ROWS:
         raise InvalidInput(f"batch_size is 1 to {_MOST_ROWS:,}, got {batch_size}", "batch_size")
-    run = _Run(base, collection, encoder, batch_size, extensions, metadata)
-    total = sum(1 for _ in walk(base, extensions))
+    stop = stop or threading.Event()
+    run = _Run(base, collection, encoder, batch_size, extensions, metadata, stop)
+    total = sum(1 for _ in until(stop, walk(base, extensions)))
     if prune:
         run.check_prunable()
     with closing(ProgressBar(progress, total)) as bar:
-        run.encode_all(walk(base, extensions, run.fail, run.leave_out), bar)
-    if prune:
+        run.encode_all(until(stop, walk(base, extensions, run.fail, run.leave_out)), bar)
+    if prune and not stop.is_set():
         run.prune()
     if run.report.encoded:
         collection.flush()
@@ -113,8 +118,10 @@ class _Run:
         batch_size: int,
         extensions: Collection[str],
         metadata: Metadata | None,
+        stop: threading.Event,
     ) -> None:
         self.report = IngestReport()
+        self._stop = stop
         self._base = base
         self._collection = collection
         self._encoder = encoder
@@ -140,7 +147,8 @@ class _Run:
             bar.advance()
 
         try:
-            for file, encoding in encoded(self._encoder, self._outdated(names, pool, bar), self._load, failed, pool):
+            files = until(self._stop, self._outdated(names, pool, bar))
+            for file, encoding in encoded(self._encoder, files, self._load, failed, pool):
                 self._take(file, encoding)
                 bar.advance()
             self._store()

@@ -39,13 +39,13 @@ def attached(
     embedding_field: str | None,
     state_field: str | None,
     model: ModelInfo | None,
-    state_format: StateFormat,
+    state_format: StateFormat | None,
 ) -> Attached:
     """See `FocusedCollection.attach`; without `state_field` the side collection is made if there is none."""
     with translated_errors(f"cannot open collection {shown(name)!r}"):
         description = _described(client, name)
         if state_field is not None:
-            return _in_row(client, description, embedding_field, state_field, model, state_format)
+            return _in_row(client, description, embedding_field, state_field, model, state_format or "float16")
         own = schema.remembered(description)
         if own is not None and _has_own_states(description):
             raise CollectionError(
@@ -60,7 +60,7 @@ def attached(
             )
         if side is not None and model is not None:
             side.model.check(model, side.name)
-        record = side.model if side is not None else ModelRecord.of(model, state_format)  # type: ignore[arg-type]  # is there
+        record = side.model if side is not None else ModelRecord.of(model, state_format or "int8")  # type: ignore[arg-type]  # is there
         field = embedding_field or (side.attachment.embedding_field if side is not None else None)
         layout = schema.read(client, description, field, None, record)
         if side is None:
@@ -74,7 +74,7 @@ def opened(client: MilvusClient, name: str) -> Attached:
         description = _described(client, name)
         if _has_own_states(description):
             return _in_row(client, description, OWN_EMBEDDING, OWN_STATE, None)
-        return attached(client, name, embedding_field=None, state_field=None, model=None, state_format="float16")
+        return attached(client, name, embedding_field=None, state_field=None, model=None, state_format=None)
 
 
 def detach(client: MilvusClient, name: str) -> str:

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from phs_milvus.client.encoder import Encoder
+from phs_milvus.client.pictures import Opened
 from phs_milvus.contract import state
 from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError, StateError
 from phs_milvus.contract.images import ImageSource
@@ -44,7 +45,7 @@ from phs_milvus.search.queries import (
 from phs_milvus.search.sampling import check_states
 from phs_milvus.search.scores import Score, check_score
 from phs_milvus.search.sources import PictureSource
-from phs_milvus.search.zooms import encode_zooms_many
+from phs_milvus.search.zooms import FEW, encode_zooms_many
 
 DEFAULT_LIMIT = 10
 # Stage one returns this many candidates per hit, and at least MIN_CANDIDATES: stage two repairs a wrong order among
@@ -300,6 +301,8 @@ class FocusedSearch:
             )
         asked = [example for question in questions for example in examples_of(question)]
         examples = with_files(self._collection, asked, self._image_root)
+        if len(examples) <= FEW:
+            examples = [self._opened(example, place_of(n, questions)) for n, example in enumerate(examples)]
         encodings = iter(self._encoded(examples, questions, focus))
         digests = iter([digest_of(example) for example in examples] if with_digests else [])
         parts, own, pointed, start = [], [], [], 0
@@ -312,6 +315,16 @@ class FocusedSearch:
             own.append(frozenset(islice(digests, len(some))))
         return parts, own, pointed
 
+    def _opened(self, example: Pointed | Encoding, place: str) -> Pointed | Encoding:
+        """The example with its picture opened: to locate is then to ask for another encoding of a picture that the
+        server holds."""
+        if isinstance(example, Encoding) or isinstance(example.image, Opened):
+            return example
+        try:
+            return example._replace(image=self._encoder.open(example.image))
+        except InvalidInput as error:
+            raise _placed(error, place) from error.__cause__
+
     def _encoded(
         self, examples: Sequence[Pointed | Encoding], questions: Sequence[Question], focus: Focus
     ) -> list[Encoding]:
@@ -321,8 +334,8 @@ class FocusedSearch:
         encodings = []
         for number, example in enumerate(examples):
             result = next(fresh) if isinstance(example, Pointed) else example
-            if isinstance(result, InvalidInput) and (place := place_of(number, questions)):
-                raise type(result)(f"{place}: {result}", result.field)
+            if isinstance(result, InvalidInput):
+                raise _placed(result, place_of(number, questions))
             if isinstance(result, PhsError):
                 raise result
             encodings.append(result)
@@ -396,6 +409,11 @@ class FocusedSearch:
         ann = candidates.scores * np.float32(np.linalg.norm(query.ann_embedding))
         query_db = None if score == "ann" else self._query_db(query, candidates)
         return ranked_hits(candidates, ann, query_db, score=score, limit=limit, min_score=min_score)
+
+
+def _placed(error: InvalidInput, place: str) -> InvalidInput:
+    """The error with where its example is, if there are several."""
+    return type(error)(f"{place}: {error}", error.field) if place else error
 
 
 def _third_stage(

@@ -24,7 +24,7 @@ from phs_milvus.pointing.prompts import Prompt
 
 _OUTPUTS = Outputs(head_weights=True)
 # Up to this many queries are parallel unary calls, which the server puts before bulk work; more go over a stream.
-_FEW = 16
+FEW = 16
 
 Item: TypeAlias = tuple[ImageSource, Sequence[Aim]]
 
@@ -51,7 +51,7 @@ def encode_zooms_many(
         (image, [Aim(prompt, stage) for stages in zooms for stage in stages])
         for image, prompt, zooms in zip(images, prompts, looks, strict=True)
     ]
-    results = _together(encoder, items) if len(items) <= _FEW else encoder.encode_aims(items, outputs=_OUTPUTS)
+    results = _together(encoder, items) if len(items) <= FEW else encoder.encode_aims(items, outputs=_OUTPUTS)
     return [
         result if isinstance(result, PhsError) else _whole(result, zooms)
         for result, zooms in zip(results, looks, strict=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from phs_milvus.cli.connections import _token
+from phs_milvus.client import environment
 from phs_milvus.contract.errors import InvalidInput
 from tests.cli.conftest import Run
 
@@ -98,6 +98,17 @@ def test_ingest_search_explain_info(run: Run, photos: list[Path], tmp_path: Path
     assert facts["encoder"]["heads"] == 4
 
 
+def test_the_format_of_states_is_for_new_collections(run: Run, photos: list[Path]) -> None:
+    for wanted in ("float16", "int8"):
+        done = run("ingest", "photos", "--collection", wanted, "--state-format", wanted)
+        assert done.returncode == 0, done.stderr
+        about = json.loads(run("info", "--collection", wanted).stdout)
+        assert about["collection"]["model"]["state_format"] == wanted
+        assert about["encoder"]["state_formats"] == ["float16", "int8"]
+    done = run("ingest", "photos", "--collection", "int8", "--state-format", "float16")
+    assert done.returncode != 0 and "state_format: is float16, but collection 'int8' holds int8" in done.stderr
+
+
 def test_ingest_reports_bad_files_and_exits_1(run: Run, photos: list[Path]) -> None:
     photos[3].write_bytes(b"not a picture")
     done = run("ingest", "photos")
@@ -141,10 +152,10 @@ def test_the_token_file_of_the_server_will_do(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("PHS_ENCODER_TOKEN_FILE", str(file))
     for text, token in (("secret\n", "secret"), ("# ours\n\n  first \nsecond\n", "first")):
         file.write_text(text)
-        assert _token() == token
+        assert environment.token() == token
     file.write_text("# none yet\n")
     with pytest.raises(InvalidInput, match="holds no token"):
-        _token()
+        environment.token()
 
 
 def test_no_encoder_there(run: Run) -> None:

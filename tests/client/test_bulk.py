@@ -79,6 +79,29 @@ def test_bulk_of_nothing_and_of_unmatched_prompts(encoder: Encoder, images: list
         list(encoder.encode_many(images[:2], [None, None, None]))
 
 
+def test_bulk_hands_out_the_callers_keys(
+    address: str, encoder: Encoder, images: list[Path], embeddings: np.ndarray
+) -> None:
+    async def asynchronously() -> list[tuple[str, Encoding | PhsError]]:
+        async with AsyncEncoder(address) as other:
+            return await listed(other.encode_many([images[0], b"", images[1]], keys=iter("abc")))
+
+    for results in (
+        list(encoder.encode_many([images[0], b"", images[1]], keys=iter("abc"))),
+        asyncio.run(asynchronously()),
+    ):
+        assert [(key, type(result)) for key, result in results] == [
+            ("a", Encoding),
+            ("b", ImageError),
+            ("c", Encoding),
+        ]
+        np.testing.assert_allclose(results[2][1].embedding, embeddings[1], atol=1e-5)
+    for keys in ([], [1], [1, 2, 3]):
+        with pytest.raises(InvalidInput, match="as many as there are images") as caught:
+            list(encoder.encode_many(images[:2], keys=keys))
+        assert caught.value.field == "keys"
+
+
 def test_bulk_survives_answers_out_of_order_and_twice(
     scripted: Callable[..., tuple[Scripted, str]], images: list[Path]
 ) -> None:

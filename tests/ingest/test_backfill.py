@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, ImageError, InvalidInput, ModelMismatch
 from phs_milvus.contract.images import load_image
+from phs_milvus.ingest.aio import backfill_async
 from phs_milvus.ingest.backfill import BackfillReport, backfill
 from phs_milvus.milvus.collection import FocusedCollection, close, connect
 from tests.ingest.support import URI, MakeImages
@@ -73,6 +76,18 @@ def test_rows_get_the_states_of_their_pictures(
     np.testing.assert_allclose(scores, 1, atol=1e-3)
     again = backfill(FocusedCollection.open(client, NAME), encoder, progress=False)  # remembers where pictures are
     assert (again.written, again.fitting) == (0, 30)
+
+
+def test_stopped_early_it_goes_on_the_next_time(
+    client: MilvusClient, owned: Callable, root: Path, encoder: Encoder, make_images: MakeImages
+) -> None:
+    paths = make_images(root, 100)
+    owned(paths, embeddings_of(encoder, paths))
+    collection, stop = FocusedCollection.attach(client, NAME, model=encoder.info), threading.Event()
+    first = fill(collection, encoder, root, stop=stop, progress=lambda done, total: stop.set())
+    assert 1 <= first.written < 100
+    rest = asyncio.run(backfill_async(collection, encoder, progress=False))
+    assert (rest.written, rest.fitting, rest.failed_count) == (100 - first.written, first.written, 0)
 
 
 def test_new_changed_and_deleted_rows(

@@ -34,7 +34,8 @@ def test_first_run_and_what_is_stored(
         row, encoding = rows[name], encoder.encode(root / name, outputs=Outputs(state=True))
         assert (row["width"], row["height"], row["folder"]) == (160, 120, (root / name).parent.name)
         state = state_codec.unpack([row["phs_state"]], encoder.info.hidden_size)[0]
-        np.testing.assert_allclose(state, encoding.state, atol=2e-3)  # batched differently
+        step = np.abs(encoding.state).max(axis=1, keepdims=True) / 127
+        assert (np.abs(state - encoding.state) < 0.51 * step + 2e-3).all()  # batched differently
         np.testing.assert_allclose(row["embedding"], encoding.embedding, atol=1e-5)
     assert "13 images" in str(report) and "13 encoded" in str(report)
 

@@ -33,13 +33,16 @@ def name(client: MilvusClient) -> Iterator[str]:
 
 @pytest.fixture
 def collection(client: MilvusClient, name: str) -> FocusedCollection:
-    return FocusedCollection.create(client, name, INFO)
+    """Of float16 states, which come back exactly; test_state_formats.py is about the others."""
+    return FocusedCollection.create(client, name, INFO, state_format="float16")
 
 
 @pytest.fixture(scope="module")
 def filled(client: MilvusClient) -> Iterator[FocusedCollection]:
     """A thousand rows that no test changes; album is 0 to 9."""
-    collection = FocusedCollection.create(client, f"t_{uuid.uuid4().hex[:12]}", INFO, index_type="FLAT")
+    collection = FocusedCollection.create(
+        client, f"t_{uuid.uuid4().hex[:12]}", INFO, index_type="FLAT", state_format="float16"
+    )
     rows = make_rows([f"r{index:04d}" for index in range(1000)])
     for index, row in enumerate(rows):
         row.metadata = {"album": index % 10, "name": f"n{index}"}

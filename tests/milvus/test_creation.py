@@ -101,8 +101,8 @@ def test_names_that_cannot_be(client: MilvusClient) -> None:
     for arguments in ({"name": "a-b"}, {"name": ""}, {"index_type": "MAGIC"}, {"id_max_length": 0}):
         with pytest.raises(InvalidInput):
             FocusedCollection.create(client, **{"name": "x", "model": INFO, **arguments})
-    with pytest.raises(CollectionError, match="hidden size 20000"):
-        FocusedCollection.create(client, "x", replace(INFO, hidden_size=20_000))
+    with pytest.raises(CollectionError, match="hidden size 24000"):
+        FocusedCollection.create(client, "x", replace(INFO, hidden_size=24_000))
     with pytest.raises(InvalidInput) as caught:
         FocusedCollection.create(client, "-" * 1_000_000, INFO)
     assert len(str(caught.value)) < 400

@@ -39,6 +39,10 @@ def records(rows: list[Row], *, keys: bool = True) -> list[dict]:
     return [{**({"pk": row.id} if keys else {}), "vector": row.embedding, "title": "t"} for row in rows]
 
 
+def packed(row: Row) -> str:
+    return state_codec.pack(row.state, "int8")
+
+
 def new_states(rows: list[Row]) -> list[NewState]:
     return [NewState(row.id, row.state, row.embedding, row.digest) for row in rows]
 
@@ -54,7 +58,7 @@ def test_states_lie_beside_the_rows(client: MilvusClient, plain: Callable[..., s
     collection.side.write(new_states(rows[:2]))
     found = FocusedCollection.open(client, name).search(rows[0].embedding[None], 3, with_states=True)[0]
     states = dict(zip(found.ids, found.states, strict=True))
-    assert states == {row.id: state_codec.pack(row.state) for row in rows[:2]} | {rows[2].id: ""}
+    assert states == {row.id: packed(row) for row in rows[:2]} | {rows[2].id: ""}
     assert collection.digests([row.id for row in rows]) == {row.id: row.digest for row in rows[:2]}
     assert client.describe_collection(name) == before and collection.count() == 3
     assert list(collection.side.iterate_ids()) == sorted(row.id for row in rows[:2])
@@ -77,7 +81,7 @@ def test_keys_that_milvus_makes_up_partitions_and_aliases(client: MilvusClient, 
         assert collection.side is not None and collection.side.name == name_of(name)
         collection.side.write(new_states(rows))
         found = collection.search(rows[1].embedding[None], 2, with_states=True)[0]
-        assert found.ids[0] == rows[1].id and found.states[0] == state_codec.pack(rows[1].state)
+        assert found.ids[0] == rows[1].id and found.states[0] == packed(rows[1])
     finally:
         client.drop_alias(alias)
 
@@ -89,12 +93,12 @@ def test_written_states_replace_and_are_seen(client: MilvusClient, plain: Callab
     assert side.read([1, 2]) == [StoredState(), StoredState()]
     side.write(new_states(rows))
     assert side.read([2, 3, 1]) == [
-        StoredState(state_codec.pack(rows[1].state), rows[1].digest),
+        StoredState(packed(rows[1]), rows[1].digest),
         StoredState(),
-        StoredState(state_codec.pack(rows[0].state), rows[0].digest),
+        StoredState(packed(rows[0]), rows[0].digest),
     ]
     side.write(new_states(others[:1]))
-    assert side.read([1])[0].state == state_codec.pack(others[0].state)
+    assert side.read([1])[0].state == packed(others[0])
     assert side.hashes([1, 2, 3]) == {1: hash_of(others[0].embedding), 2: hash_of(rows[1].embedding)}
     side.delete([1])
     assert side.read([1, 2])[0] == StoredState() and side.count() == 1
@@ -109,9 +113,9 @@ def test_a_sample_leaves_out_rows_whose_embedding_changed(client: MilvusClient, 
     changed = make_rows([2], seed=9)
     client.upsert(name, records(changed))
     embeddings, texts = collection.sample_states(10)
-    assert sorted(texts) == sorted(state_codec.pack(row.state) for row in (rows[0], rows[2]))
+    assert sorted(texts) == sorted(packed(row) for row in (rows[0], rows[2]))
     for embedding, text in zip(embeddings, texts, strict=True):
-        (row,) = [row for row in rows if state_codec.pack(row.state) == text]
+        (row,) = [row for row in rows if packed(row) == text]
         np.testing.assert_array_equal(embedding, row.embedding)
 
 
@@ -128,6 +132,15 @@ def test_what_it_remembers(client: MilvusClient, plain: Callable[..., str]) -> N
     assert again.model.fingerprint == INFO.fingerprint
     with pytest.raises(ModelMismatch, match=name):
         FocusedCollection.attach(client, name, model=OTHER)
+
+
+def test_states_in_the_format_that_was_asked_for(client: MilvusClient, plain: Callable[..., str]) -> None:
+    name = plain()
+    (row,) = make_rows([1])
+    side = FocusedCollection.attach(client, name, model=INFO, state_format="float16").side
+    side.write(new_states([row]))
+    assert side.read([1])[0].state == state_codec.pack(row.state)
+    assert FocusedCollection.attach(client, name, model=INFO).model.state_format == "float16"  # as it was made
 
 
 def test_detached_it_is_as_it_was(client: MilvusClient, plain: Callable[..., str]) -> None:

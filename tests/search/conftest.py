@@ -1,4 +1,4 @@
-"""Photos in a real collection, digests and all, that no test changes."""
+"""Photos in a real collection, digests, exact states and all, that no test changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, make_images: Callable[..., 
 @pytest.fixture(scope="module")
 def photo_search(milvus_uri: str, photos: list[Path], encoder: Encoder) -> Iterator[FocusedSearch]:
     client = connect(milvus_uri)
-    collection = FocusedCollection.create(client, "photos", encoder.info, overwrite=True)
+    collection = FocusedCollection.create(client, "photos", encoder.info, overwrite=True, state_format="float16")
     ingest_folder(photos[0].parent, collection, encoder, progress=False)
     yield FocusedSearch(collection, encoder)
     close(client)

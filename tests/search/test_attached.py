@@ -50,7 +50,7 @@ def products(client: MilvusClient, encoder: Encoder, photos: list[Path]) -> Iter
     embeddings = [encoder.encode(path).embedding for path in paths]
     rows = [{"sku": key, "vec": vector, "file": paths[key].name} for key, vector in enumerate(embeddings)]
     client.insert("products", rows)
-    collection = FocusedCollection.attach(client, "products", model=encoder.info)
+    collection = FocusedCollection.attach(client, "products", model=encoder.info, state_format="float16")
     backfill(collection, encoder, photos[0].parent, image_field="file", progress=False)
     yield FocusedCollection.open(client, "products")
     for name in ("products", "products_phs"):

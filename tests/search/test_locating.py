@@ -52,6 +52,27 @@ def test_the_third_stage_ranks_what_was_looked_into(photo_search: FocusedSearch,
     assert [hit.id for hit in strict] == [hit.id for hit in third if hit.score >= floor]
 
 
+def test_the_querys_picture_is_sent_once(
+    photo_search: FocusedSearch, encoder: Encoder, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bool] = []
+    call = encoder._call
+
+    def counting(method: object, request: object, timeout: float | None) -> object:
+        if hasattr(request, "digest"):
+            sent.append(bool(request.image))
+        return call(method, request, timeout)
+
+    monkeypatch.setattr(encoder, "_call", counting)
+    third = photo_search.search(photos[11], PROMPT, limit=4, localize=4)
+    third.locate(boxes=1)
+    assert sent == [True, False, False]
+    del sent[:]
+    both = photo_search.search_many([Query(photos[12], PROMPT), Query(photos[13].read_bytes())], limit=3)
+    both[1].locate()
+    assert sent == [True, True, False]
+
+
 def test_looking_again_changes_no_score(photo_search: FocusedSearch, photos: list[Path]) -> None:
     third = photo_search.search(photos[7], PROMPT, limit=5, localize=5)
     again = third.locate(boxes=1)

@@ -43,7 +43,7 @@ def fill(collection: FocusedCollection, encoder: Encoder, paths: list[Path]) -> 
 
 @pytest.fixture(scope="module")
 def collection(client: object, encoder: Encoder, images: list[Path]) -> FocusedCollection:
-    collection = FocusedCollection.create(client, "images", encoder.info, overwrite=True)
+    collection = FocusedCollection.create(client, "images", encoder.info, overwrite=True, state_format="float16")
     fill(collection, encoder, images)
     return collection
 
@@ -253,7 +253,7 @@ def test_query_db_equals_re_encoding_by_hooks_on_real_images(deit: Path, voc: Pa
     client = connect(str(tmp_path / "voc.db"))
     try:
         with ServerThread(settings) as server, Encoder(server.address) as encoder:
-            collection = FocusedCollection.create(client, "voc", encoder.info)
+            collection = FocusedCollection.create(client, "voc", encoder.info, state_format="float16")
             fill(collection, encoder, paths)
             published = {"focus": Focus.paper(), "score": "query_db"}
             result = FocusedSearch(collection, encoder).search(

@@ -214,7 +214,7 @@ def test_many_queries_at_many_scales(
     encoder: Encoder, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     """Side by side or over a stream: each query is as alone, in order, and one bad query fails alone."""
-    monkeypatch.setattr(zooms, "_FEW", few)
+    monkeypatch.setattr(zooms, "FEW", few)
     focus = Focus(attention_shift=1, zoom=(0, 2), ann_heads=None)
     results = encode_zooms_many(encoder, [picture, picture, b"no", picture], [BOX, None, BOX, Box(0, 0, 9, 9)], focus)
     assert isinstance(results.pop(2), ImageError)
