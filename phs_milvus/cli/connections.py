@@ -103,6 +103,7 @@ def open_encoder(options: argparse.Namespace, *, many: bool = False) -> Iterator
 
 def named_encoder(options: argparse.Namespace) -> Any:
     """A client of the server that `address_of` names; nothing is asked of it yet."""
+    from phs_milvus.client import environment
     from phs_milvus.client.encoder import Encoder
 
     addresses = (address_of(options) or "").split(",")
