@@ -131,12 +131,15 @@ class Backend:
     def failed(self, error: PhsError) -> None:
         """To be told what a search raised: a collection that was made anew, or a server that came back with another
         model, must be opened again."""
-        ready = self._ready
-        if ready is None or not isinstance(error, CollectionError | ModelMismatch) or _is_empty(ready.collection):
+        if not isinstance(error, CollectionError | ModelMismatch):
             return
         with self._lock:
+            if self._ready is None:
+                return
             self._ready = None
             self._say("encoder" if isinstance(error, ModelMismatch) else "collection", error)
+        if isinstance(error, ModelMismatch):
+            self._forget_encoder()
         self._wanted.set()
 
     def _keep_open(self) -> None:
@@ -165,15 +168,19 @@ class Backend:
         except Exception as error:  # whatever it is, it is tried again, and people read why
             with self._lock:
                 self._say(missing, error)
-            if isinstance(error, ModelMismatch) and self._encoder is not None:
-                # An encoder is bound to the model that it met first.
-                self._encoder.close()
-                self._encoder = None
+            if isinstance(error, ModelMismatch):
+                self._forget_encoder()
             return False
         with self._lock:
             self._ready = ready
             self._say("", None)
         return True
+
+    def _forget_encoder(self) -> None:
+        """An encoder is bound to the model that it met first: the next one meets what is there now."""
+        encoder, self._encoder = self._encoder, None
+        if encoder is not None:
+            encoder.close()
 
     def _searched(self, encoder: Encoder) -> Ready:
         collection = FocusedCollection.open(self._client, self.collection_name)
@@ -187,11 +194,3 @@ class Backend:
             self._missing, self._detail, self._since = missing, detail, time.monotonic()
             if detail:
                 self._tell(detail)
-
-
-def _is_empty(collection: FocusedCollection) -> bool:
-    """Whether a collection is there, and has no rows: searches raise, and nothing is wrong with it."""
-    try:
-        return not collection.count()
-    except CollectionError:
-        return False

@@ -135,7 +135,8 @@ def test_an_empty_collection_stays_open_and_says_so(serve: Callable[..., Site], 
     site = serve("empty")
     digest = site.post("/api/v1/pictures", photos[0].read_bytes()).json["picture"]
     for _ in range(2):
-        assert "is empty" in site.post("/api/v1/search", {"picture": digest}).json["detail"]
+        answer = site.post("/api/v1/search", {"picture": digest})
+        assert answer.status == 404 and answer.json["field"] == "collection" and "is empty" in answer.json["detail"]
     info = site.get("/api/v1/info").json
     assert info["state"]["name"] == "ready" and info["collection"]["rows"] == 0
     assert site.get("/api/v1/rows").json == {"ids": [], "after": None}

@@ -22,7 +22,7 @@ from phs_milvus.web.renditions import size_of
 
 Result = TypeVar("Result")
 
-_JSON_BYTES = 4 * 2**20
+_JSON_BYTES = 512 * 2**10
 # Two cores answer four searches about as fast as two; what is beyond waits, and is dropped when nobody waits for it.
 _AT_ONCE = 4
 _SHOWN_FOR = "private, max-age=60, stale-while-revalidate=86400"

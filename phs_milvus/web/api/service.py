@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from phs_milvus.client.pictures import Opened
-from phs_milvus.contract.errors import InvalidInput, PhsError, PictureNotHeld, shown
+from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError, PictureNotHeld, shown
 from phs_milvus.contract.images import load_image
 from phs_milvus.contract.location import Location
 from phs_milvus.contract.types import Encoding, Focus, Limits
@@ -112,7 +112,8 @@ class Service:
             if exclude and values["original"] and layout.digest is not None:
                 own = f"{layout.digest} != {quote(values['original'])}"
                 expression = f"({expression}) and {own}" if expression else own
-            result = ready.search.search(
+            result = self._searched(
+                ready,
                 picture,
                 prompt,
                 limit=values["limit"],
@@ -132,6 +133,14 @@ class Service:
             if "path" in hit.fields:
                 self._stored.seen(hit.id, hit.fields)
         return _found(result)
+
+    def _searched(self, ready: Ready, *question: Any, **options: Any) -> SearchResult:
+        try:
+            return ready.search.search(*question, **options)
+        except CollectionError as error:
+            if ready.collection.count():
+                raise
+            raise Problem(404, str(error), "collection") from None  # nothing is wrong with it
 
     def explain(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What each head attends to, for a body of EXPLAIN."""

@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { $, make } from "./dom.js";
 import { picture } from "./hits.js";
 import { setPicture, state } from "./state.js";
-import { ready, showProblem } from "./status.js";
+import { fine, ready, showProblem } from "./status.js";
 
 const LOOK_AGAIN_MS = 5000;
 let after = null;
@@ -22,6 +22,7 @@ async function more() {
   try {
     const page = await api.rows(after);
     after = page.after;
+    fine();
     $("gallery").append(...page.ids.map(tile));
     $("more-rows").hidden = after == null;
   } catch (error) {
@@ -54,6 +55,7 @@ function showEmpty() {
   );
   setTimeout(async () => {
     await ready();
+    fine();
     if (!state.info.collection.rows) return showEmpty();
     $("browse").querySelector(".nothing")?.remove();
     $("browse-title").textContent = "Pictures of the collection";

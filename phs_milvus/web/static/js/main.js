@@ -7,7 +7,7 @@ import { showHeads } from "./heads.js";
 import { refresh } from "./search.js";
 import { makeSettings, showSettings } from "./settings.js";
 import { canUndo, onChange, setPicture, state, undo } from "./state.js";
-import { note, ready, showProblem } from "./status.js";
+import { fine, note, ready, showProblem } from "./status.js";
 import { address, readAddress } from "./url.js";
 import { view } from "./view.js";
 import { escape } from "./keyboard.js";
@@ -102,6 +102,7 @@ addEventListener("popstate", restore);
 
 $("stage").classList.add("empty");
 const info = await ready();
+fine();
 $("logout").hidden = !info.login;
 makeSettings();
 restore();

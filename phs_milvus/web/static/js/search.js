@@ -6,7 +6,7 @@ import { showHeads } from "./heads.js";
 import { countOf, hitList } from "./hits.js";
 import { explainBody, locateBody, searchBody } from "./requests.js";
 import { isPointed, setPicture, state } from "./state.js";
-import { clearProblems, showProblem } from "./status.js";
+import { clearProblems, fine, showProblem } from "./status.js";
 import { resend } from "./upload.js";
 
 const LOCATED_AT_ONCE = 12;
@@ -35,6 +35,7 @@ export async function refresh() {
       explain(signal),
     ]);
     if (signal.aborted) return;
+    fine();
     Object.assign(latest, { pointed, whole, body: searchBody(view !== "whole") });
     show(view, pointed, whole, performance.now() - started, signal);
   } catch (error) {

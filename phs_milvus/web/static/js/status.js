@@ -17,6 +17,9 @@ export function note(text, bad = false) {
   element.hidden = !text;
 }
 
+/** Says that all is well again. */
+export const fine = () => banner("");
+
 function banner(text) {
   $("banner").hidden = !text;
   $("banner").querySelector("p").textContent = text;
@@ -56,17 +59,17 @@ export function showProblem(problem, again) {
     $("prompt-error").textContent = problem.message;
     $("prompt-error").hidden = false;
   } else if (field === "picture") note("This link is to a picture that the server no longer holds. Drop it here again.", true);
+  else if (field === "collection") note(problem.message, true);
   else if (field === "image" || field === "id") note(`This picture cannot be used: ${problem.message}`, true);
   else note(problem.message || "Something went wrong in this page.", true);
 }
 
-/** Waits until the model and the collection are there, and says what is waited for. */
+/** Waits until the model and the collection are there, and says what is waited for until `fine` is called. */
 export async function ready() {
   for (;;) {
     const info = await api.info().catch((error) => ({ state: { name: "away", detail: error.message } }));
     const { name, missing, detail, seconds } = info.state;
     if (name === "ready") {
-      banner("");
       about(info);
       return info;
     }

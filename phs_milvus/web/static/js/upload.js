@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { $ } from "./dom.js";
 import { setPicture, state } from "./state.js";
-import { note, showProblem } from "./status.js";
+import { fine, note, showProblem } from "./status.js";
 
 // The model sees a few hundred pixels a side: what is beyond these is not worth sending.
 const MOST_PIXELS = 16e6;
@@ -29,6 +29,7 @@ export async function takeFile(file) {
     // The frame of prompts is the original's; what was sent may be smaller.
     const frame = blob === file || !size ? held : size;
     note("");
+    fine();
     setPicture({
       kind: "upload", digest: held.picture, name: file.name ?? "", blob, original, width: frame.width,
       height: frame.height, scale: held.width / frame.width, url: size ? url : null,
