@@ -9,6 +9,7 @@ import { isPointed, setPicture, state } from "./state.js";
 import { clearProblems, fine, showProblem } from "./status.js";
 import { resend } from "./upload.js";
 
+const FIRST_LOCATED = 6; // what is looked at first is boxed first
 const LOCATED_AT_ONCE = 12;
 const SLOW_MS = 200;
 
@@ -75,8 +76,8 @@ function show(view, pointed, whole, ms, signal) {
 async function locate(hits, signal) {
   const left = hits.filter((hit) => !hit.boxes && !hit.error);
   try {
-    for (let start = 0; start < left.length && !signal.aborted; start += LOCATED_AT_ONCE) {
-      const some = left.slice(start, start + LOCATED_AT_ONCE);
+    while (left.length && !signal.aborted) {
+      const some = left.splice(0, hits[0]?.rank === 1 && !hits[0].boxes ? FIRST_LOCATED : LOCATED_AT_ONCE);
       const found = await api.locate(locateBody(some.map((hit) => hit.id)), signal);
       if (signal.aborted) return;
       some.forEach((hit, index) => {
