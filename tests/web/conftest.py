@@ -13,9 +13,12 @@ import pytest
 
 from phs_milvus import Encoder, FocusedCollection, connect, ingest_folder
 from phs_milvus.milvus.connection import close
+from phs_milvus.web.access import Access
 from phs_milvus.web.api.service import Service
+from phs_milvus.web.app import make_app
 from phs_milvus.web.backend import Backend
 from phs_milvus.web.renditions import Renditions
+from phs_milvus.web.rerank import RerankEndpoint
 from phs_milvus.web.serving import WebServer
 from phs_milvus.web.settings import WebSettings
 from phs_milvus.web.site import make_site
@@ -93,6 +96,14 @@ class _Shared:
 def site(serve: Callable[..., Site]) -> Site:
     """The page of the photos."""
     return serve()
+
+
+@pytest.fixture(scope="module")
+def rerank_port(encoder: Encoder) -> Iterator[int]:
+    """A rerank endpoint, in front of a real embedding server."""
+    settings = WebSettings(port=0)
+    with WebServer(make_app(RerankEndpoint(encoder).routes, Access(settings), settings), settings) as server:
+        yield server.port
 
 
 @pytest.fixture(scope="session")
