@@ -47,6 +47,7 @@ function preview() {
 function add(shape) {
   const at = draft.cross;
   started = null;
+  $("keys").hidden = true; // they are known now, and may be over what is pointed at next
   draft.selected = state.prompts.length;
   setPrompts([...state.prompts, shape]);
   draft.cross = at;
