@@ -80,7 +80,7 @@ def measured(page: Any, url: str, query: DemoQuery) -> dict[str, float]:
     """The times of one prompt in a picture that is open already."""
     page.goto(f"{url}/?id={quote(query.scene.name)}")
     page.wait_for_selector("#results .card")
-    page.wait_for_selector("#progress", state="hidden")
+    page.wait_for_load_state("networkidle")  # as when somebody has looked at the picture, and then draws
     page.evaluate(CLOCK)
     draw(page, query)
     for _ in range(200):
