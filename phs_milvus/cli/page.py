@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from phs_milvus.cli.connections import (
@@ -55,6 +56,9 @@ def _web(options: argparse.Namespace) -> int:
         raise CollectionError(
             f"no Milvus Lite database at {shown(options.milvus)}; ingest makes one, or check --milvus"
         )
+    if (options.model or "").startswith((".", "/")) and not Path(options.model).is_dir():
+        # Anything else that is wrong with a model is said on the page and tried again: a hub may be away.
+        raise PhsError(f"no directory {shown(options.model)}; check --model")
     return _serve(options)
 
 

@@ -61,6 +61,7 @@ def test_it_says_where_the_page_is_and_ends_on_a_signal(
         (["--images", "nowhere"], "images"),
         (["--encoder", "127.0.0.1:1", "--model", "m"], "exclude each other"),
         (["--token-file", "nowhere.txt"], "nowhere.txt"),
+        (["--model", "./nowhere"], "no directory ./nowhere"),
     ],
 )
 def test_what_cannot_be_used_is_said_at_once(run: Run, ingested: list[Path], flags: list[str], words: str) -> None:
