@@ -13,11 +13,12 @@ from typing import Any
 
 from phs_milvus.client.pictures import Opened
 from phs_milvus.contract.errors import ImageError, InvalidInput, PictureNotHeld, reason_of, shown
-from phs_milvus.contract.images import load_image
+from phs_milvus.contract.images import ImageSource, load_image
 from phs_milvus.contract.types import Limits
 from phs_milvus.milvus.collection import FocusedCollection
 from phs_milvus.milvus.rows import Id
 from phs_milvus.search.pictures import below
+from phs_milvus.search.queries import pictures_of
 from phs_milvus.search.sources import finder
 from phs_milvus.web.held import HeldPictures
 
@@ -45,7 +46,8 @@ class StoredPictures:
 
     Args:
         images: a folder, which holds each row's picture at its id; a URL with {id} in it; None: each row's field
-            "path", which `ingest` writes, says where its file is.
+            "path", which `ingest` writes, says where its file is, or what was said of pictures when the collection was
+            attached.
 
     Raises:
         InvalidInput: no such folder, or a URL that cannot be used.
@@ -79,7 +81,7 @@ class StoredPictures:
             CollectionError: Milvus does not answer.
         """
         path = self._row(collection, row_id)
-        if self._fetch is not None:
+        if self._fetch is not None or self._says_elsewhere(collection):
             return Place(None, f"{row_id}@{time.time() // _URL_SECONDS:.0f}")
         file = self._file(row_id, path)
         try:
@@ -90,7 +92,7 @@ class StoredPictures:
             raise ImageError(f"the picture of row {shown(row_id)!r} is over {Limits.image_bytes:,} bytes")
         return Place(file, f"{file}@{about.st_mtime_ns:x}-{about.st_size:x}")
 
-    def read(self, row_id: Id, place: Place) -> Opened:
+    def read(self, collection: FocusedCollection, row_id: Id, place: Place) -> Opened:
         """A row's picture, of which only the header has been looked at.
 
         Raises:
@@ -98,7 +100,7 @@ class StoredPictures:
         """
         with suppress(PictureNotHeld):
             return self._held.get(place.key)
-        source = load_image(place.path if place.path is not None else self._fetched(row_id))
+        source = load_image(place.path if place.path is not None else self._fetched(collection, row_id))
         picture = Opened(source.data, source.width, source.height)
         self._held.put(place.key, picture)
         return picture
@@ -106,7 +108,7 @@ class StoredPictures:
     def image(self, collection: FocusedCollection, row_id: Id) -> Opened:
         """`place` and `read`, for locating: raises ImageError where there is no picture."""
         try:
-            return self.read(row_id, self.place(collection, row_id))
+            return self.read(collection, row_id, self.place(collection, row_id))
         except PictureNotHeld as error:
             raise ImageError(str(error)) from None
 
@@ -138,9 +140,16 @@ class StoredPictures:
             raise PictureNotHeld(f"the picture of row {shown(row_id)!r} is not below the folder of pictures")
         return file
 
-    def _fetched(self, row_id: Id) -> Any:
-        assert self._fetch is not None
-        return self._fetch(row_id)
+    def _says_elsewhere(self, collection: FocusedCollection) -> bool:
+        """Whether pictures are where the collection's attachment says."""
+        where = None if self._root or collection.side is None else collection.side.attachment
+        return where is not None and bool(where.image_field or where.images)
+
+    def _fetched(self, collection: FocusedCollection, row_id: Id) -> ImageSource:
+        find = self._fetch or pictures_of(collection, [row_id], None)
+        if (found := find(row_id)) is None:
+            raise ImageError(f"there is no picture of row {shown(row_id)!r}")
+        return found
 
 
 def id_of(collection: FocusedCollection, value: object, field: str = "id") -> Id:

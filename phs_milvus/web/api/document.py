@@ -43,7 +43,7 @@ _LOCATION = {
 }
 _HIT = {
     "rank": {"type": "integer"},
-    "id": {"description": "a text, or an integer where the collection's key is one"},
+    "id": {"type": "string", "description": "also where the collection's key is an integer"},
     **{name: {"type": ["number", "null"]} for name in _SCORES},
     "ann_rank": {"type": "integer"},
     "query_db_rank": {"type": ["integer", "null"]},

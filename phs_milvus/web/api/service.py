@@ -31,6 +31,9 @@ from phs_milvus.web.stored import StoredPictures, id_of
 VERSION = 1
 _UPLOAD_BYTES = 256 * 2**20
 _MOST_LISTED = 200
+# Longer integers are not taken exactly by every reader of JSON (RFC 8259, section 6). Ids are always texts, because
+# Milvus makes up longer ones.
+_EXACT = 2**53 - 1
 
 
 class Service:
@@ -77,16 +80,16 @@ class Service:
             raise InvalidInput(f"must be 1 to {_MOST_LISTED}, got {shown(limit, 20)}", "limit")
         with self._ready() as ready:
             start = None if after is None else id_of(ready.collection, after, "after")
-            ids = list(islice(ready.collection.iterate_ids(after=start), int(limit)))
+            ids = list(map(str, islice(ready.collection.iterate_ids(after=start), int(limit))))
         return {"ids": ids, "after": ids[-1] if len(ids) == int(limit) else None}
 
     def row(self, text: str) -> dict[str, Any]:
         """The upright size of a row's picture, and the row's fields."""
         with self._ready() as ready, _missing_is_404("id"):
             row_id = id_of(ready.collection, text)
-            picture = self._stored.read(row_id, self._stored.place(ready.collection, row_id))
+            picture = self._picture(ready, row_id)
             fields = next(iter(ready.collection.get([row_id])), {})
-        return {"id": row_id, "width": picture.width, "height": picture.height, "fields": _fields(fields)}
+        return {"id": str(row_id), "width": picture.width, "height": picture.height, "fields": _fields(fields)}
 
     def hold(self, data: bytes) -> dict[str, Any]:
         """Takes a picture, of which only the header is read here.
@@ -167,7 +170,7 @@ class Service:
             target = target_of(ready.encoder, picture, prompt, focus, boxes=values["boxes"])
             images = [partial(self._stored.image, ready.collection, row_id) for row_id in ids]
             found = list(ready.encoder.locate(target, images))
-        return {"rows": [{"id": row_id, **_location(where)} for row_id, where in zip(ids, found, strict=True)]}
+        return {"rows": [{"id": str(row_id), **_location(where)} for row_id, where in zip(ids, found, strict=True)]}
 
     def upload_key(self, digest: str) -> str:
         """The ETag of a picture that was sent; raises Problem 404 where it is not held."""
@@ -188,7 +191,9 @@ class Service:
         """A JPEG of a row's picture."""
         with self._ready() as ready, _missing_is_404("id"):
             place = self._stored.place(ready.collection, row_id)
-            return self._renditions.draw(place.key, size, lambda: self._stored.read(row_id, place).data)
+            return self._renditions.draw(
+                place.key, size, lambda: self._stored.read(ready.collection, row_id, place).data
+            )
 
     @contextmanager
     def _ready(self) -> Iterator[Ready]:
@@ -208,7 +213,10 @@ class Service:
             return self._held(values["picture"]), prompt, focus
         row_id = id_of(ready.collection, values["id"])
         with _missing_is_404("id"):
-            return self._stored.read(row_id, self._stored.place(ready.collection, row_id)), prompt, focus
+            return self._picture(ready, row_id), prompt, focus
+
+    def _picture(self, ready: Ready, row_id: Id) -> Opened:
+        return self._stored.read(ready.collection, row_id, self._stored.place(ready.collection, row_id))
 
     def _held(self, digest: str) -> Opened:
         with _missing_is_404("picture"):
@@ -270,7 +278,7 @@ def _hit(hit: Hit) -> dict[str, Any]:
     where = {} if hit.location is None else _location(hit.location)
     if hit.location_error is not None:
         where = {"error": hit.location_error}
-    return {"id": hit.id, **scores, **ranks, **where, "fields": _fields(hit.fields)}
+    return {"id": str(hit.id), **scores, **ranks, **where, "fields": _fields(hit.fields)}
 
 
 def _location(found: Location | PhsError) -> dict[str, Any]:
@@ -290,6 +298,8 @@ def _fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A field's value as JSON has it: arrays of Milvus are no lists, and vectors are numpy's."""
+    if isinstance(value, int) and abs(value) > _EXACT:
+        return str(value)
     if isinstance(value, str | int | float | bool | None):
         return value
     if isinstance(value, Mapping):
