@@ -76,8 +76,8 @@ export function showHeads(seen) {
   const pointed = isPointed();
   const count = seen.attention.length;
   $("heads-note").textContent = pointed
-    ? `${seen.kept.length} of ${count} are kept: those that look most at what you point at`
-    : `All ${count} are used, until you point at something`;
+    ? `${seen.kept.length} of ${count} kept, by their share on the prompt`
+    : `all ${count}, until you point at something`;
   const ratio = (seen.region[2] - seen.region[0]) / (seen.region[3] - seen.region[1]);
   const items = seen.attention.map((grid, head) => {
     const canvas = make("canvas", {
