@@ -107,7 +107,7 @@ def main() -> None:
     asked = queries(load_scenes(BUNDLED_SCENES), ("box",), options.prompts)
     with served(options.milvus) as url, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page = browser.new_page(viewport={"width": 1280, "height": 840})
         measured(page, url, asked[0])  # the model is loaded, and everything is warm
         if options.picture:
             save_picture(page, options.picture)

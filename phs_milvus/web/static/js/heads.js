@@ -76,7 +76,7 @@ export function showHeads(seen) {
   const pointed = isPointed();
   const count = seen.attention.length;
   $("heads-note").textContent = pointed
-    ? `${seen.kept.length} of ${count} kept, by their share on the prompt`
+    ? `${seen.kept.length} of ${count} kept: most on the prompt`
     : `all ${count}, until you point at something`;
   const ratio = (seen.region[2] - seen.region[0]) / (seen.region[3] - seen.region[1]);
   const items = seen.attention.map((grid, head) => {
