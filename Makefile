@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTO := proto/phs/v1/encoder.proto
 
-.PHONY: demo test test-all browser lint buf format proto bench clean
+.PHONY: demo test test-all test-fiftyone browser lint buf format proto bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/phs-milvus demo
@@ -13,10 +13,14 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-# What is slow by nature, which `make test` leaves out; then what runs beside a real Milvus server, and with FiftyOne.
+# What is slow by nature, which `make test` leaves out; then what runs beside a real Milvus server.
 test-all: $(VENV)/.dev
 	$(BIN)/pytest -m slow
-	tests/milvus_standalone.sh $(BIN)/pytest tests/milvus tests/ingest tests/search
+	tests/milvus_standalone.sh $(BIN)/pytest tests/milvus tests/ingest tests/search \
+		tests/integrations --ignore tests/integrations/test_node.py
+
+# FiftyOne weighs 1.2 GB and needs MongoDB: neither is installed for the other tests.
+test-fiftyone:
 	tests/fiftyone_app.sh python -m pytest tests/integrations/test_fiftyone.py
 
 # What the tests of the page use beside playwright: a browser, from Debian, and axe-core, from npm, which looks for faults

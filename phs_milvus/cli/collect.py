@@ -29,7 +29,8 @@ def add_commands(commands: Any) -> None:
         help="encode a folder of images into a collection",
         description="Walks DIR, encodes every image and stores it under its path relative to DIR. You can run it again "
         "at any time: unchanged files are skipped and changed files are encoded again. Files that cannot be read are "
-        "listed and the others stored; the exit status is then 1, as it is if DIR has no image at all.",
+        "listed and the others stored; the exit status is then 1, as it is if DIR has no image at all. While Milvus "
+        "does not answer it is asked again, for up to three minutes.",
     )
     ingest.add_argument("directory", metavar="DIR", help="folder of images, searched recursively")
     ingest.add_argument("--prune", action="store_true", help="delete the rows of files that no longer exist")

@@ -48,14 +48,15 @@ def add_encoder_flags(command: argparse.ArgumentParser, default: str = "facebook
     )
 
 
-def add_milvus_flags(command: argparse.ArgumentParser) -> None:
-    """--milvus, --token and --collection."""
+def add_milvus_flags(command: argparse.ArgumentParser) -> Any:
+    """Those of `add_milvus_address_flags`, and --collection; returns their group."""
     group = add_milvus_address_flags(command)
     group.add_argument("--collection", default=DEFAULT_COLLECTION, help="(default: %(default)s)")
+    return group
 
 
 def add_milvus_address_flags(command: argparse.ArgumentParser) -> Any:
-    """--milvus and --token; returns their group."""
+    """--milvus, --token, --db-name and --timeout; returns their group."""
     group = command.add_argument_group("Milvus")
     group.add_argument(
         "--milvus",
@@ -63,14 +64,35 @@ def add_milvus_address_flags(command: argparse.ArgumentParser) -> Any:
         type=lambda uri: uri.rstrip("/"),  # shells complete a Lite database, which is a folder, with a slash
         default=os.environ.get("PHS_MILVUS", DEFAULT_MILVUS),
         # Not what PHS_MILVUS says: a password may be in it.
-        help=f"a Milvus Lite path ending in .db, or http://host:19530 (default: {DEFAULT_MILVUS}) [PHS_MILVUS]",
+        help="a Milvus Lite path ending in .db, or http://host:19530, or http://host:19530/database (default: "
+        f"{DEFAULT_MILVUS}) [PHS_MILVUS]",
     )
     group.add_argument(
         "--token",
         default=os.environ.get("PHS_MILVUS_TOKEN", ""),
         help="token of the Milvus server [PHS_MILVUS_TOKEN]",
     )
+    group.add_argument(
+        "--db-name",
+        metavar="NAME",
+        default=os.environ.get("PHS_MILVUS_DB", ""),
+        help="database in Milvus, which must exist (default: that of the URI, else Milvus' own) [PHS_MILVUS_DB]",
+    )
+    group.add_argument(
+        "--timeout",
+        type=seconds_of,
+        metavar="S",
+        help="seconds to wait for Milvus: to be connected (default: 10), and for each search (default: 30)",
+    )
     return group
+
+
+def seconds_of(text: str) -> float:
+    """A number of seconds above 0, for argparse."""
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return seconds
 
 
 def address_of(options: argparse.Namespace) -> str | None:
@@ -165,7 +187,8 @@ def open_milvus(options: argparse.Namespace, *, create: bool = False) -> Iterato
         raise CollectionError(
             f"no Milvus Lite database at {shown(options.milvus)}; ingest makes one, or check --milvus"
         )
-    client = connect(options.milvus, options.token)
+    database = {"db_name": options.db_name} if getattr(options, "db_name", "") else {}
+    client = connect(options.milvus, options.token, timeout=getattr(options, "timeout", None) or 10.0, **database)
     try:
         yield client
     finally:

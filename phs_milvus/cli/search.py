@@ -25,6 +25,7 @@ from phs_milvus.contract.errors import ImageError, InvalidInput, shown
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.location import LocateTarget
 from phs_milvus.contract.types import Explanation, Focus
+from phs_milvus.milvus.options import CONSISTENCY_LEVELS
 from phs_milvus.search.scores import SCORES
 from phs_milvus.search.settings import SearchSettings
 
@@ -62,7 +63,7 @@ def add_commands(commands: Any) -> None:
     search.add_argument("--candidates", type=int, help="number of rows to rerank (default: 10 x limit, at least 200)")
     search.add_argument("--exclude-query", action="store_true", help="leave out rows whose file is the query's own")
     search.add_argument("--filter", default="", metavar="EXPR", help='Milvus expression, for example "width > 640"')
-    search.add_argument("--fields", default="", metavar="A,B", help="fields to return with each hit")
+    search.add_argument("--fields", default="", metavar="A,B", help='fields to return with each hit; "*" for all')
     search.add_argument("--no-rerank", action="store_true", help="the same as --score ann")
     search.add_argument("--locate", action="store_true", help="say where in each hit the thing is, as boxes")
     search.add_argument(
@@ -89,7 +90,7 @@ def add_commands(commands: Any) -> None:
     search.add_argument("--json", action="store_true", help="print rows as JSON")
     search.add_argument("--save", metavar="OUT.png", help="draw the query and the hits on a contact sheet")
     add_encoder_flags(search)
-    add_milvus_flags(search)
+    _add_milvus_options(add_milvus_flags(search))
     search.set_defaults(run=_search)
 
     explain = commands.add_parser(
@@ -108,6 +109,41 @@ def add_commands(commands: Any) -> None:
     explain.add_argument("--save", metavar="OUT.png", help="draw the heads' attention over the image")
     add_encoder_flags(explain)
     explain.set_defaults(run=_explain, ann_heads=None)  # a matter of searching
+
+
+def _add_milvus_options(group: Any) -> None:
+    """How Milvus is to search: by the names of MilvusClient.search, shortened."""
+    group.add_argument(
+        "--partition", action="append", metavar="NAME", help="search this partition only; may be given several times"
+    )
+    group.add_argument(
+        "--consistency",
+        type=str.capitalize,
+        choices=CONSISTENCY_LEVELS,
+        metavar="LEVEL",
+        help="strong finds what was written a moment ago, and takes about 0.2 s more on a server; session, bounded and "
+        "eventually do not wait (default: the collection's own level; strong where nothing is found)",
+    )
+    group.add_argument(
+        "--group-by", metavar="FIELD", help="one hit for each value of a field of the schema (Milvus 2.4 or later)"
+    )
+    group.add_argument(
+        "--search-params",
+        type=_params_of,
+        metavar="JSON",
+        help="""parameters of the index, for example '{"ef": 4000}' for HNSW or '{"nprobe": 64}' for IVF: higher finds
+        more of the nearest rows, and takes longer""",
+    )
+
+
+def _params_of(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"""{text} is no JSON object such as '{{"ef": 4000}}'""")
+    return found
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -146,6 +182,11 @@ def _search(options: argparse.Namespace) -> int:
             images=options.images,
             boxes=options.boxes,
             focus=focus_of(options, settings, Focus()),
+            partition_names=options.partition,
+            search_params=options.search_params,
+            group_by_field=options.group_by,
+            consistency_level=options.consistency,
+            timeout=options.timeout,
         )
         if (options.locate or options.save_boxes) and not options.localize:
             result = result.locate(options.images, boxes=options.boxes)

@@ -8,6 +8,7 @@ PhsError
 ├── ModelError                                   a checkpoint that cannot be loaded or is not supported
 ├── ModelMismatch                                embeddings or states of another model
 ├── CollectionError                              a Milvus collection that is missing or of another shape
+│   └── MilvusUnavailable                        Milvus does not answer, or is not ready yet
 ├── NotServing                                   the server's own words for UNAVAILABLE
 │   ├── ServerLoading                            the model is not loaded yet
 │   ├── ServerDraining                           it is shutting down
@@ -76,6 +77,10 @@ class ModelMismatch(PhsError):
 
 class CollectionError(PhsError):
     """The Milvus collection does not exist, or lacks what focused search needs."""
+
+
+class MilvusUnavailable(CollectionError):
+    """Milvus cannot be reached, did not answer in time, or is starting: the same call may work later."""
 
 
 class NotServing(PhsError):

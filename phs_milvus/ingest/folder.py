@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,13 +20,14 @@ from phs_milvus.contract.images import EncodedImage, load_image
 from phs_milvus.contract.types import Encoding
 from phs_milvus.ingest.encoding import THREADS, encoded
 from phs_milvus.ingest.files import IMAGE_EXTENSIONS, ahead, chunks, is_another, is_gone, sha256_of, until, walk
+from phs_milvus.ingest.patience import PATIENCE_S, long_work
 from phs_milvus.ingest.progress import FAILURES_KEPT, IngestReport, Progress, ProgressBar
 from phs_milvus.milvus.collection import FocusedCollection, Row
 from phs_milvus.milvus.rows import check_text
 
 Metadata: TypeAlias = "Callable[[Path], dict[str, Any]]"
 
-_IDS_PER_LOOKUP = 1024
+_IDS_PER_LOOKUP = 8192  # one call to Milvus, see phs_milvus.milvus.table
 _MOST_ROWS = 100_000  # of one write: they wait in memory
 
 
@@ -40,6 +41,7 @@ def ingest_folder(
     progress: Progress = True,
     extensions: Collection[str] = IMAGE_EXTENSIONS,
     metadata: Metadata | None = None,
+    patience: float = PATIENCE_S,
     stop: threading.Event | None = None,
 ) -> IngestReport:
     """Encodes every image below a folder into a collection, and skips files that are stored already and unchanged.
@@ -61,6 +63,7 @@ def ingest_folder(
         progress: True for a bar on stderr, False for none, or a function called with (files done, files in all).
         extensions: of image files, lower case with the dot; "" stands for files without one that start like an image.
         metadata: called with the path of each new or changed file; returns JSON values by field name.
+        patience: seconds to go on trying while Milvus does not answer, as while it restarts; each time anew.
         stop: set it, from any thread, to end early: what is in flight is stored, nothing is pruned, and the report so
             far is returned. The next run continues.
 
@@ -68,7 +71,8 @@ def ingest_folder(
         InvalidInput: `root` is no folder, or `prune` is set and it has no images, as an unmounted disk would have none.
         ModelMismatch: the collection was filled with another model.
         EncoderError: the embedding server no longer answers. What was encoded by then is stored.
-        CollectionError: Milvus no longer answers, or the collection has integer ids or no place for digests.
+        MilvusUnavailable: Milvus no longer answers. The next run goes on from what is stored.
+        CollectionError: the collection has integer ids or no place for digests, or Milvus refuses a row.
     """
     started = time.monotonic()
     base = Path(root).resolve()
@@ -81,12 +85,12 @@ def ingest_folder(
     total = sum(1 for _ in until(stop, walk(base, extensions)))
     if prune:
         run.check_prunable()
-    with closing(ProgressBar(progress, total)) as bar:
+    with long_work(collection, progress, total, patience, lambda: f"{run.report.encoded:,} files") as bar:
         run.encode_all(until(stop, walk(base, extensions, run.fail, run.leave_out)), bar)
-    if prune and not stop.is_set():
-        run.prune()
-    if run.report.encoded:
-        collection.flush()
+        if prune and not stop.is_set():
+            run.prune()
+        if run.report.encoded:
+            collection.flush()
     run.report.seconds = time.monotonic() - started
     return run.report
 

@@ -21,15 +21,13 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun, Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import run_in_executor
 from pydantic import ConfigDict, Field
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.types import Focus
-from phs_milvus.integrations.finding import find
+from phs_milvus.integrations.finding import Searches, find, on_thread
 from phs_milvus.integrations.questions import question_of
 from phs_milvus.integrations.reranking import STATE_FIELD, Candidate, Ranked, rank
-from phs_milvus.search.focused import FocusedSearch
 from phs_milvus.search.scores import Score
 
 
@@ -40,7 +38,7 @@ class FocusedRetriever(BaseRetriever):
     Keyword arguments go to `FocusedSearch.search`, for this call alone: `retriever.invoke(query, filter="size > 3")`.
 
     Attributes:
-        search: what searches.
+        search: a FocusedSearch, or an AsyncFocusedSearch, whose in_flight then bounds `ainvoke` and `abatch`.
         k: documents to return; `limit` elsewhere.
         search_kwargs: further arguments of `FocusedSearch.search`, for every call: filter, score, focus, localize, ...
         content_field: the field that becomes a document's page_content; its id, where it has no such field.
@@ -49,7 +47,7 @@ class FocusedRetriever(BaseRetriever):
     query_db_score and blend_score. Errors are those of `FocusedSearch.search`.
     """
 
-    search: FocusedSearch
+    search: Searches
     k: int = 10
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
     content_field: str = "path"
@@ -71,9 +69,8 @@ class FocusedRetriever(BaseRetriever):
     async def _aget_relevant_documents(
         self, query: Any, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        return await run_in_executor(
-            None, self._get_relevant_documents, query, run_manager=run_manager.get_sync(), **kwargs
-        )
+        sync = run_manager.get_sync()
+        return await on_thread(self.search, self._get_relevant_documents, query, run_manager=sync, **kwargs)
 
 
 class FocusedRerank(BaseDocumentCompressor):

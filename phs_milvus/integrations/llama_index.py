@@ -15,7 +15,6 @@ The ImageNodes of an index of your own are ranked in the same way, whatever foun
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from collections.abc import Mapping
@@ -32,11 +31,10 @@ from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Focus
-from phs_milvus.integrations.finding import find
+from phs_milvus.integrations.finding import Searches, find, on_thread
 from phs_milvus.integrations.questions import question_of
 from phs_milvus.integrations.reranking import STATE_FIELD, Candidate, rank
 from phs_milvus.milvus.rows import Id
-from phs_milvus.search.focused import FocusedSearch
 from phs_milvus.search.queries import Question
 from phs_milvus.search.scores import Score
 
@@ -60,7 +58,7 @@ class FocusedRetriever(BaseRetriever):
     as in phs_milvus.integrations.questions.
 
     Args:
-        search: what searches.
+        search: a FocusedSearch, or an AsyncFocusedSearch, whose in_flight then bounds `aretrieve`.
         similarity_top_k: nodes to return; `limit` elsewhere.
         path_field: the field that becomes a node's image_path.
         search_kwargs: further arguments of `FocusedSearch.search`: filter, score, focus, localize, ...
@@ -71,7 +69,7 @@ class FocusedRetriever(BaseRetriever):
 
     def __init__(
         self,
-        search: FocusedSearch,
+        search: Searches,
         *,
         similarity_top_k: int = 10,
         path_field: str = "path",
@@ -88,7 +86,7 @@ class FocusedRetriever(BaseRetriever):
         return [NodeWithScore(node=self._node(hit.id, metadata), score=hit.score) for hit, metadata in found]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await asyncio.to_thread(self._retrieve, query_bundle)
+        return await on_thread(self._search, self._retrieve, query_bundle)
 
     def _node(self, row_id: Id, metadata: dict[str, Any]) -> ImageNode:
         hidden = {"excluded_embed_metadata_keys": list(metadata), "excluded_llm_metadata_keys": list(metadata)}

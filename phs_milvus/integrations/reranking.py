@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +13,11 @@ from phs_milvus.client.requests import Outputs
 from phs_milvus.contract import state
 from phs_milvus.contract.errors import EncoderError, InvalidInput, PhsError, StateError, shown
 from phs_milvus.contract.images import ImageSource
-from phs_milvus.contract.types import Encoding, Float16Array, Float32Array, Focus
-from phs_milvus.search.parts import UNLIKE_WEIGHT
+from phs_milvus.contract.types import Float16Array, Float32Array, Focus
+from phs_milvus.search.parts import Parts, parts_of
 from phs_milvus.search.queries import Examples, Query, Question, examples_of
 from phs_milvus.search.rerank import Reranker
-from phs_milvus.search.scores import Score, blended, check_score
+from phs_milvus.search.scores import Score, check_score
 
 STATE_FIELD = "phs_state"
 
@@ -92,8 +92,7 @@ def rank(
     states, failed = _states(encoder, candidates)
     if not states:
         raise failed[0]
-    like, unlike = _encoded(Reranker(encoder), question, focus)
-    found = _scores(Reranker(encoder), like, unlike, np.stack(list(states.values())))
+    found = _scores(encoder, _parts(Reranker(encoder), question, focus), np.stack(list(states.values())))
     order = np.argsort(-found[score], kind="stable")
     indices = list(states)
     ranked = [
@@ -132,37 +131,18 @@ def _states(encoder: Encoder, candidates: Sequence[Candidate]) -> tuple[dict[int
     return dict(sorted(states.items())), dict(sorted(failed.items()))
 
 
-def _encoded(reranker: Reranker, question: Question, focus: Focus) -> tuple[list[Encoding], list[Encoding]]:
-    """The examples and the counter-examples of a question."""
+def _parts(reranker: Reranker, question: Question, focus: Focus) -> Parts:
+    """What the states are compared with."""
     encodings = [
         reranker.query(one.image, one.prompt, focus=focus) if isinstance(one, Query) else one  # type: ignore[arg-type]
         for one in examples_of(question)
     ]
     likes = len(question.like) if isinstance(question, Examples) else 1
-    return encodings[:likes], encodings[likes:]
+    return parts_of(encodings[:likes], encodings[likes:])
 
 
-def _scores(
-    reranker: Reranker, like: Sequence[Encoding], unlike: Sequence[Encoding], states: Float16Array
-) -> dict[str, Float32Array]:
+def _scores(encoder: Encoder, parts: Parts, states: Float16Array) -> dict[str, Float32Array]:
     """Each named score of K states, float32 [K]."""
-
-    def mean(group: Sequence[Encoding]) -> Float32Array:
-        scores: Float32Array = np.mean([reranker.scores(one, states) for one in group], axis=0)
-        return scores
-
-    def less(like: Sequence[Encoding], unlike: Sequence[Encoding]) -> Float32Array:
-        return mean(like) - np.float32(UNLIKE_WEIGHT) * mean(unlike) if unlike else mean(like)
-
-    ann, query_db = less([*map(_stage_one, like)], [*map(_stage_one, unlike)]), less(like, unlike)
-    return {"ann": ann, "query_db": query_db, "blend": blended(ann, query_db)}
-
-
-def _stage_one(query: Encoding) -> Encoding:
-    """A query that states read out with every head are compared with: what Milvus does with stored embeddings."""
-    return replace(
-        query,
-        head_weights=np.ones_like(query.required("head_weights")),
-        query_db_embedding=None,
-        per_zoom=tuple(map(_stage_one, query.per_zoom)),
-    )
+    query_db = parts.comparison("query_db").scores(encoder, states)
+    blend = parts.comparison("blend").scores(encoder, states)
+    return {"ann": 2 * blend - query_db, "query_db": query_db, "blend": blend}

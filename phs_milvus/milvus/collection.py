@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -14,22 +14,17 @@ from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
 from phs_milvus.contract.types import Float32Array, ModelInfo, StateFormat
 from phs_milvus.milvus import creation, schema
 from phs_milvus.milvus.attach import Attached, attached, opened
-from phs_milvus.milvus.connection import MilvusClient, close, connect, translated_errors
+from phs_milvus.milvus.connection import FieldSchema, MilvusClient, check_server, close, connect, translated_errors
+from phs_milvus.milvus.options import SearchOptions
 from phs_milvus.milvus.rows import Candidates, Id, ModelRecord, Row, batches, check_rows, normalised, quote
-from phs_milvus.milvus.schema import NORM_TOLERANCE, check_norms, not_of_norm_1
+from phs_milvus.milvus.schema import NORM_TOLERANCE, not_of_norm_1
 from phs_milvus.milvus.side import SideStates, hash_of
 from phs_milvus.milvus.table import BYTES_PER_ANSWER, BYTES_PER_CALL, ROWS_PER_CALL, Table
 
 __all__ = ["Candidates", "FocusedCollection", "ModelRecord", "Row", "close", "connect", "quote"]
 
 MAX_LIMIT = 16_384  # topK of a Milvus server
-_SAMPLE = 256  # rows whose embeddings are looked at before a search by IP or L2
-
-
-def index_params(limit: int) -> dict[str, Any]:
-    """Our choice of index parameters for a search of so many rows."""
-    # HNSW finds no more than ef rows, and close to that number not the nearest.
-    return {"ef": max(64, math.ceil(1.2 * limit))}
+_FIELDS_BYTES = 256  # what the fields of a row weigh, roughly, without embedding and state
 
 
 class FocusedCollection:
@@ -61,7 +56,8 @@ class FocusedCollection:
         self.side = side
         self.foreign = foreign
         self._table = Table(client, name, layout.id)
-        self._row_bytes = state_codec.text_length(model.hidden_size, model.state_format) + 256
+        self._state_bytes = state_codec.text_length(model.hidden_size, model.state_format)
+        self._row_bytes = self._state_bytes + _FIELDS_BYTES
 
     @classmethod
     def create(
@@ -71,6 +67,14 @@ class FocusedCollection:
         model: ModelInfo,
         *,
         index_type: str = "AUTOINDEX",
+        index_params: Mapping[str, Any] | None = None,
+        fields: Sequence[FieldSchema] = (),
+        partition_key_field: str | None = None,
+        num_partitions: int | None = None,
+        num_shards: int | None = None,
+        consistency_level: str | None = None,
+        properties: Mapping[str, Any] | None = None,
+        enable_dynamic_field: bool = True,
         id_max_length: int = 1024,
         overwrite: bool = False,
         state_format: StateFormat = "int8",
@@ -79,7 +83,19 @@ class FocusedCollection:
 
         Args:
             name: letters, digits and underscores, not starting with a digit.
-            index_type: "AUTOINDEX", "HNSW" or "FLAT" (exhaustive).
+            index_type: "AUTOINDEX", "HNSW", "FLAT" (exhaustive) or another one for float vectors.
+            index_params: of the index, for example {"M": 32, "efConstruction": 400} for HNSW.
+            fields: of the schema, beside our own four, as pymilvus.FieldSchema. What is not among them can still be
+                stored with a row, as a dynamic field; only fields of the schema can be indexed, be a partition key, or
+                be grouped by.
+            partition_key_field: the one of `fields` whose value says which partition a row is in, so that searches
+                with a filter on it look into that one alone. Before Milvus 2.4 rows can then be inserted, but not
+                upserted, as `ingest_folder` does.
+            num_partitions: how many partitions the key is spread over.
+            num_shards: how many nodes share the writing.
+            consistency_level: what searches see that do not say it themselves; see `search`.
+            properties: of the collection, for example {"mmap.enabled": True} or {"collection.ttl.seconds": 3600}.
+            enable_dynamic_field: whether rows may have fields that are not in the schema, as those of `ingest_folder`.
             id_max_length: UTF-8 bytes an id may have.
             overwrite: if a collection of that name is there, put the new one in its place and drop it with all its
                 rows, when the new one is ready. Aliases of the name stay.
@@ -87,17 +103,30 @@ class FocusedCollection:
                 (phs_milvus.contract.state).
 
         Raises:
-            InvalidInput: a name, index type or id length that Milvus does not take, or an unknown state format.
-            CollectionError: the name is taken, or it is an alias, whose collection is never overwritten; or the
-                model's state does not fit a row.
+            InvalidInput: a value that Milvus does not take, or of which this server would make nothing in silence:
+                mmap before 2.4, nullable fields and default values before 2.5; or an unknown state format.
+            CollectionError: the name is taken, or it is an alias, whose collection is never overwritten; the model's
+                state does not fit a row; or Milvus refuses.
         """
+        options = creation.CreateOptions(
+            index_type,
+            index_params,
+            fields,
+            partition_key_field,
+            num_partitions,
+            num_shards,
+            consistency_level,
+            properties,
+            enable_dynamic_field,
+            id_max_length,
+        )
         record = ModelRecord.of(model, state_format)
-        creation.check(name, record, index_type, id_max_length)
+        creation.check(client, name, record, options)
         with translated_errors(f"cannot create collection {name!r}"):
             exists = client.has_collection(name)
             if exists and not overwrite:
                 raise CollectionError(f"collection {name!r} exists; open it, or create it with overwrite=True")
-            (creation.replace if exists else creation.create)(client, name, record, index_type, id_max_length)
+            (creation.replace if exists else creation.create)(client, name, record, options)
         return cls.open(client, name)
 
     @classmethod
@@ -153,13 +182,9 @@ class FocusedCollection:
 
     @classmethod
     def _of(cls, client: MilvusClient, name: str, found: Attached) -> FocusedCollection:
-        collection = cls(client, name, found.model, found.layout, found.side, foreign=found.foreign)
-        at = found.layout
-        if at.metric != "COSINE":
-            rows = collection._table.sample([at.embedding], _SAMPLE)
-            if rows:
-                check_norms(name, at.embedding, at.metric, np.array([row[at.embedding] for row in rows], np.float32))
-        return collection
+        # An alias may come to mean another collection, whose rows must not meet the states of this one.
+        real = name if found.side is None else found.name
+        return cls(client, real, found.model, found.layout, found.side, foreign=found.foreign)
 
     def __enter__(self) -> FocusedCollection:
         return self
@@ -170,6 +195,24 @@ class FocusedCollection:
     def close(self) -> None:
         """Closes the client, and with it every collection opened through it; see `connect`."""
         close(self.client)
+
+    @contextmanager
+    def patient(self, seconds: float, tell: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Inside it, what is read, upserted or deleted is tried for so many seconds while Milvus does not answer.
+
+        For long work, which a restart of Milvus need not end. `insert` is never tried again: it may have been done.
+
+        Args:
+            tell: called with a line of text when a wait begins.
+        """
+        tables = [self._table, *([self.side.table] if self.side else [])]
+        for table in tables:
+            table.patience, table.tell = seconds, tell
+        try:
+            yield
+        finally:
+            for table in tables:
+                table.patience, table.tell = 0.0, None
 
     def check_model(self, info: ModelInfo) -> None:
         """Raises ModelMismatch, naming both, unless `info` is the model that filled this collection."""
@@ -194,6 +237,14 @@ class FocusedCollection:
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """Adds rows; those with the same ids are replaced, metadata included. Raises as `insert`."""
+        if self.layout.partition_key:
+            try:
+                check_server(self.client, (2, 4), "upserting", "rows")
+            except InvalidInput as error:
+                raise CollectionError(
+                    f"collection {self.name!r} has a partition key, and older servers upsert rows into a wrong "
+                    f"partition, where a filter on the key does not find them: {error}; insert works"
+                ) from None
         # Milvus would replace a row only within the partition that it writes to.
         if not self.layout.partition_key and len(partitions := self._table.partitions()) > 1:
             raise CollectionError(
@@ -206,6 +257,9 @@ class FocusedCollection:
         """Raises CollectionError for a collection that only its owner can write to."""
         if self.layout.auto_id:
             raise CollectionError(f"collection {self.name!r} makes up its own ids; write to it with pymilvus")
+        self._check_own()
+
+    def _check_own(self) -> None:
         if self.side is not None:
             raise CollectionError(
                 f"collection {self.name!r} belongs to another application; write to it with pymilvus, then run "
@@ -231,7 +285,12 @@ class FocusedCollection:
         return record | row.metadata
 
     def delete(self, ids: Sequence[Id]) -> None:
-        """Deletes rows; ids that do not exist are ignored."""
+        """Deletes rows; ids that do not exist are ignored.
+
+        Raises:
+            CollectionError: the collection was attached, and only its owner writes to it.
+        """
+        self._check_own()
         for start in range(0, len(ids), 1000):
             self._table.delete(ids[start : start + 1000])
 
@@ -250,20 +309,44 @@ class FocusedCollection:
 
     def check_not_empty(self) -> None:
         """Raises CollectionError if there are no rows: for a search that found nothing."""
-        if not self.count():
+        if self._table.is_empty():
             raise CollectionError(f"collection {self.name!r} is empty; ingest images first")
 
-    def get(self, ids: Sequence[Id], output_fields: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
-        """The current fields of rows, ids included, in the order of `ids`; rows that do not exist are left out.
+    def get(
+        self,
+        ids: Sequence[Id],
+        output_fields: Sequence[str] = ("*",),
+        *,
+        consistency_level: str | None = "Strong",
+        timeout: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """The fields of rows, ids included, in the order of `ids`; rows that do not exist are left out.
 
         Args:
             output_fields: names; "*" means all but the embedding and the state.
+            consistency_level: "Strong" gives the fields as they are now; a server waits about 0.2 s to be sure of it.
+                Others as for `search`: None finds a row that is new in any case, but of one that another client
+                changed in the last seconds it may give the fields as they were.
+            timeout: seconds that a call may take; None: 30.
 
         Raises:
             InvalidInput: the collection cannot have such a field.
         """
-        page = max(1, min(1000, BYTES_PER_CALL // self._row_bytes))
-        return self._table.get(ids, self._names(output_fields), page)
+        return self._get(ids, output_fields, SearchOptions(consistency_level=consistency_level, timeout=timeout))
+
+    def _get(self, ids: Sequence[Id], output_fields: Sequence[str], options: SearchOptions) -> list[dict[str, Any]]:
+        names, key = self._names(output_fields), self.layout.id
+        weight = _FIELDS_BYTES + (self._state_bytes if self.layout.state in names else 0)
+        weight += 4 * self.model.embedding_size if self.layout.embedding in names else 0
+        level, seconds = options.consistency_level, options.seconds()
+        columns = self._columns(names)
+        rows = self._table.get(ids, columns, weight, level, seconds)
+        if level is None and len(rows) < len(ids):  # rows may be so new that only "Strong" sees them
+            found = {row[key] for row in rows}
+            new = self._table.get([one for one in ids if one not in found], columns, weight, timeout=seconds)
+            by_id = {row[key]: row for row in (*rows, *new)}
+            rows = [by_id[one] for one in ids if one in by_id]
+        return rows
 
     @property
     def has_digests(self) -> bool:
@@ -295,7 +378,11 @@ class FocusedCollection:
         filter: str = "",
         output_fields: Sequence[str] = (),
         with_states: bool = False,
+        partition_names: Sequence[str] | None = None,
         search_params: Mapping[str, Any] | None = None,
+        group_by_field: str | None = None,
+        consistency_level: str | None = None,
+        timeout: float | None = None,
     ) -> list[Candidates]:
         """Finds the nearest rows to each query, in one call to Milvus unless the answer is too large for one.
 
@@ -305,12 +392,15 @@ class FocusedCollection:
             filter: a Milvus expression, for example f"album == {quote(name)}".
             output_fields: names; "*" means all but the embedding and the state.
             with_states: return the packed PHS states too.
-            search_params: index parameters instead of our choice, for example {"nprobe": 64} for IVF.
+            partition_names, search_params, group_by_field, consistency_level, timeout: as MilvusClient.search takes
+                them; see `phs_milvus.milvus.options.SearchOptions`.
 
         Raises:
-            InvalidInput: embeddings, limit, output field or filter that cannot be used.
+            InvalidInput: an argument that cannot be used; `.field` names it.
+            MilvusUnavailable: Milvus does not answer.
             CollectionError: stored embeddings that are not of norm 1, under IP or L2.
         """
+        options = SearchOptions(partition_names, search_params, group_by_field, consistency_level, timeout)
         queries = normalised(embeddings, self.model.embedding_size)
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidInput(f"limit is 1 to {MAX_LIMIT:,}, got {limit:,}", "limit")
@@ -319,16 +409,16 @@ class FocusedCollection:
         # Where the states of a single query are too many for one answer, they are read by id afterwards.
         # The id is among the columns because Milvus Lite takes no columns for all columns.
         in_row = [self.layout.state] if self.layout.state and with_states and per_call else []
-        columns = [self.layout.id, *names, *in_row]
-        params = {**index_params(limit), **(search_params or {})}
+        columns = self._columns([self.layout.id, *names, *in_row])
+        params = options.params(limit, self.layout.metric)
         found = []
         for start in range(0, len(queries), per_call or 1):
             part = list(queries[start : start + (per_call or 1)])
-            hits = self._table.search(self.layout.embedding, part, limit, filter, columns, params)
-            found += [self._candidates(list(row), names, with_states) for row in hits]
+            hits = self._table.search(self.layout.embedding, part, limit, filter, columns, params, options)
+            found += [self._candidates(list(row), names, options if with_states else None) for row in hits]
         return found
 
-    def _candidates(self, hits: list[Any], names: list[str], with_states: bool) -> Candidates:
+    def _candidates(self, hits: list[Any], names: list[str], with_states: SearchOptions | None) -> Candidates:
         at = self.layout
         ids = [hit[at.id] for hit in hits]
         entities = [hit["entity"] for hit in hits]
@@ -337,35 +427,41 @@ class FocusedCollection:
             cosines = 1 - cosines / np.float32(2)  # the squared distance of vectors of norm 1 is 2 - 2 cos
         if (np.abs(cosines) > 1 + NORM_TOLERANCE).any():  # rows that the sample at `attach` missed
             raise not_of_norm_1(self.name, at.embedding, at.metric, f"a 'cosine' is {np.abs(cosines).max():.3g}")
-        states = self._states(ids, entities) if with_states else None
+        states = self._states(ids, entities, with_states) if with_states else None
         hidden = {at.id, at.state} - set(names)
         fields = [{key: entity[key] for key in entity if key not in hidden} for entity in entities]
         return Candidates(ids, cosines, states, fields)
 
-    def _states(self, ids: list[Id], entities: list[dict[str, Any]]) -> list[str]:
+    def _states(self, ids: list[Id], entities: list[dict[str, Any]], options: SearchOptions) -> list[str]:
         """The packed states of hits, "" for rows that have none; `entities` are what the search gave of each."""
         if self.side is not None:
             return [stored.state for stored in self.side.read(ids)]
         field = str(self.layout.state)
         if all(field in entity for entity in entities):
             return [entity.get(field) or "" for entity in entities]
-        rows = {row[self.layout.id]: row[field] for row in self.get(ids, [field])}
+        rows = {row[self.layout.id]: row[field] for row in self._get(ids, [field], options)}
         return [rows.get(key) or "" for key in ids]
 
-    def sample_states(self, count: int) -> tuple[Float32Array, list[str]]:
-        """Embeddings, float32 [n, E], and packed states of the same n rows, at most `count`; without rows whose
-        embedding was changed after their state was made."""
+    def sample_states(self, count: int) -> tuple[Float32Array, list[str], int]:
+        """Embeddings and states of a few rows, to see whether they belong together.
+
+        Returns:
+            (embeddings, states, changed): float32 [n, E] and packed states of the same n rows, at most `count`; and the
+            number of other rows looked at, whose embedding was changed after their state was made.
+        """
         at, side = self.layout, self.side
+        changed = 0
         if side is None:
-            rows = self._table.sample([at.embedding, str(at.state)], count, f'{at.state} != ""')
-            pairs = [(row[at.embedding], row[str(at.state)]) for row in rows]
+            rows = self._table.sample([at.embedding, str(at.state)], count)
+            pairs = [(row[at.embedding], row[str(at.state)]) for row in rows if row.get(str(at.state))]
         else:
             made = side.sample(count)
             rows = self.get(list(made), [at.embedding])
             fitting = [row for row in rows if hash_of(row[at.embedding]) == made[row[at.id]][1]]
+            changed = len(rows) - len(fitting)
             pairs = [(row[at.embedding], made[row[at.id]][0]) for row in fitting]
         embeddings = np.array([embedding for embedding, _ in pairs], np.float32)
-        return embeddings.reshape(len(pairs), self.model.embedding_size), [text for _, text in pairs]
+        return embeddings.reshape(len(pairs), self.model.embedding_size), [text for _, text in pairs], changed
 
     def _names(self, output_fields: Sequence[str]) -> list[str]:
         """Expands "*" and refuses fields that cannot exist, which Milvus Lite would silently leave out."""
@@ -381,3 +477,12 @@ class FocusedCollection:
                 has = ", ".join(known)
                 raise InvalidInput(f"collection {self.name!r} has no field {name!r}; it has {has}", "output_fields")
         return list(dict.fromkeys(names))
+
+    def _columns(self, names: list[str]) -> list[str]:
+        """What to ask Milvus for to get these fields: where all dynamic ones are wanted, naming one of them too would
+        make pymilvus leave the others out."""
+        at = self.layout
+        if "$meta" not in names:
+            return names
+        fixed = {"$meta", at.id, at.embedding, at.state, *at.others, *([] if at.digest_is_dynamic else [at.digest])}
+        return [name for name in names if name in fixed]

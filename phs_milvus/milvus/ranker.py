@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
 from phs_milvus.contract.types import Float32Array
-from phs_milvus.milvus.collection import MAX_LIMIT, FocusedCollection, index_params
+from phs_milvus.milvus.collection import MAX_LIMIT, FocusedCollection
 from phs_milvus.milvus.connection import AnnSearchRequest, Function, FunctionType, is_lite, translated_errors
+from phs_milvus.milvus.options import ef_for
 
 Provider: TypeAlias = Literal["tei", "vllm", "cohere"]
 
@@ -57,7 +58,7 @@ class ModelRanker(Function):  # type: ignore[misc]  # pymilvus has no types
         """
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidInput(f"must be 1 to {MAX_LIMIT}, got {limit}", "limit")
-        param = {"params": index_params(limit)}
+        param = {"params": {"ef": ef_for(limit)}}
         return AnnSearchRequest(list(self.vectors), self._embedding, param, limit, expr=filter or None)
 
 

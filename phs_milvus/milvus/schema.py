@@ -37,6 +37,7 @@ class Layout:
         dynamic: whether rows may have fields that are not in the schema.
         metric: "COSINE", "IP" or "L2".
         partition_key: whether a field of the row says which partition it is in.
+        digest_is_dynamic: whether the digest is no field of the schema.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Layout:
     dynamic: bool
     metric: str
     partition_key: bool
+    digest_is_dynamic: bool = False
 
 
 def read(
@@ -102,6 +104,7 @@ def read(
         dynamic=dynamic,
         metric=_metric(client, name, embedding),
         partition_key=any(field.get("is_partition_key") for field in fields.values()),
+        digest_is_dynamic=digest is None and dynamic,
     )
 
 

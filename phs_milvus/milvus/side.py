@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,6 +96,7 @@ class SideStates:
         name: of the side collection.
         model: the model whose states it holds.
         attachment: what it remembers of its owner.
+        table: its records.
     """
 
     def __init__(self, client: MilvusClient, name: str, key: str, model: ModelRecord, attachment: Attachment) -> None:
@@ -103,7 +104,7 @@ class SideStates:
         self.model = model
         self.attachment = attachment
         self._client = client
-        self._table = Table(client, name, key, all_visible=False)
+        self.table = Table(client, name, key, all_visible=False)
         self._row_bytes = state_codec.text_length(model.hidden_size, model.state_format) + 256
         self._cache: TTLCache[Id, StoredState] = TTLCache(_CACHE_BYTES, _CACHE_SECONDS, getsizeof=_size_of)
         self._lock = threading.Lock()
@@ -129,12 +130,11 @@ class SideStates:
         )
         schema.add_field(_OF, DataType.VARCHAR, max_length=2 * _HASH_BYTES)
         schema.add_field(_DIGEST, DataType.VARCHAR, max_length=64)
-        index = client.prepare_index_params()
-        index.add_index(_DUMMY, index_type="FLAT", metric_type="L2")
         with translated_errors(f"cannot create collection {name!r}"):
             level = owner.get("consistency_level")
             levels = {} if level is None else {"consistency_level": level}
-            client.create_collection(name, schema=schema, index_params=index, properties={"phs": text}, **levels)
+            client.create_collection(name, schema=schema, properties={"phs": text}, **levels)
+            _index(client, name)
         return cls(client, name, key["name"], model, attachment)
 
     @classmethod
@@ -149,16 +149,11 @@ class SideStates:
         """
         name = name_of(owner["collection_name"])
         with translated_errors(f"cannot open collection {name!r}"):
-            if not client.has_collection(name):
+            if (description := _described(client, name)) is None:
                 return None
-            description = client.describe_collection(name)
-        texts = (dict(description.get("properties") or {}).get("phs"), description.get("description"))
-        found = next((read for text in texts if text and (read := _from_json(text))), None)
-        if found is None:
-            raise CollectionError(
-                f"the states of {owner['collection_name']!r} would be in {name!r}, but that collection is something "
-                "else; rename it, or keep the states in a field of your own (state_field)"
-            )
+            found = _read(description)
+            if not client.list_indexes(name):  # its making was interrupted
+                _index(client, name)
         key = next(field["name"] for field in description["fields"] if field.get("is_primary"))
         return cls(client, name, key, *found)
 
@@ -172,15 +167,15 @@ class SideStates:
 
     def count(self) -> int:
         """The current number of states."""
-        return self._table.count()
+        return self.table.count()
 
     def read(self, ids: Sequence[Id]) -> list[StoredState]:
         """What is stored of each row, in their order. Some may have been read up to 30 seconds ago."""
         with self._lock:
             found = {key: one for key in ids if (one := self._cache.get(key)) is not None}
         missing = [key for key in dict.fromkeys(ids) if key not in found]
-        rows = self._table.get(missing, [_STATE, _DIGEST], self._page, current=False)
-        read = {row[self._table.key]: StoredState(row[_STATE], row[_DIGEST]) for row in rows}
+        rows = self.table.get(missing, [_STATE, _DIGEST], self._row_bytes, level=None) if missing else []
+        read = {row[self.table.key]: StoredState(row[_STATE], row[_DIGEST]) for row in rows}
         with self._lock:
             for key, one in read.items():
                 self._cache[key] = one
@@ -189,13 +184,13 @@ class SideStates:
 
     def hashes(self, ids: Sequence[Id]) -> dict[Id, str]:
         """`hash_of` the embedding that each stored state belongs to, at present."""
-        rows = self._table.get(ids, [_OF], page=8192)
-        return {row[self._table.key]: row[_OF] for row in rows}
+        rows = self.table.get(ids, [_OF], 2 * _HASH_BYTES)
+        return {row[self.table.key]: row[_OF] for row in rows}
 
     def sample(self, count: int) -> dict[Id, tuple[str, str]]:
         """Of at most `count` rows the packed state and the hash of its embedding."""
-        rows = self._table.sample([self._table.key, _STATE, _OF], count)
-        return {row[self._table.key]: (row[_STATE], row[_OF]) for row in rows}
+        rows = self.table.sample([self.table.key, _STATE, _OF], count)
+        return {row[self.table.key]: (row[_STATE], row[_OF]) for row in rows}
 
     def write(self, states: Sequence[NewState]) -> None:
         """Adds states, or replaces those of the same rows.
@@ -205,7 +200,7 @@ class SideStates:
         """
         records = [
             {
-                self._table.key: new.id,
+                self.table.key: new.id,
                 _DUMMY: _DUMMY_VALUE,
                 _STATE: state_codec.pack(new.state, self.model.state_format),
                 _OF: hash_of(new.embedding),
@@ -214,36 +209,73 @@ class SideStates:
             for new in states
         ]
         for part in batches([self._row_bytes] * len(records), ROWS_PER_CALL, BYTES_PER_CALL):
-            self._table.upsert(records[part])
+            self.table.upsert(records[part])
         self._forget(new.id for new in states)
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Deletes the states of rows; ids that do not exist are ignored."""
         for start in range(0, len(ids), 1000):
-            self._table.delete(ids[start : start + 1000])
+            self.table.delete(ids[start : start + 1000])
         self._forget(ids)
 
     def iterate_ids(self) -> Iterator[Id]:
         """The ids of all rows that have a state, in ascending order, in bounded memory."""
-        return self._table.iterate_keys()
+        return self.table.iterate_keys()
 
     def flush(self) -> None:
         """Makes Milvus seal new states; call it at the end of a bulk load."""
-        self._table.flush()
+        self.table.flush()
 
     def drop(self) -> None:
         """Drops the side collection, and with it all that was ever stored for the owner's."""
         with translated_errors(f"cannot drop collection {self.name!r}"):
             self._client.drop_collection(self.name)
 
-    @property
-    def _page(self) -> int:
-        return max(1, min(8192, BYTES_PER_CALL // self._row_bytes))
-
     def _forget(self, ids: Iterable[Id]) -> None:
         with self._lock:
             for key in ids:
                 self._cache.pop(key, None)
+
+
+def drop_side(client: MilvusClient, owner: str) -> bool:
+    """Drops the side collection of a collection, which may be gone itself; False where there is none.
+
+    Raises:
+        CollectionError: a collection of that name is something else.
+    """
+    description = _described(client, name_of(owner))
+    if description is None:
+        return False
+    _read(description)
+    client.drop_collection(name_of(owner))
+    return True
+
+
+def _described(client: MilvusClient, name: str) -> dict[str, Any] | None:
+    return dict(client.describe_collection(name)) if client.has_collection(name) else None
+
+
+def _read(description: dict[str, Any]) -> tuple[ModelRecord, Attachment]:
+    """What a side collection remembers.
+
+    Raises:
+        CollectionError: it is none.
+    """
+    texts = (dict(description.get("properties") or {}).get("phs"), description.get("description"))
+    found = next((read for text in texts if text and (read := _from_json(text))), None)
+    if found is None:
+        name = description["collection_name"]
+        raise CollectionError(
+            f"the states of {name.removesuffix(_SUFFIX)!r} would be in {name!r}, but that collection is something "
+            "else; rename it, or keep the states in a field of your own (state_field)"
+        )
+    return found
+
+
+def _index(client: MilvusClient, name: str) -> None:
+    index = client.prepare_index_params()
+    index.add_index(_DUMMY, index_type="FLAT", metric_type="L2")
+    client.create_index(name, index, sync=False)
 
 
 def _size_of(stored: StoredState) -> int:
@@ -257,6 +289,8 @@ def _to_json(model: ModelRecord, attachment: Attachment) -> str:
 def _from_json(text: str) -> tuple[ModelRecord, Attachment] | None:
     model = ModelRecord.from_json(text)
     try:
-        return None if model is None else (model, Attachment(**json.loads(text)["attached"]))
+        values = json.loads(text)["attached"]  # a later version may have more
+        known = {item.name: values[item.name] for item in fields(Attachment) if item.name in values}
+        return None if model is None else (model, Attachment(**known))
     except (KeyError, TypeError):
         return None

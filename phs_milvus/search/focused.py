@@ -8,11 +8,11 @@ print(result)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError, 
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Float32Array, Focus
 from phs_milvus.milvus.collection import MAX_LIMIT, Candidates, FocusedCollection
+from phs_milvus.milvus.options import SearchOptions
 from phs_milvus.milvus.ranker import ModelRanker, Provider, model_ranker
 from phs_milvus.milvus.rows import Id
 from phs_milvus.pointing.prompts import Prompt
@@ -99,6 +100,11 @@ class FocusedSearch:
         images: PictureSource | None = None,
         boxes: int = DEFAULT_BOXES,
         focus: Focus = Focus(),
+        partition_names: Sequence[str] | None = None,
+        search_params: Mapping[str, Any] | None = None,
+        group_by_field: str | None = None,
+        consistency_level: str | None = None,
+        timeout: float | None = None,
     ) -> SearchResult:
         """Finds the pictures that contain what the prompt points at.
 
@@ -126,9 +132,13 @@ class FocusedSearch:
             images, boxes: where the rows' pictures are, and how many boxes to find in each; see `SearchResult.locate`.
                 A row whose picture cannot be used keeps its score, and `location_error` says why.
             focus: how to focus on the prompt; PHS as published is Focus.paper() with score="query_db".
+            partition_names, search_params, group_by_field, consistency_level, timeout: as MilvusClient.search takes
+                them, for all that is read of Milvus; see `phs_milvus.milvus.options.SearchOptions`. With
+                `group_by_field` stage one finds one row for each value of that field, the nearest.
 
         Raises:
             InvalidInput: an argument cannot be used; `.field` names it: image, prompt, limit, candidates, filter, ...
+            MilvusUnavailable: Milvus does not answer, or not within `timeout`.
             StateError: a candidate's stored state is not one of this model; the message names the row. (A row without
                 a state is none: it is ranked by its ann_score, and the result counts such rows.)
             CollectionError: the collection is empty, or has no digests by which to exclude the query.
@@ -155,6 +165,11 @@ class FocusedSearch:
             images=images,
             boxes=boxes,
             focus=focus,
+            partition_names=partition_names,
+            search_params=search_params,
+            group_by_field=group_by_field,
+            consistency_level=consistency_level,
+            timeout=timeout,
         )
         return results[0]
 
@@ -174,6 +189,11 @@ class FocusedSearch:
         images: PictureSource | None = None,
         boxes: int = DEFAULT_BOXES,
         focus: Focus = Focus(),
+        partition_names: Sequence[str] | None = None,
+        search_params: Mapping[str, Any] | None = None,
+        group_by_field: str | None = None,
+        consistency_level: str | None = None,
+        timeout: float | None = None,
     ) -> list[SearchResult]:
         """`search` for several queries with one Milvus call; returns one result per query, in their order.
 
@@ -191,14 +211,15 @@ class FocusedSearch:
             raise InvalidInput(f"must be 1 to {MAX_LIMIT} or None, got {localize}", "localize")
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidInput(f"must be 1 to {MAX_LIMIT}, got {limit}", "limit")
+        options = SearchOptions(partition_names, search_params, group_by_field, consistency_level, timeout)
         first, asked_focus = max(limit, localize or 0), focus
         if score == "ann" or not rerank:  # what only stage two would need is not encoded
             score, focus = "ann", focus.stage_one
         depth = _stage_one_depth(first, candidates, score)
         started = time.perf_counter()
-        parts, own, pointed = self._encode(queries, focus, exclude_query)
+        parts, own, pointed = self._encode(queries, focus, exclude_query, options)
         encoded = time.perf_counter()
-        found = self._candidates(parts, depth, filter, output_fields, own, with_states=score != "ann")
+        found = self._candidates(parts, depth, filter, output_fields, own, options, with_states=score != "ann")
         searched = time.perf_counter()
         if not any(len(candidates.ids) for candidates in found):
             self._collection.check_not_empty()
@@ -215,6 +236,7 @@ class FocusedSearch:
                 times[0],
                 times[1],
                 times[2],
+                key=self._collection.layout.id,
                 without_state=sum(not text for text in candidates.states or []),
                 _locator=self._locator(example, asked_focus),
             )
@@ -252,7 +274,7 @@ class FocusedSearch:
         if not questions or score not in ("query_db", "blend"):
             field = "score" if questions else "questions"
             raise InvalidInput("there must be a question, and score must be query_db or blend", field)
-        parts, _, _ = self._encode(questions, focus, False)
+        parts, _, _ = self._encode(questions, focus, False, SearchOptions())
         return model_ranker(
             self._collection,
             [pack_query(query.comparison(score), self._encoder.info.fingerprint) for query in parts],
@@ -290,7 +312,7 @@ class FocusedSearch:
         return QueryLocator(self._encoder, example.image, example.prompt, focus, self.pictures_of)
 
     def _encode(
-        self, questions: Sequence[Question], focus: Focus, with_digests: bool
+        self, questions: Sequence[Question], focus: Focus, with_digests: bool, options: SearchOptions
     ) -> tuple[list[Parts], list[frozenset[str]], list[Pointed | Encoding]]:
         """Each question's parts, the digests of its own pictures where they are wanted, else none, and its first
         example."""
@@ -300,7 +322,8 @@ class FocusedSearch:
                 "picture: add a VARCHAR field 'digest' that holds each file's sha256, or leave a row out by filter"
             )
         asked = [example for question in questions for example in examples_of(question)]
-        examples = with_files(self._collection, asked, self._image_root)
+        level, timeout = options.consistency_level, options.timeout
+        examples = with_files(self._collection, asked, self._image_root, consistency_level=level, timeout=timeout)
         if len(examples) <= FEW:
             examples = [self._opened(example, place_of(n, questions)) for n, example in enumerate(examples)]
         encodings = iter(self._encoded(examples, questions, focus))
@@ -348,19 +371,21 @@ class FocusedSearch:
         filter: str,
         output_fields: Sequence[str],
         own: Sequence[frozenset[str]],
+        options: SearchOptions,
         *,
         with_states: bool,
     ) -> list[Candidates]:
         """Stage one: the nearest `depth` rows to each query, without those that are one of its `own` pictures."""
         most = max(map(len, own))
         field = self._collection.layout.digest if most and self._collection.side is None else None
-        extra = [field] if field is not None and field not in output_fields else []
+        extra = [field] if field is not None and not {field, "*"} & set(output_fields) else []
         found = self._collection.search(
             np.stack([query.ann_embedding for query in parts]),
             min(MAX_LIMIT, depth + _COPIES * most),
             filter=filter,
             output_fields=[*output_fields, *extra],
             with_states=with_states,
+            **vars(options),
         )
         if not most:
             return found

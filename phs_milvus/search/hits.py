@@ -79,6 +79,7 @@ class SearchResult(Sequence[Hit]):
         query: the query's Encoding, with head scores and head weights, and `per_zoom` where the focus has several
             zooms; the first example's where there are several.
         without_state: the number of candidates that have no state yet, and are ranked by their ann_score.
+        key: name of the collection's primary key.
         encode_ms, ann_ms, rerank_ms: milliseconds of wall time for each part, divided equally among the queries of one
             call; locate_ms: of this query.
     """
@@ -90,6 +91,7 @@ class SearchResult(Sequence[Hit]):
     rerank_ms: float
     locate_ms: float = 0.0
     without_state: int = 0
+    key: str = "id"
     _locator: HitLocator | None = field(default=None, repr=False)
 
     def locate(
@@ -116,6 +118,17 @@ class SearchResult(Sequence[Hit]):
         started = time.perf_counter()
         hits = self._locator.located(self.hits, images, boxes=boxes, threshold=threshold)
         return replace(self, hits=hits, locate_ms=1000 * (time.perf_counter() - started))
+
+    def milvus(self) -> list[Any]:
+        """The hits as MilvusClient.search returns them for one query: a list of one pymilvus Hits.
+
+        Each hit has the primary key under its own name, "distance" and "entity", the output fields. Its distance is
+        `Hit.score`, of which more is better whatever the collection's metric is.
+        """
+        from phs_milvus.milvus.answers import as_hits  # pymilvus is not needed for anything else here
+
+        hits = self.hits
+        return as_hits(self.key, [hit.id for hit in hits], [hit.score for hit in hits], [hit.fields for hit in hits])
 
     def __len__(self) -> int:
         return len(self.hits)

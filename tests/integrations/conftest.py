@@ -23,7 +23,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, make_images: Callable[..., 
 @pytest.fixture(scope="module")
 def collection(milvus_uri: str, photos: list[Path], encoder: Encoder) -> Iterator[FocusedCollection]:
     client = connect(milvus_uri)
-    collection = FocusedCollection.create(client, "images", encoder.info, overwrite=True)
+    collection = FocusedCollection.create(client, "images", encoder.info, state_format="float16", overwrite=True)
     ingest_folder(photos[0].parent, collection, encoder, progress=False)
     yield collection
     close(client)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from tests.servers import REPO
 if find_spec("fiftyone") is None:
     pytest.skip("FiftyOne is not installed here; tests/fiftyone_app.sh installs it", allow_module_level=True)
 # FiftyOne reads these when it is imported, and its plugins when it first looks for them.
-PLACES = Path(tempfile.gettempdir()) / f"phs-fiftyone-{os.getuid()}"
+PLACES = Path(tempfile.gettempdir()) / f"phs-fiftyone-{crc32(bytes(REPO)):x}"
 shutil.rmtree(PLACES, ignore_errors=True)
 (PLACES / "plugins").mkdir(parents=True)
 (PLACES / "plugins/phs_milvus").symlink_to(REPO / "phs_milvus/integrations/fiftyone")

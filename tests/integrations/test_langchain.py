@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from phs_milvus import Encoder, FocusedSearch, InvalidInput, StateError
+from phs_milvus.search.aio import AsyncFocusedSearch
 from tests.integrations.support import BOX, expected, needs, query, run_example
+from tests.servers import REPO
 
 needs("langchain_core")
 from langchain_core.callbacks import BaseCallbackHandler  # noqa: E402
@@ -72,6 +76,17 @@ def test_arguments_of_one_call_and_of_every_call(search: FocusedSearch, photos: 
     assert only.id == photos[5].name and only.metadata["relevance_score"] == only.metadata["query_db_score"]
     assert len(retriever.invoke(query(photos), filter="", k=4)) == 4
     assert len(asyncio.run(retriever.ainvoke(query(photos), filter="", k=4))) == 4
+
+
+def test_an_async_search_bounds_what_is_in_flight(search: FocusedSearch, photos: list[Path]) -> None:
+    async def run() -> tuple[list[list[Document]], list[Document]]:
+        async with AsyncFocusedSearch(search, in_flight=2) as bounded:
+            retriever = FocusedRetriever(search=bounded, k=5)
+            return await retriever.abatch([query(photos)] * 5), retriever.invoke(query(photos))
+
+    answers, blocking = asyncio.run(run())
+    ids = expected(search, query(photos))[0][:5]
+    assert [[document.id for document in answer] for answer in [*answers, blocking]] == [ids] * 6
 
 
 def test_errors_reach_the_caller_and_the_callbacks(search: FocusedSearch, photos: list[Path]) -> None:
@@ -138,3 +153,14 @@ def test_documents_of_langchain_milvus_are_reranked(
     best = FocusedRerank(encoder=encoder).compress_documents(found, query(photos))
     assert [document.metadata["file"] for document in best] == expected(search, query(photos))[0]
     assert [document.metadata["file"] for document in found] != [document.metadata["file"] for document in best]
+
+
+def test_the_example_of_langchain_milvus(
+    search: FocusedSearch, address: str, photos: list[Path], tmp_path: Path
+) -> None:
+    needs("langchain_milvus")
+    script, asked = REPO / "examples/rerank_langchain_milvus.py", f"{photos[3]}:20,10,90,70"
+    command = [sys.executable, script, address, photos[0].parent, asked, "a bicycle"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [Path(line.split()[1]).name for line in done.stdout.splitlines()] == expected(search, query(photos))[0][:5]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from phs_milvus import Encoder, FocusedSearch, InvalidInput, Query, StateError
+from phs_milvus.search.aio import AsyncFocusedSearch
 from tests.integrations.support import BOX, expected, needs, query, run_example
 
 needs("llama_index.core")
@@ -42,7 +43,13 @@ def test_nodes_are_the_hits_of_a_search(search: FocusedSearch, photos: list[Path
     ids, scores = expected(search, query(photos))
     retriever = FocusedRetriever(search, similarity_top_k=7)
     asked = FocusedQuery("never looked at", question={"image": str(photos[3]), "box": [20, 10, 90, 70]})
-    for nodes in (retriever.retrieve(asked), asyncio.run(retriever.aretrieve(asked))):
+    bounded = FocusedRetriever(AsyncFocusedSearch(search, in_flight=1), similarity_top_k=7)
+    answers = [
+        retriever.retrieve(asked),
+        asyncio.run(retriever.aretrieve(asked)),
+        asyncio.run(bounded.aretrieve(asked)),
+    ]
+    for nodes in answers:
         assert [one.node_id for one in nodes] == ids[:7]
         assert [one.score for one in nodes] == pytest.approx([scores[name] for name in ids[:7]], abs=1e-5)
     best = nodes[0].node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -37,6 +38,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("node") / "node"
     shutil.copytree(REPO / "examples/node", folder, ignore=shutil.ignore_patterns("node_modules"))
     done = run(folder, "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts")
+    if done.returncode and re.search("ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT", done.stderr):
+        pytest.skip(f"npm reaches no registry: {done.stderr.splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -151,7 +151,7 @@ def test_large_answers_are_cut_into_calls(filled: FocusedCollection, monkeypatch
 
 
 def test_pages_of_ids(filled: FocusedCollection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phs_milvus.milvus.table._IDS_PER_PAGE", 300)
+    monkeypatch.setattr("phs_milvus.milvus.table.IDS_PER_PAGE", 300)
     assert list(filled.iterate_ids()) == [f"r{index:04d}" for index in range(1000)]
 
 
