@@ -19,7 +19,7 @@ from phs_milvus.cli.connections import (
     own_server,
 )
 from phs_milvus.cli.listening import add_listening_flags, web_settings
-from phs_milvus.contract.errors import CollectionError, PhsError, shown
+from phs_milvus.contract.errors import CollectionError, MilvusUnavailable, PhsError, shown
 
 DEFAULT_PORT = 8765
 
@@ -138,7 +138,7 @@ def _knock(uri: str, host: str, port: int) -> None:
     try:
         socket.create_connection((host, port), timeout=3).close()
     except OSError as error:
-        raise CollectionError(f"Milvus at {shown(uri)} does not answer: {error.strerror or 'timed out'}") from None
+        raise MilvusUnavailable(f"Milvus at {shown(uri)} does not answer: {error.strerror or 'timed out'}") from None
 
 
 def _places(options: argparse.Namespace) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from phs_milvus import Encoder
-from phs_milvus.contract.errors import CollectionError, EncoderUnavailable
+from phs_milvus.contract.errors import CollectionError, EncoderUnavailable, MilvusUnavailable
 from phs_milvus.web.backend import Backend
 from phs_milvus.web.settings import WebSettings
 from phs_milvus.web.site import STATIC
@@ -147,7 +147,7 @@ def test_milvus_that_cannot_be_reached_is_said_at_once_and_found_again(database:
 
     def probe() -> None:
         if away:
-            raise CollectionError("Milvus does not answer")
+            raise MilvusUnavailable("Milvus does not answer")
 
     said: list[str] = []
     lines = said.append
