@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     )
     from phs_milvus.contract.types import Encoding, Explanation, Focus, ModelInfo
     from phs_milvus.ingest.aio import backfill_async, ingest_folder_async
-    from phs_milvus.ingest.backfill import BackfillReport, backfill
+    from phs_milvus.ingest.backfill import backfill
     from phs_milvus.ingest.folder import ingest_folder
-    from phs_milvus.ingest.progress import IngestReport
+    from phs_milvus.ingest.progress import BackfillReport, IngestReport
     from phs_milvus.milvus.collection import FocusedCollection
     from phs_milvus.milvus.connection import connect
     from phs_milvus.milvus.rows import Row
@@ -78,9 +78,9 @@ _MODULES = {
         "StateError",
     ),
     "ingest.aio": ("backfill_async", "ingest_folder_async"),
-    "ingest.backfill": ("BackfillReport", "backfill"),
+    "ingest.backfill": ("backfill",),
     "ingest.folder": ("ingest_folder",),
-    "ingest.progress": ("IngestReport",),
+    "ingest.progress": ("BackfillReport", "IngestReport"),
     "milvus.connection": ("connect",),
     "pointing.prompts": ("Box", "Mask", "Point", "Polygon"),
     "search.rerank": ("Ranking", "Reranker"),

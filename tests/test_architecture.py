@@ -88,6 +88,7 @@ ARROWS = {
         edge       -> contract config flow ops
         app        -> contract config flow ops edge
         process    -> contract config ops edge app
+        probe      -> contract config
     """,
 }
 # Which third-party package may be imported where; everywhere else it may not.

@@ -45,6 +45,11 @@ def add_commands(commands: Any) -> None:
         help="how new states are held: int8, or float16 in twice the space (default: int8)",
     )
     attach.add_argument("--prune", action="store_true", help="delete the states of rows that no longer exist")
+    attach.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="go on where the embeddings of most rows differ from the model's; those rows get no state",
+    )
     attach.add_argument("--batch-size", type=int, default=256, help="states written at a time (default: %(default)s)")
     attach.add_argument(
         "--undo", action="store_true", help="drop COLLECTION_phs, and do nothing else; COLLECTION is as it was"
@@ -74,6 +79,7 @@ def _attach(options: argparse.Namespace) -> int:
             options.images,
             image_field=options.image_field,
             prune=options.prune,
+            keep_going=options.keep_going,
             batch_size=options.batch_size,
         )
     print(report)

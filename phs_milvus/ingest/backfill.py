@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,56 +35,21 @@ from phs_milvus.contract.types import Encoding
 from phs_milvus.ingest.encoding import THREADS, encoded
 from phs_milvus.ingest.files import chunks, until
 from phs_milvus.ingest.patience import PATIENCE_S, long_work
-from phs_milvus.ingest.progress import FAILURES_KEPT, Progress, ProgressBar
+from phs_milvus.ingest.progress import FAILURES_KEPT, BackfillReport, Progress, ProgressBar
 from phs_milvus.milvus.collection import FocusedCollection
 from phs_milvus.milvus.rows import Id
 from phs_milvus.milvus.side import Attachment, NewState, SideStates, hash_of
-from phs_milvus.search.sources import RowFinder, row_finder
+from phs_milvus.search.sources import RowFinder, Unreachable, row_finder
 
 # A stored embedding is the model's own if it is at least so similar to a new one. Half precision and another kernel
 # stay above .999; another resizing or a centre crop is below .98 on photos.
 AGREEMENT = 0.99
 # So many rows are looked at before it is said that the collection is of another model, or the pictures elsewhere.
-_ENOUGH_COMPARED, _ENOUGH_MISSING = 24, 256
-_ROWS_PER_PAGE = 2048
+_ENOUGH_COMPARED, _ENOUGH_MISSING, _ENOUGH_UNREACHABLE = 24, 256, 64
+_ROWS_PER_PAGE = 4096  # their embeddings are in memory
 _MOST_ROWS = 100_000
 
 RowPicture: TypeAlias = "Callable[[dict[str, Any]], ImageSource | None]"
-
-
-@dataclass
-class BackfillReport:
-    """What a backfill did.
-
-    Attributes:
-        rows: of the collection.
-        written: states made.
-        fitting: rows that had the state of their embedding already.
-        differing: rows whose stored embedding is not what the model gives for their picture; they get no state.
-        pruned: states deleted because their row is gone.
-        failed: (id, reason) of the first 1,000 rows without a new state, the differing ones among them.
-        failed_count: the number of all of them.
-        seconds: wall time.
-    """
-
-    rows: int = 0
-    written: int = 0
-    fitting: int = 0
-    differing: int = 0
-    pruned: int = 0
-    failed: list[tuple[Id, str]] = field(default_factory=list)
-    failed_count: int = 0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.rows:,} rows in {self.seconds:.1f} s: {self.written:,} states made, {self.fitting:,} there "
-            f"already, {self.failed_count:,} failed ({self.differing:,} of them differ); {self.pruned:,} states pruned"
-        ]
-        lines += [f"  failed: {shown(row_id)}: {reason}" for row_id, reason in self.failed[:20]]
-        if self.failed_count > 20:
-            lines.append(f"  ... and {self.failed_count - 20:,} more")
-        return "\n".join(lines)
 
 
 def backfill(
@@ -94,6 +59,7 @@ def backfill(
     *,
     image_field: str | None = None,
     prune: bool = False,
+    keep_going: bool = False,
     batch_size: int = 256,
     progress: Progress = True,
     stop: threading.Event | None = None,
@@ -111,6 +77,8 @@ def backfill(
         images, image_field: where the pictures are; see `phs_milvus.search.sources.row_finder`. `images` may also be a
             function from a row, a dict of all its fields, to its picture. None for both: as the last time.
         prune: whether to delete the states of rows that are gone.
+        keep_going: whether to go on where most rows do not agree, as where the oldest ones were made otherwise than the
+            rest; those that do not agree get no state.
         batch_size: states per write.
         progress: True for a bar on stderr, False for none, or a function called with (rows done, rows in all).
         stop: set it, from any thread, to end early, as `ingest_folder` does.
@@ -119,7 +87,7 @@ def backfill(
     Raises:
         InvalidInput: an argument cannot be used; `.field` names it.
         ModelMismatch: most stored embeddings are not of the encoder's model, or the encoder runs another one.
-        ImageError: not one of the first pictures can be found.
+        ImageError: not one of the first pictures can be found, or their server is no longer reached.
         CollectionError: the collection was not attached with a side collection.
         MilvusUnavailable: Milvus no longer answers. The next run goes on from what is stored.
         EncoderError: the embedding server no longer answers. What was encoded by then is stored.
@@ -134,12 +102,15 @@ def backfill(
     if not 1 <= batch_size <= _MOST_ROWS:
         raise InvalidInput(f"batch_size is 1 to {_MOST_ROWS:,}, got {batch_size}", "batch_size")
     collection.check_model(encoder.info)
-    find = _finder(collection, side, images, image_field)
+    find, where = _finder(collection, side, images, image_field)
     stop = stop or threading.Event()
-    run = _Run(collection, side, encoder, find, batch_size, stop)
+    run = _Run(collection, side, encoder, find, batch_size, stop, keep_going)
     run.report.rows = collection.count()
     with long_work(collection, progress, run.report.rows, patience, lambda: f"{run.report.written:,} states") as bar:
         run.encode_all(bar)
+        # Only now, when pictures were found there, is it worth remembering.
+        if where is not None and (run.report.written or run.report.fitting):
+            side.remember(where)
         if prune and not stop.is_set():
             run.prune()
         if run.report.written:
@@ -150,20 +121,19 @@ def backfill(
 
 def _finder(
     collection: FocusedCollection, side: SideStates, images: str | Path | RowPicture | None, image_field: str | None
-) -> RowFinder:
-    """Where the pictures are; what was said is remembered for searches and for the next time."""
+) -> tuple[RowFinder, Attachment | None]:
+    """Where the pictures are, and what to remember of it for searches and for the next time, if anything."""
     if callable(images):
         function = images
-        return RowFinder(("*",), lambda _, row: _called(function, dict(row)))
+        return RowFinder(("*",), lambda _, row: _called(function, dict(row))), None
     known = side.attachment
     if images is None and image_field is None:
-        return row_finder(known.images, known.image_field)
+        return row_finder(known.images, known.image_field), None
     if images is not None and "://" not in str(images):
         images = Path(images).expanduser().absolute()
     find = row_finder(images, image_field)
     collection.get([], [name for name in find.fields if name != "*"])  # says which fields there are
-    side.remember(Attachment(collection.layout.embedding, image_field, None if images is None else str(images)))
-    return find
+    return find, Attachment(known.embedding_field, image_field, None if images is None else str(images))
 
 
 def _called(function: RowPicture, row: dict[str, Any]) -> ImageSource:
@@ -180,6 +150,7 @@ class _Work:
     id: Id
     embedding: Any
     row: dict[str, Any]
+    has_old: bool  # a state, of another embedding
     digest: str = ""
 
 
@@ -194,15 +165,19 @@ class _Run:
         find: RowFinder,
         batch_size: int,
         stop: threading.Event,
+        keep_going: bool,
     ) -> None:
         self.report = BackfillReport()
         self._stop = stop
+        self._keep_going = keep_going
         self._collection = collection
         self._side = side
         self._encoder = encoder
         self._find = find
         self._batch_size = batch_size
         self._new: list[NewState] = []
+        self._outlived: list[Id] = []
+        self._unreachable = 0  # in a row
         self._compared = 0
         self._first_cosines: list[float] = []
 
@@ -211,14 +186,9 @@ class _Run:
         pool = ThreadPoolExecutor(THREADS, "phs-backfill")
 
         def failed(work: _Work, error: PhsError) -> None:
-            self._fail(work.id, error)
+            self._fail(work, error)
             bar.advance()
-            nothing_yet = not self._compared and not self.report.fitting
-            if nothing_yet and self.report.failed_count >= _ENOUGH_MISSING:
-                raise ImageError(
-                    f"none of the first {self.report.failed_count} rows' pictures can be used, of row "
-                    f"{shown(work.id)!r} because: {error}; say with images and image_field where they are"
-                )
+            self._check_reachable(work, error)
 
         try:
             rows = until(self._stop, self._outdated(bar))
@@ -227,10 +197,10 @@ class _Run:
                 bar.advance()
             self._check_agreement(at_least=_ENOUGH_COMPARED if self._stop.is_set() else 1)
             self._store()
-        except (CollectionError, ModelMismatch):
+        except CollectionError:
             raise
         except BaseException:
-            # After Ctrl-C or the loss of the embedding server, keep what is encoded.
+            # After Ctrl-C, another model's rows or the loss of the embedding server, keep what is encoded and agrees.
             with suppress(PhsError):
                 self._store()
             raise
@@ -241,7 +211,7 @@ class _Run:
         """The rows without a fitting state, found by two lookups for many rows."""
         key, embedding = self._collection.layout.id, self._collection.layout.embedding
         wanted = [embedding, *self._find.fields]
-        for ids in chunks(self._collection.iterate_ids(), _ROWS_PER_PAGE):
+        for ids in chunks(until(self._stop, self._collection.iterate_ids()), _ROWS_PER_PAGE):
             made = self._side.hashes(ids)
             for row in self._collection.get(ids, wanted):
                 vector = row.pop(embedding)
@@ -249,11 +219,11 @@ class _Run:
                     self.report.fitting += 1
                     bar.advance()
                 else:
-                    yield _Work(row[key], np.asarray(vector, np.float32), row)
+                    yield _Work(row[key], np.asarray(vector, np.float32), row, row[key] in made)
 
     def _load(self, work: _Work) -> EncodedImage | PhsError:
         try:
-            image = load_image(self._find(work.id, work.row))
+            image = load_image(self._find.find(work.id, work.row))
             if len(image.data) > (limit := self._encoder.info.limits.image_bytes):
                 raise ImageError(f"{len(image.data):,} bytes; the server takes at most {limit:,}")
             work.digest = image.digest
@@ -267,6 +237,7 @@ class _Run:
         norm = float(np.linalg.norm(work.embedding.astype(np.float64)))
         cosine = float(work.embedding @ encoding.required("embedding")) / norm if norm > 0 else float("nan")
         self._compared += 1
+        self._unreachable = 0
         if len(self._first_cosines) < _ENOUGH_COMPARED:
             self._first_cosines.append(cosine)
         if cosine >= AGREEMENT:  # not NaN
@@ -274,7 +245,7 @@ class _Run:
         else:
             self.report.differing += 1
             self._fail(
-                work.id,
+                work,
                 ModelMismatch(
                     f"the stored embedding has cosine {cosine:.3f} to the picture's: another picture, model or "
                     "preprocessing"
@@ -288,7 +259,7 @@ class _Run:
         """Raises ModelMismatch if at least so many embeddings were compared, and most do not agree. Rows that had
         their state already agreed when it was made."""
         differing = self.report.differing
-        if self._compared < at_least or 2 * differing <= self._compared + self.report.fitting:
+        if self._keep_going or self._compared < at_least or 2 * differing <= self._compared + self.report.fitting:
             return
         model = self._encoder.info
         raise ModelMismatch(
@@ -296,23 +267,40 @@ class _Run:
             f"{self._collection.layout.embedding!r} than {model.model_id!r} gives for their pictures (median cosine "
             f"{float(np.median(self._first_cosines)):.3f}, wanted {AGREEMENT} or more): collection "
             f"{self._collection.name!r} was filled by another model, from other pictures, or with other preprocessing "
-            "(a centre crop, another size); serve the model that filled it, or ingest the pictures anew"
+            "(a centre crop, another size); serve the model that filled it, or ingest the pictures anew; if only these "
+            "rows are so, leave them without states by keep_going (--keep-going)"
         )
+
+    def _check_reachable(self, work: _Work, error: PhsError) -> None:
+        """Raises ImageError if pictures cannot be found at all, or no longer."""
+        self._unreachable = self._unreachable + 1 if isinstance(error, Unreachable) else 0
+        if self._unreachable >= _ENOUGH_UNREACHABLE:
+            raise ImageError(f"{self._unreachable} pictures in a row could not be fetched, the last because: {error}")
+        failed = self.report.failed_count
+        if failed >= _ENOUGH_MISSING and not self._compared and not self.report.fitting:
+            raise ImageError(
+                f"none of the first {failed} rows' pictures can be used, of row {shown(work.id)!r} because: {error}; "
+                "say with images and image_field where they are"
+            )
 
     def _store(self) -> None:
         new, self._new = self._new, []
+        outlived, self._outlived = self._outlived, []
         self._side.write(new)
+        self._side.delete(outlived)
         self.report.written += len(new)
 
     def prune(self) -> None:
         """Deletes the states of rows that no longer exist."""
-        for ids in chunks(self._side.iterate_ids(), _ROWS_PER_PAGE):
+        for ids in chunks(until(self._stop, self._side.iterate_ids()), _ROWS_PER_PAGE):
             there = {row[self._collection.layout.id] for row in self._collection.get(ids, [])}
             gone = [row_id for row_id in ids if row_id not in there]
             self._side.delete(gone)
             self.report.pruned += len(gone)
 
-    def _fail(self, row_id: Id, error: PhsError) -> None:
+    def _fail(self, work: _Work, error: PhsError) -> None:
         self.report.failed_count += 1
+        if work.has_old:  # a search would rank the row by what it was
+            self._outlived.append(work.id)
         if len(self.report.failed) < FAILURES_KEPT:
-            self.report.failed.append((row_id, str(error)))
+            self.report.failed.append((work.id, str(error)))

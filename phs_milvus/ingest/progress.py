@@ -1,4 +1,4 @@
-"""The progress bar of an ingest, and the report at its end."""
+"""The progress bar of an ingest or a backfill, and the report at its end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from phs_milvus.contract.errors import shown
+from phs_milvus.milvus.rows import Id
 
 Progress: TypeAlias = "bool | Callable[[int, int], None]"
 
@@ -53,6 +56,41 @@ class IngestReport:
                 kinds.append("others")
             lines.append(f"  {self.left_out.total():,} files not taken: {', '.join(kinds)}")
         lines += [f"  failed: {name}: {reason}" for name, reason in self.failed[:20]]
+        if self.failed_count > 20:
+            lines.append(f"  ... and {self.failed_count - 20:,} more")
+        return "\n".join(lines)
+
+
+@dataclass
+class BackfillReport:
+    """What a backfill did.
+
+    Attributes:
+        rows: of the collection.
+        written: states made.
+        fitting: rows that had the state of their embedding already.
+        differing: rows whose stored embedding is not what the model gives for their picture; they get no state.
+        pruned: states deleted because their row is gone.
+        failed: (id, reason) of the first 1,000 rows without a new state, the differing ones among them.
+        failed_count: the number of all of them.
+        seconds: wall time.
+    """
+
+    rows: int = 0
+    written: int = 0
+    fitting: int = 0
+    differing: int = 0
+    pruned: int = 0
+    failed: list[tuple[Id, str]] = field(default_factory=list)
+    failed_count: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.rows:,} rows in {self.seconds:.1f} s: {self.written:,} states made, {self.fitting:,} there "
+            f"already, {self.failed_count:,} failed ({self.differing:,} of them differ); {self.pruned:,} states pruned"
+        ]
+        lines += [f"  failed: {shown(row_id)}: {reason}" for row_id, reason in self.failed[:20]]
         if self.failed_count > 20:
             lines.append(f"  ... and {self.failed_count - 20:,} more")
         return "\n".join(lines)

@@ -17,7 +17,7 @@ from phs_milvus.milvus.attach import Attached, attached, opened
 from phs_milvus.milvus.connection import FieldSchema, MilvusClient, check_server, close, connect, translated_errors
 from phs_milvus.milvus.options import SearchOptions
 from phs_milvus.milvus.rows import Candidates, Id, ModelRecord, Row, batches, check_rows, normalised, quote
-from phs_milvus.milvus.schema import NORM_TOLERANCE, check_norms, not_of_norm_1
+from phs_milvus.milvus.schema import NORM_TOLERANCE, not_of_norm_1
 from phs_milvus.milvus.side import SideStates, hash_of
 from phs_milvus.milvus.table import BYTES_PER_ANSWER, BYTES_PER_CALL, ROWS_PER_CALL, Table
 
@@ -25,7 +25,6 @@ __all__ = ["Candidates", "FocusedCollection", "ModelRecord", "Row", "close", "co
 
 MAX_LIMIT = 16_384  # topK of a Milvus server
 _FIELDS_BYTES = 256  # what the fields of a row weigh, roughly, without embedding and state
-_SAMPLE = 256  # rows whose embeddings are looked at before a search by IP or L2
 
 
 class FocusedCollection:
@@ -183,13 +182,9 @@ class FocusedCollection:
 
     @classmethod
     def _of(cls, client: MilvusClient, name: str, found: Attached) -> FocusedCollection:
-        collection = cls(client, name, found.model, found.layout, found.side, foreign=found.foreign)
-        at = found.layout
-        if at.metric != "COSINE":
-            rows = collection._table.sample([at.embedding], _SAMPLE)
-            if rows:
-                check_norms(name, at.embedding, at.metric, np.array([row[at.embedding] for row in rows], np.float32))
-        return collection
+        # An alias may come to mean another collection, whose rows must not meet the states of this one.
+        real = name if found.side is None else found.name
+        return cls(client, real, found.model, found.layout, found.side, foreign=found.foreign)
 
     def __enter__(self) -> FocusedCollection:
         return self
@@ -262,6 +257,9 @@ class FocusedCollection:
         """Raises CollectionError for a collection that only its owner can write to."""
         if self.layout.auto_id:
             raise CollectionError(f"collection {self.name!r} makes up its own ids; write to it with pymilvus")
+        self._check_own()
+
+    def _check_own(self) -> None:
         if self.side is not None:
             raise CollectionError(
                 f"collection {self.name!r} belongs to another application; write to it with pymilvus, then run "
@@ -287,7 +285,12 @@ class FocusedCollection:
         return record | row.metadata
 
     def delete(self, ids: Sequence[Id]) -> None:
-        """Deletes rows; ids that do not exist are ignored."""
+        """Deletes rows; ids that do not exist are ignored.
+
+        Raises:
+            CollectionError: the collection was attached, and only its owner writes to it.
+        """
+        self._check_own()
         for start in range(0, len(ids), 1000):
             self._table.delete(ids[start : start + 1000])
 
@@ -439,20 +442,26 @@ class FocusedCollection:
         rows = {row[self.layout.id]: row[field] for row in self._get(ids, [field], options)}
         return [rows.get(key) or "" for key in ids]
 
-    def sample_states(self, count: int) -> tuple[Float32Array, list[str]]:
-        """Embeddings, float32 [n, E], and packed states of the same n rows, at most `count`; without rows whose
-        embedding was changed after their state was made."""
+    def sample_states(self, count: int) -> tuple[Float32Array, list[str], int]:
+        """Embeddings and states of a few rows, to see whether they belong together.
+
+        Returns:
+            (embeddings, states, changed): float32 [n, E] and packed states of the same n rows, at most `count`; and the
+            number of other rows looked at, whose embedding was changed after their state was made.
+        """
         at, side = self.layout, self.side
+        changed = 0
         if side is None:
-            rows = self._table.sample([at.embedding, str(at.state)], count, f'{at.state} != ""')
-            pairs = [(row[at.embedding], row[str(at.state)]) for row in rows]
+            rows = self._table.sample([at.embedding, str(at.state)], count)
+            pairs = [(row[at.embedding], row[str(at.state)]) for row in rows if row.get(str(at.state))]
         else:
             made = side.sample(count)
             rows = self.get(list(made), [at.embedding])
             fitting = [row for row in rows if hash_of(row[at.embedding]) == made[row[at.id]][1]]
+            changed = len(rows) - len(fitting)
             pairs = [(row[at.embedding], made[row[at.id]][0]) for row in fitting]
         embeddings = np.array([embedding for embedding, _ in pairs], np.float32)
-        return embeddings.reshape(len(pairs), self.model.embedding_size), [text for _, text in pairs]
+        return embeddings.reshape(len(pairs), self.model.embedding_size), [text for _, text in pairs], changed
 
     def _names(self, output_fields: Sequence[str]) -> list[str]:
         """Expands "*" and refuses fields that cannot exist, which Milvus Lite would silently leave out."""

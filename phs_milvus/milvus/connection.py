@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import grpc
 from pymilvus import AnnSearchRequest, DataType, FieldSchema, Function, FunctionType, MilvusClient, MilvusException
+from pymilvus.client.types import LoadState
 
 from phs_milvus.contract.errors import CollectionError, InvalidInput, MilvusUnavailable, PhsError, reason_of, shown
 from phs_milvus.contract.proxies import channel_options, proxy_note
@@ -48,6 +49,7 @@ __all__ = [
     "FieldSchema",
     "Function",
     "FunctionType",
+    "LoadState",
     "MilvusClient",
     "check_server",
     "close",

@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,12 +130,11 @@ class SideStates:
         )
         schema.add_field(_OF, DataType.VARCHAR, max_length=2 * _HASH_BYTES)
         schema.add_field(_DIGEST, DataType.VARCHAR, max_length=64)
-        index = client.prepare_index_params()
-        index.add_index(_DUMMY, index_type="FLAT", metric_type="L2")
         with translated_errors(f"cannot create collection {name!r}"):
             level = owner.get("consistency_level")
             levels = {} if level is None else {"consistency_level": level}
-            client.create_collection(name, schema=schema, index_params=index, properties={"phs": text}, **levels)
+            client.create_collection(name, schema=schema, properties={"phs": text}, **levels)
+            _index(client, name)
         return cls(client, name, key["name"], model, attachment)
 
     @classmethod
@@ -150,16 +149,11 @@ class SideStates:
         """
         name = name_of(owner["collection_name"])
         with translated_errors(f"cannot open collection {name!r}"):
-            if not client.has_collection(name):
+            if (description := _described(client, name)) is None:
                 return None
-            description = client.describe_collection(name)
-        texts = (dict(description.get("properties") or {}).get("phs"), description.get("description"))
-        found = next((read for text in texts if text and (read := _from_json(text))), None)
-        if found is None:
-            raise CollectionError(
-                f"the states of {owner['collection_name']!r} would be in {name!r}, but that collection is something "
-                "else; rename it, or keep the states in a field of your own (state_field)"
-            )
+            found = _read(description)
+            if not client.list_indexes(name):  # its making was interrupted
+                _index(client, name)
         key = next(field["name"] for field in description["fields"] if field.get("is_primary"))
         return cls(client, name, key, *found)
 
@@ -180,7 +174,7 @@ class SideStates:
         with self._lock:
             found = {key: one for key in ids if (one := self._cache.get(key)) is not None}
         missing = [key for key in dict.fromkeys(ids) if key not in found]
-        rows = self.table.get(missing, [_STATE, _DIGEST], self._row_bytes, level=None)
+        rows = self.table.get(missing, [_STATE, _DIGEST], self._row_bytes, level=None) if missing else []
         read = {row[self.table.key]: StoredState(row[_STATE], row[_DIGEST]) for row in rows}
         with self._lock:
             for key, one in read.items():
@@ -243,6 +237,47 @@ class SideStates:
                 self._cache.pop(key, None)
 
 
+def drop_side(client: MilvusClient, owner: str) -> bool:
+    """Drops the side collection of a collection, which may be gone itself; False where there is none.
+
+    Raises:
+        CollectionError: a collection of that name is something else.
+    """
+    description = _described(client, name_of(owner))
+    if description is None:
+        return False
+    _read(description)
+    client.drop_collection(name_of(owner))
+    return True
+
+
+def _described(client: MilvusClient, name: str) -> dict[str, Any] | None:
+    return dict(client.describe_collection(name)) if client.has_collection(name) else None
+
+
+def _read(description: dict[str, Any]) -> tuple[ModelRecord, Attachment]:
+    """What a side collection remembers.
+
+    Raises:
+        CollectionError: it is none.
+    """
+    texts = (dict(description.get("properties") or {}).get("phs"), description.get("description"))
+    found = next((read for text in texts if text and (read := _from_json(text))), None)
+    if found is None:
+        name = description["collection_name"]
+        raise CollectionError(
+            f"the states of {name.removesuffix(_SUFFIX)!r} would be in {name!r}, but that collection is something "
+            "else; rename it, or keep the states in a field of your own (state_field)"
+        )
+    return found
+
+
+def _index(client: MilvusClient, name: str) -> None:
+    index = client.prepare_index_params()
+    index.add_index(_DUMMY, index_type="FLAT", metric_type="L2")
+    client.create_index(name, index, sync=False)
+
+
 def _size_of(stored: StoredState) -> int:
     return len(stored.state) + 256  # the objects around it
 
@@ -254,6 +289,8 @@ def _to_json(model: ModelRecord, attachment: Attachment) -> str:
 def _from_json(text: str) -> tuple[ModelRecord, Attachment] | None:
     model = ModelRecord.from_json(text)
     try:
-        return None if model is None else (model, Attachment(**json.loads(text)["attached"]))
+        values = json.loads(text)["attached"]  # a later version may have more
+        known = {item.name: values[item.name] for item in fields(Attachment) if item.name in values}
+        return None if model is None else (model, Attachment(**known))
     except (KeyError, TypeError):
         return None

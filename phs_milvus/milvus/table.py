@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from phs_milvus.contract.errors import CollectionError, InvalidInput, MilvusUnavailable, PhsError, shown
-from phs_milvus.milvus.connection import MilvusClient, check_server, is_lite, message_of, translated_errors
+from phs_milvus.milvus.connection import LoadState, MilvusClient, check_server, is_lite, message_of, translated_errors
 from phs_milvus.milvus.options import READ_TIMEOUT_S, SearchOptions
 from phs_milvus.milvus.rows import Id, batches, literal
 
@@ -54,7 +54,10 @@ class Table:
         self._writes, self._writes_seen = (0 if all_visible else 1), 0
         self._partitions: frozenset[str] = frozenset()
         with translated_errors(f"cannot load collection {name!r}"):
-            client.load_collection(name, timeout=_LOAD_TIMEOUT_S)  # Milvus Lite needs this after every reopen
+            # Milvus Lite needs it after every reopen. On a server, what is loaded is its owner's business, who may have
+            # loaded it in replicas, or some of its partitions.
+            if self._lite or client.get_load_state(name)["state"] != LoadState.Loaded:
+                client.load_collection(name, timeout=_LOAD_TIMEOUT_S)
 
     def insert(self, records: list[dict[str, Any]]) -> None:
         """Adds records; if an id exists already, a server stores it twice."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 from phs_milvus.contract.errors import ImageError, InvalidInput, shown
 from phs_milvus.contract.images import ImageSource, load_image
@@ -13,7 +13,7 @@ from phs_milvus.contract.types import Encoding
 from phs_milvus.milvus.rows import Id
 from phs_milvus.pointing.prompts import Prompt
 from phs_milvus.search.pictures import below
-from phs_milvus.search.sources import row_finder
+from phs_milvus.search.sources import RowFinder, row_finder
 
 if TYPE_CHECKING:
     from phs_milvus.milvus.collection import FocusedCollection
@@ -161,23 +161,45 @@ def _finder(
     timeout: float | None = None,
 ) -> Callable[[Id], ImageSource]:
     """Looks the rows up, and returns a function from an id to the picture, which raises InvalidInput without one."""
-    where = collection.side.attachment if collection.side is not None and image_root is None else None
-    found = None
-    if where is not None and (where.image_field or where.images):
-        found = row_finder(where.images, where.image_field)
+    if not ids:
+        return lambda row_id: _missing(row_id, collection.name)
     layout = collection.layout
-    has_path = image_root is None and (layout.dynamic or "path" in layout.others)
-    fields = list(found.fields) if found else ["path"] if has_path else []
+    found = _remembered(collection, image_root)
+    if found is not None:
+        fields: Sequence[str] = found.fields
+    else:
+        fields = ["path"] if image_root is None and (layout.dynamic or "path" in layout.others) else []
     # The rows are looked up under image_root too, so that an invented id is an error there as well.
-    known = collection.get(list(dict.fromkeys(ids)), fields, consistency_level=level, timeout=timeout) if ids else []
-    rows = {row[layout.id]: row for row in known}
+    rows = {row[layout.id]: row for row in collection.get(list(dict.fromkeys(ids)), fields)}
 
     def find(row_id: Id) -> ImageSource:
         if row_id not in rows:
-            raise InvalidInput(f"no row with id {shown(row_id)!r} in collection '{collection.name}'", "image")
-        return found(row_id, rows[row_id]) if found else _file_of(row_id, rows[row_id], image_root)
+            _missing(row_id, collection.name)
+        return found.find(row_id, rows[row_id]) if found else _file_of(row_id, rows[row_id], image_root)
 
     return find
+
+
+def _missing(row_id: Id, collection: str) -> NoReturn:
+    raise InvalidInput(f"no row with id {shown(row_id)!r} in collection '{collection}'", "image")
+
+
+def _remembered(collection: FocusedCollection, image_root: Path | None) -> RowFinder | None:
+    """Where an attached collection's pictures are, as its side collection remembers it, or below `image_root` by the
+    same field; None where it does not."""
+    where = collection.side.attachment if collection.side is not None else None
+    if where is None or not (where.image_field or (where.images and image_root is None)):
+        return None
+    try:
+        return row_finder(where.images if image_root is None else image_root, where.image_field)
+    except InvalidInput as error:
+        # What was said on another machine, perhaps: no reason not to search, only not to find pictures.
+        reason = f"{error}; pass image_root to FocusedSearch, or images"
+        return RowFinder((), lambda row_id, _: _no_picture(row_id, reason))
+
+
+def _no_picture(row_id: Id, reason: str) -> NoReturn:
+    raise ImageError(f"no picture of row {shown(row_id)!r}: {reason}")
 
 
 def _file_of(row_id: Id, row: Mapping[str, Any], image_root: Path | None) -> ImageSource:

@@ -16,20 +16,28 @@ _AGREEMENT = 0.99
 
 
 def check_states(collection: FocusedCollection, encoder: Encoder) -> None:
-    """Raises ModelMismatch if most states of a sample do not give the embeddings that are stored beside them.
+    """Raises ModelMismatch if most states of a sample do not give the embeddings that are stored beside them, or were
+    made for others.
 
     One small read and one Rerank call. Of a collection without states nothing is known, and nothing said.
 
     Raises:
-        StateError: a state of another size.
         EncoderError: the server could not answer.
     """
-    embeddings, texts = collection.sample_states(_ROWS)
+    embeddings, texts, changed = collection.sample_states(_ROWS)
+    if changed > len(texts):
+        raise ModelMismatch(
+            f"collection {collection.name!r}: {changed} of {changed + len(texts)} rows looked at have another "
+            f"embedding in field {collection.layout.embedding!r} than when their states were made; run phs-milvus "
+            f"attach {collection.name} again, which makes new ones"
+        )
     norms = np.linalg.norm(embeddings, axis=1)
-    usable = np.flatnonzero(np.isfinite(norms) & (norms > 0))
+    info = encoder.info
+    # A search names the rows whose states are broken, where it meets them.
+    whole = np.array([state.format_of(text, info.hidden_size) is not None for text in texts], bool)
+    usable = np.flatnonzero(whole & np.isfinite(norms) & (norms > 0))
     if not len(usable):
         return
-    info = encoder.info
     states = state.unpack_stored([texts[row] for row in usable], info.hidden_size)
     every_head = np.ones((len(usable), info.heads), np.float32)
     cosines = encoder.rerank(embeddings[usable] / norms[usable, None], every_head, states).diagonal()

@@ -19,7 +19,8 @@ from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, ImageError, InvalidInput, ModelMismatch
 from phs_milvus.contract.images import load_image
 from phs_milvus.ingest.aio import backfill_async
-from phs_milvus.ingest.backfill import BackfillReport, backfill
+from phs_milvus.ingest.backfill import backfill
+from phs_milvus.ingest.progress import BackfillReport
 from phs_milvus.milvus.collection import FocusedCollection, close, connect
 from tests.ingest.support import URI, MakeImages
 
@@ -137,6 +138,48 @@ def test_a_collection_of_another_model_stops_early(
     ):
         fill(collection, encoder, root, progress=lambda done, total: seen.append(done))
     assert len(seen) < 30 and collection.side.count() == 0
+    report = fill(collection, encoder, root, keep_going=True)
+    assert (report.differing, report.written) == (80, 0)
+
+
+def test_what_agrees_is_kept_where_most_do_not(
+    client: MilvusClient, owned: Callable, root: Path, encoder: Encoder, make_images: MakeImages
+) -> None:
+    paths = make_images(root, 40)
+    embeddings = embeddings_of(encoder, paths)
+    embeddings[5:25] = -embeddings[5:25]
+    owned(paths, embeddings)
+    collection = FocusedCollection.attach(client, NAME, model=encoder.info)
+    with pytest.raises(ModelMismatch, match="--keep-going"):
+        fill(collection, encoder, root)
+    assert collection.side.count() == 5
+    report = fill(collection, encoder, root, keep_going=True)
+    assert (report.fitting, report.written, report.differing) == (5, 15, 20)
+
+
+def test_a_state_does_not_outlive_its_embedding(
+    client: MilvusClient, root: Path, encoder: Encoder, make_images: MakeImages
+) -> None:
+    paths = make_images(root, 3)
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("sku", DataType.INT64, is_primary=True)
+    schema.add_field("vec", DataType.FLOAT_VECTOR, dim=48)
+    schema.add_field("file", DataType.VARCHAR, max_length=200)
+    index = client.prepare_index_params()
+    index.add_index("vec", index_type="FLAT", metric_type="COSINE")
+    client.create_collection(NAME, schema=schema, index_params=index)
+    try:
+        rows = [{"sku": n, "vec": encoder.encode(path).embedding, "file": path.name} for n, path in enumerate(paths)]
+        client.insert(NAME, rows)
+        collection = FocusedCollection.attach(client, NAME, model=encoder.info)
+        fill(collection, encoder, root)
+        client.upsert(NAME, [rows[1] | {"vec": rows[0]["vec"], "file": "gone.jpg"}, rows[2] | {"vec": -rows[2]["vec"]}])
+        report = fill(collection, encoder, root)
+        assert (report.fitting, report.failed_count, report.differing) == (1, 2, 1)
+        assert list(collection.side.iterate_ids()) == [0]
+    finally:
+        for name in (NAME, f"{NAME}_phs"):
+            client.drop_collection(name)
 
 
 def test_a_wrong_folder_stops_early(
@@ -148,6 +191,17 @@ def test_a_wrong_folder_stops_early(
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="none of the first 256 rows' pictures.*image_field"):
         fill(collection, encoder, tmp_path / "empty")
+    assert collection.side.attachment.images is None  # what did not work is not remembered
+
+
+def test_a_server_of_pictures_that_is_away_stops_it(
+    client: MilvusClient, owned: Callable, root: Path, encoder: Encoder, make_images: MakeImages
+) -> None:
+    paths = make_images(root, 1) * 80
+    owned(paths, np.repeat(embeddings_of(encoder, paths[:1]), 80, axis=0))
+    collection = FocusedCollection.attach(client, NAME, model=encoder.info)
+    with pytest.raises(ImageError, match="64 pictures in a row could not be fetched.*Connection refused"):
+        fill(collection, encoder, root, images="http://127.0.0.1:9/{file}", image_field=None)
 
 
 def test_what_cannot_be_used_is_named(
@@ -162,6 +216,8 @@ def test_what_cannot_be_used_is_named(
         ({"images": "ftp://x/{id}"}, InvalidInput, "http or https URL"),
         ({"images": "https://x/y"}, InvalidInput, "name of a field"),
         ({"images": "https://x/{nope}"}, InvalidInput, "no field 'nope'"),
+        ({"images": "https://x/{id:08d}"}, InvalidInput, "name of a field, and nothing else"),
+        ({"images": "https://x/{file!r}"}, InvalidInput, "name of a field, and nothing else"),
         ({"images": None, "image_field": None}, InvalidInput, "say where the pictures are"),
         ({"batch_size": 0}, InvalidInput, "batch_size"),
     ):

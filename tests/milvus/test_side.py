@@ -13,7 +13,7 @@ from phs_milvus.contract.errors import CollectionError, ModelMismatch
 from phs_milvus.milvus.attach import detach
 from phs_milvus.milvus.collection import FocusedCollection, Row
 from phs_milvus.milvus.side import Attachment, NewState, StoredState, hash_of, name_of
-from tests.milvus.support import INFO, OTHER, make_rows
+from tests.milvus.support import INFO, OTHER, URI, make_rows
 
 
 @pytest.fixture
@@ -63,8 +63,10 @@ def test_states_lie_beside_the_rows(client: MilvusClient, plain: Callable[..., s
     assert client.describe_collection(name) == before and collection.count() == 3
     assert list(collection.side.iterate_ids()) == sorted(row.id for row in rows[:2])
     assert collection.describe()["states"]["rows"] == 2
-    with pytest.raises(CollectionError, match="belongs to another application"):
-        collection.upsert(rows)
+    for write in (lambda: collection.upsert(rows), lambda: collection.insert(rows), lambda: collection.delete([5])):
+        with pytest.raises(CollectionError, match="belongs to another application"):
+            write()
+    assert collection.count() == 3
 
 
 def test_keys_that_milvus_makes_up_partitions_and_aliases(client: MilvusClient, plain: Callable[..., str]) -> None:
@@ -82,6 +84,7 @@ def test_keys_that_milvus_makes_up_partitions_and_aliases(client: MilvusClient, 
         collection.side.write(new_states(rows))
         found = collection.search(rows[1].embedding[None], 2, with_states=True)[0]
         assert found.ids[0] == rows[1].id and found.states[0] == packed(rows[1])
+        assert collection.name == name  # the alias may come to mean another collection
     finally:
         client.drop_alias(alias)
 
@@ -112,7 +115,8 @@ def test_a_sample_leaves_out_rows_whose_embedding_changed(client: MilvusClient, 
     collection.side.write(new_states(rows))
     changed = make_rows([2], seed=9)
     client.upsert(name, records(changed))
-    embeddings, texts = collection.sample_states(10)
+    embeddings, texts, changes = collection.sample_states(10)
+    assert changes == 1
     assert sorted(texts) == sorted(packed(row) for row in (rows[0], rows[2]))
     for embedding, text in zip(embeddings, texts, strict=True):
         (row,) = [row for row in rows if packed(row) == text]
@@ -130,8 +134,50 @@ def test_what_it_remembers(client: MilvusClient, plain: Callable[..., str]) -> N
     again = FocusedCollection.open(client, name)
     assert again.side.attachment == Attachment("vector", "title", "https://img.example.com/{title}")
     assert again.model.fingerprint == INFO.fingerprint
-    with pytest.raises(ModelMismatch, match=name):
+    side.write(new_states(make_rows([1])))
+    with pytest.raises(ModelMismatch, match=f"{name}.*phs-milvus attach --undo"):
         FocusedCollection.attach(client, name, model=OTHER)
+    for options, message in (
+        ({"state_format": "float16"}, "states in format 'int8', not 'float16'"),
+        ({"embedding_field": "other"}, "embeddings in field 'vector', not 'other'"),
+    ):
+        with pytest.raises(CollectionError, match=message):
+            FocusedCollection.attach(client, name, model=INFO, **options)
+
+
+def test_an_attempt_that_came_to_nothing_is_forgotten(client: MilvusClient, plain: Callable[..., str]) -> None:
+    name = plain(metric="L2")
+    FocusedCollection.attach(client, name, model=OTHER)
+    assert FocusedCollection.attach(client, name, model=INFO).side.model.fingerprint == INFO.fingerprint
+    detach(client, name)
+    client.insert(name, [{"pk": 1, "vector": 3 * make_rows([1])[0].embedding, "title": "t"}])
+    with pytest.raises(CollectionError, match="needs embeddings of norm 1"):
+        FocusedCollection.attach(client, name, model=INFO)
+    assert not client.has_collection(name_of(name))
+
+
+def test_what_was_interrupted_while_it_was_made(client: MilvusClient, plain: Callable[..., str]) -> None:
+    """Milvus makes a collection and its index in two calls."""
+    name = plain()
+    FocusedCollection.attach(client, name, model=INFO)
+    client.release_collection(name_of(name))
+    client.drop_index(name_of(name), "unused")
+    row = make_rows([1])[0]
+    side = FocusedCollection.attach(client, name, model=INFO).side
+    side.write(new_states([row]))
+    assert side.read([1])[0].state == packed(row)
+
+
+@pytest.mark.skipif(URI is None, reason="Milvus Lite loads all or nothing")
+def test_what_was_loaded_in_part_stays_so(client: MilvusClient, plain: Callable[..., str]) -> None:
+    name = plain()
+    client.create_partition(name, "p0")
+    client.release_collection(name)
+    client.load_partitions(name, ["p0"])
+    client.insert(name, records(make_rows([1])))
+    client.insert(name, records(make_rows([2])), partition_name="p0")
+    collection = FocusedCollection.attach(client, name, model=INFO)
+    assert list(collection.iterate_ids()) == [2]
 
 
 def test_states_in_the_format_that_was_asked_for(client: MilvusClient, plain: Callable[..., str]) -> None:
@@ -152,7 +198,11 @@ def test_detached_it_is_as_it_was(client: MilvusClient, plain: Callable[..., str
     assert not client.has_collection(name_of(name))
     with pytest.raises(CollectionError, match="nothing was dropped"):
         detach(client, name)
+    FocusedCollection.attach(client, name, model=INFO)
     assert len(client.query(name, filter="pk > 0", output_fields=["vector", "title"], consistency_level="Strong")) == 2
+    client.drop_collection(name)  # by its owner, who did not know
+    assert detach(client, name) == name_of(name)
+    assert not client.has_collection(name_of(name))
 
 
 def test_what_cannot_be_attached(

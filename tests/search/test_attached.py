@@ -17,6 +17,7 @@ from phs_milvus import (
     Encoder,
     FocusedCollection,
     FocusedSearch,
+    ImageError,
     InvalidInput,
     ModelMismatch,
     StoredImage,
@@ -24,7 +25,7 @@ from phs_milvus import (
     connect,
 )
 from phs_milvus.milvus.connection import close
-from phs_milvus.milvus.side import NewState
+from phs_milvus.milvus.side import Attachment, NewState
 
 PROMPT = Box(20, 20, 100, 90)
 
@@ -114,8 +115,6 @@ def test_states_of_another_model_are_noticed(products: FocusedCollection, encode
     right = fresh.side.read(list(range(40)))
     products.side.write(wrong)
     try:
-        embeddings, texts = products.sample_states(16)
-        assert len(texts) == len(embeddings) > 0
         products.side.delete(list(range(10, 39)))
         with pytest.raises(ModelMismatch, match="10 of 10 states looked at do not give the embedding"):
             FocusedSearch(FocusedCollection.open(products.client, "products"), encoder)
@@ -123,3 +122,32 @@ def test_states_of_another_model_are_noticed(products: FocusedCollection, encode
         products.side.delete(list(range(39)))
         assert right[0].state
         backfill(products, encoder, progress=False)
+
+
+def test_embeddings_that_changed_are_noticed(products: FocusedCollection, encoder: Encoder) -> None:
+    """The owner filled the collection anew, and the states are of the old rows."""
+    rows = products.get(list(range(39)), ["*", "vec"])
+    products.client.upsert("products", [row | {"vec": -np.array(row["vec"])} for row in rows])
+    try:
+        with pytest.raises(ModelMismatch, match="16 of 16 rows looked at have another embedding.*phs-milvus attach"):
+            FocusedSearch(FocusedCollection.open(products.client, "products"), encoder)
+    finally:
+        products.client.upsert("products", rows)
+
+
+def test_pictures_on_another_machine_are_no_reason_not_to_search(
+    products: FocusedCollection, encoder: Encoder, photos: list[Path], tmp_path: Path
+) -> None:
+    before = products.side.attachment
+    products.side.remember(Attachment("vec", "file", str(tmp_path / "not here")))
+    try:
+        collection = FocusedCollection.open(products.client, "products")
+        result = FocusedSearch(collection, encoder).search(photos[3], PROMPT, limit=2)
+        assert len(result) == 2
+        assert all("image_root" in str(hit.location_error) for hit in result.locate())
+        with pytest.raises(ImageError, match="not here is no folder.*image_root"):
+            FocusedSearch(collection, encoder).search(StoredImage(3))
+        here = FocusedSearch(collection, encoder, image_root=photos[0].parent)
+        assert here.search(StoredImage(3), PROMPT, limit=2).locate()[0].boxes
+    finally:
+        products.side.remember(before)
