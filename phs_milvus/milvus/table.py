@@ -153,8 +153,8 @@ class Table:
         """At most `count` records, whichever Milvus gives first."""
         return self._query(filter, list(names), STRONG, limit=count)
 
-    def iterate_keys(self, filter: str = "", timeout: float = READ_TIMEOUT_S) -> Iterator[Id]:
-        """All ids, or those of the records that a filter takes, in ascending order, a page at a time.
+    def iterate_keys(self, after: Id | None = None, filter: str = "", timeout: float = READ_TIMEOUT_S) -> Iterator[Id]:
+        """All ids in ascending order, a page at a time: those after one, and of the records that a filter takes.
 
         Raises:
             InvalidInput: Milvus refuses the filter.
@@ -162,18 +162,24 @@ class Table:
         # Each page starts after the last id of the page before it. pymilvus' own iterator does the same, but does not
         # escape that id. The options make Milvus sort the records before it applies the limit.
         options: dict[str, Any] = {"iterator": "True", "reduce_stop_for_best": "True", "limit": IDS_PER_PAGE}
-        condition = filter
         # With these options pymilvus drops the consistency level; counting first makes the server catch up.
         self.count()
         if filter:
             self._check_filter(filter, timeout)
-        while page := [row[self.key] for row in self._query(condition, [self.key], STRONG, timeout, **options)]:
+        while page := [
+            row[self.key] for row in self._query(self._following(after, filter), [self.key], STRONG, timeout, **options)
+        ]:
             if page != sorted(page):
                 raise CollectionError("Milvus does not return ids in order; Milvus Lite must be 3.2.1 or later")
             yield from page
-            condition = f"{self.key} > {literal(page[-1])}"
-            if filter:
-                condition = f"({filter}) and {condition}"
+            after = page[-1]
+
+    def _following(self, after: Id | None, filter: str) -> str:
+        """The filter of the records that it takes and that come after an id."""
+        if after is None:
+            return filter
+        condition = f"{self.key} > {literal(after)}"
+        return f"({filter}) and {condition}" if filter else condition
 
     def _check_filter(self, filter: str, timeout: float) -> None:
         """Raises InvalidInput where Milvus does not take it; the collection itself was read just now."""

@@ -57,7 +57,7 @@ def scan(
         EncoderError: the server could not answer, or its answer was wrong.
     """
     name = real_name(collection)
-    keys = list(collection.iterate_ids(filter, timeout=options.timeout)) if filter else None
+    keys = list(collection.iterate_ids(filter=filter, timeout=options.timeout)) if filter else None
     return [_scan(collection, encoder, query, score, depth, name, keys, output_fields, options) for query in queries]
 
 
