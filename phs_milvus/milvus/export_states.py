@@ -101,19 +101,18 @@ def _batch(stored: Sequence[tuple[Id, str]], schema: object, collection: Focused
 def _int8(collection: FocusedCollection, keys: Sequence[Id], texts: Sequence[str]) -> Int8States:
     """The states of rows; those that are int8 as they are, for rounding twice is not rounding once."""
     hidden_size = collection.model.hidden_size
-    rounded = np.array([state_codec.format_of(text, hidden_size) == "int8" for text in texts])
+    rounded: list[int] = []
+    others: list[int] = []
+    for row, text in enumerate(texts):
+        (rounded if state_codec.format_of(text, hidden_size) == "int8" else others).append(row)
     parts = []
-    for group in (np.flatnonzero(rounded), np.flatnonzero(~rounded)):
-        if not len(group):
-            continue
+    for group in filter(None, (rounded, others)):
         try:
-            found = state_codec.unpack_stored([texts[n] for n in group], hidden_size, [keys[n] for n in group])
+            found = state_codec.unpack_stored([texts[row] for row in group], hidden_size, [keys[row] for row in group])
         except StateError as error:
             raise StateError(f"collection '{collection.name}', {error}") from None
         parts.append(found if isinstance(found, Int8States) else Int8States.of(found))
-    if len(parts) == 1:
-        return parts[0]
-    place = np.argsort(np.concatenate([np.flatnonzero(rounded), np.flatnonzero(~rounded)]))
+    place = np.argsort([*rounded, *others])
     values, scales = (np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "scales"))
     return Int8States(values[place], scales[place])
 

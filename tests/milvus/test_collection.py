@@ -256,3 +256,18 @@ def test_a_collection_dropped_meanwhile(client: MilvusClient, collection: Focuse
     ):
         with pytest.raises(CollectionError, match=collection.name):
             use()
+
+
+def test_ids_of_the_rows_that_a_filter_takes(filled: FocusedCollection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several pages, and with an "or" that must not swallow where a page starts."""
+    monkeypatch.setattr("phs_milvus.milvus.table.IDS_PER_PAGE", 30)
+    taken = list(filled.iterate_ids(filter="album == 3 or album == 7"))
+    assert taken == [f"r{index:04d}" for index in range(1000) if index % 10 in (3, 7)]
+    assert list(filled.iterate_ids(filter="album == 3", after="r0900")) == [
+        f"r{index:04d}" for index in range(903, 1000, 10)
+    ]
+    assert list(filled.iterate_ids(filter="album == 11")) == []
+    for wrong in ("album ==", "album == 3) or (album == 7"):
+        with pytest.raises(InvalidInput) as caught:
+            list(filled.iterate_ids(filter=wrong))
+        assert caught.value.field == "filter"
