@@ -331,8 +331,8 @@ class Encoder(StreamingEncoder):
             embeddings: [Q, E], of at most 64 queries; converted to float32.
             head_weights: [Q, H], of the queries; converted to float32.
             limit: keys in a ranking, 1 to 16,384.
-            keys: the only rows that are looked at, by their primary keys; those that the file does not have are
-                ignored. None: all rows.
+            keys: the only rows that are looked at, by their primary keys, 4,194,304 at most; those that the file does
+                not have are ignored. None: all rows.
             shares: [R, Q]: a ranking for each row of it, by the sum of the queries' scores times these shares. None: a
                 ranking for each query.
             timeout: seconds that this call may take; None: the Encoder's own. It takes time in proportion to the rows

@@ -24,7 +24,7 @@ from phs_milvus.contract.errors import (
 from phs_milvus.contract.images import EncodedImage, ImageSource
 from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.proxies import proxy_note
-from phs_milvus.contract.scanning import MOST_KEYS, Key
+from phs_milvus.contract.scanning import MOST_ALLOWED, MOST_KEYS, Key
 from phs_milvus.contract.types import (
     MOST_MASK_PIXELS,
     MOST_READOUTS,
@@ -42,8 +42,6 @@ DEFAULT_TIMEOUT = 30.0
 DEFAULT_IN_FLIGHT = 64
 
 Metadata = tuple[tuple[str, str], ...]
-# Of a key in a request, at least.
-_BYTES_PER_KEY = 4
 # Rows and columns of a [Q, K] array.
 Block = tuple[slice, slice]
 
@@ -252,8 +250,8 @@ def scan_request(
     """
     if not 1 <= limit <= MOST_KEYS:
         raise InvalidInput(f"is 1 to {MOST_KEYS}, got {limit}", "limit")
-    if keys is not None and _BYTES_PER_KEY * len(keys) > limits.message_bytes:  # before anything is made of them
-        raise InvalidInput(f"are {len(keys)}, more than a message of {limits.message_bytes} bytes can hold", "keys")
+    if keys is not None and len(keys) > MOST_ALLOWED:  # before anything is made of them
+        raise InvalidInput(f"are {len(keys)}; a scan takes up to {MOST_ALLOWED}", "keys")
     arrays = (np.asarray(embeddings, np.float32), np.asarray(head_weights, np.float32))
     weighed = None if shares is None else np.asarray(shares, np.float32)
     request = wire.scan_request(*arrays, limit, keys, weighed, expected)

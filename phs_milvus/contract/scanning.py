@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from phs_milvus.contract.types import Float32Array
 
-# Queries in one scan, and keys in one of its rankings.
+# Queries in one scan, keys in one of its rankings, and keys that it may be restricted to.
 MOST_QUERIES = 64
 MOST_KEYS = 16_384
+MOST_ALLOWED = 2**22
 
 Key = str | int
 

@@ -10,6 +10,7 @@ import numpy as np
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import InvalidInput
 from phs_milvus.contract.scanning import (
+    MOST_ALLOWED,
     MOST_KEYS,
     MOST_QUERIES,
     Key,
@@ -72,6 +73,8 @@ def scan_inputs(request: pb.ScanRequest, info: ModelInfo) -> ScanInputs:
         if np.abs(shares).max() > _MOST_SHARE:
             raise InvalidInput(f"are from -{_MOST_SHARE:g} to {_MOST_SHARE:g}", "shares")
     keys = keys_from_pb(request.keys, "keys") if request.HasField("keys") else None
+    if keys is not None and len(keys) > MOST_ALLOWED:
+        raise InvalidInput(f"are {len(keys)}; a scan takes up to {MOST_ALLOWED}", "keys")
     return ScanInputs(embeddings, weights, request.limit, keys, shares)
 
 
@@ -158,7 +161,7 @@ def keys_from_pb(message: pb.Keys, field: str) -> PackedKeys:
     if len(message.numbers) % 8 or len(message.ends) % 4:
         raise InvalidInput("are cut off: numbers have 8 bytes each, and ends 4", field)
     ends = np.frombuffer(message.ends, "<u4")
-    if (np.diff(ends.astype(np.int64), prepend=0) < 0).any():
+    if (ends[1:] < ends[:-1]).any():
         raise InvalidInput("have ends that are not ascending", field)
     if (int(ends[-1]) if len(ends) else 0) != len(message.texts):
         raise InvalidInput("do not end where their texts do", field)

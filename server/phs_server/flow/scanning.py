@@ -26,6 +26,8 @@ _MOST_SCANS, _MOST_OF_A_CALLER = 16, 8
 _SECONDS = 0.1
 _FEWEST_ROWS, _MOST_ROWS = 64, 65_536
 _MOST_READOUTS = 65_536
+# Of a key while rows are looked up by it.
+_BYTES_PER_KEY = 64
 # Of an answer that are not keys and scores.
 _OVERHEAD = 65_536
 
@@ -58,8 +60,9 @@ class Scan:
                 f"up to {self.answer_bytes} bytes; {message_bytes} are allowed",
                 "limit",
             )
-        # Which rows have the keys: a byte, and a number.
-        self.nbytes = self.answer_bytes + (0 if inputs.keys is None else 9 * len(file))
+        self.nbytes = self.answer_bytes
+        if inputs.keys is not None:  # as a table; and which rows have them: a byte, and a number
+            self.nbytes += _BYTES_PER_KEY * len(inputs.keys) + 9 * len(file)
         distinct = len(np.unique(inputs.head_weights, axis=0))
         self._largest_step = max(_FEWEST_ROWS, min(_MOST_ROWS, _MOST_READOUTS // distinct))
         self._step_rows = min(1024, self._largest_step)

@@ -124,6 +124,7 @@ def tensor(*shape: int, value: float = 1) -> pb.Tensor:
         ("keys", {"keys": pb.Keys(texts=b"a", ends=b"\1\0\0")}),
         ("keys", {"keys": pb.Keys(texts=b"a", ends=b"\2\0\0\0")}),
         ("keys", {"keys": pb.Keys(texts=b"a")}),
+        ("keys", {"keys": pb.Keys(ends=bytes(4 * (2**22 + 1)))}),
         ("keys", {"keys": pb.Keys(texts=b"abc", ends=b"\2\0\0\0\1\0\0\0\3\0\0\0")}),
         ("keys", {"keys": pb.Keys(texts=b"a", ends=b"\xff\xff\xff\xff\1\0\0\0")}),
         ("keys", {"keys": pb.Keys(texts=b"\xff\xfe", ends=b"\2\0\0\0")}),
@@ -137,8 +138,8 @@ def test_requests_that_cannot_be_are_named(scanning: Encoder, field: str, change
 
 def test_more_keys_than_a_message_holds_are_not_sent(scanning: Encoder) -> None:
     long = "x" * 2**20
-    for keys in (range(10**9), [long] * 65):
-        with pytest.raises(InvalidInput, match="message of") as caught:
+    for keys, words in ((range(10**9), "takes up to 4194304"), ([long] * 65, "make a message of")):
+        with pytest.raises(InvalidInput, match=words) as caught:
             scanning.scan(EMBEDDINGS, WEIGHTS, keys=keys)
         assert caught.value.field == "keys"
 
