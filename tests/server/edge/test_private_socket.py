@@ -29,6 +29,8 @@ from phs_server.edge import supervisor
 from tests.server.edge.support import eventually, failure, jpeg, open_channel, settings, silence
 from tests.servers import REPO, ServerProcess, free_port
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no such socket elsewhere")
+
 SELF = f"/{supervisor.SERVICE_NAME}/{supervisor.METHOD}"
 GET_MODEL_INFO, ENCODE = "/phs.v1.FocusEncoder/GetModelInfo", "/phs.v1.FocusEncoder/Encode"
 NOBODY = 65534
