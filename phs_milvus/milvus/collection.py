@@ -366,9 +366,9 @@ class FocusedCollection:
             raise CollectionError(f"collection {self.name!r} has no VARCHAR field 'digest' and no dynamic fields")
         return {row[self.layout.id]: row.get(name) or "" for row in self.get(ids, [name])}
 
-    def iterate_ids(self) -> Iterator[Id]:
-        """All ids in ascending order, in bounded memory; rows may be written or deleted meanwhile."""
-        return self._table.iterate_keys()
+    def iterate_ids(self, *, after: Id | None = None) -> Iterator[Id]:
+        """All ids in ascending order, or those after one, in bounded memory; rows may come and go meanwhile."""
+        return self._table.iterate_keys(after)
 
     def search(
         self,
