@@ -119,15 +119,15 @@ def test_a_scan_that_is_cancelled_ends(slow: Pipeline) -> None:
         await slow.rerank(RerankInputs(asked.embeddings, asked.head_weights, states(3)), timeout=20)
         count = len(slow.steps)
         await asyncio.sleep(0.3)
-        assert len(slow.steps) == count < 10 and slow.queue_depths["rerank"] == 0
+        assert len(slow.steps) == count and sum(slow.steps) < ROWS and slow.queue_depths["rerank"] == 0
 
     asyncio.run(run())
 
 
 def test_a_deadline_in_its_middle_ends_it(slow: Pipeline) -> None:
     with pytest.raises(DeadlineExceeded):
-        asyncio.run(scanned(slow, inputs(), timeout=0.4))
-    assert 1 <= len(slow.steps) < 12
+        asyncio.run(scanned(slow, inputs(), timeout=0.5))
+    assert sum(slow.steps) < ROWS
 
 
 def test_the_end_of_the_server_ends_it(slow: Pipeline) -> None:
