@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -86,8 +87,8 @@ def encode(
         keys: Parquet files as `scale export` writes them: only the pictures that are named there are encoded, at
             input/KEY, and their metadata is kept.
         ray_address: of a Ray cluster; None: Ray is started here and ends with this process, unless it runs already.
-        workers: actors; None: as many as the cluster has room for, two at least where they need no GPU.
-        gpus_per_worker, cpus_per_worker: what Ray reserves for each.
+        workers: actors; None: as many as the cluster has room for.
+        gpus_per_worker, cpus_per_worker: what Ray reserves for each; fewer cores where there are fewer.
         rows_per_part: pictures a file, and a task: what is lost when a worker is killed.
         state_format: how states are packed.
         progress: called after every part.
@@ -172,12 +173,16 @@ def _by_ray(
         raise PhsError("encoding by Ray needs it: pip install 'phs-milvus[scale]'") from None
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which Ray would send home
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except ConnectionError as error:
+            raise InvalidInput(f"there is no Ray cluster at {shown(address)}: {reason_of(error)}", "ray") from None
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        count = min(workers or _room(ray, gpus, cpus), len(tasks))
+        count, cpus = _room(ray, workers, gpus, cpus, len(tasks))
         done = ray.data.from_arrow(tasks).map_batches(
             encoder.actor(),
             batch_size=None,
@@ -188,24 +193,28 @@ def _by_ray(
             num_gpus=gpus or None,
         )
         for row in done.iter_rows():
-            yield PartReport(**row)
+            part = PartReport(**row)
+            part.check()
+            yield part
     except ray.exceptions.RayError as error:
-        raise _ours(error) from error
+        raise PhsError(f"Ray could not go on: {reason_of(error)}; run the same again to continue") from error
     finally:
         if started_here:
             ray.shutdown()
 
 
-def _room(ray: Any, gpus: float, cpus: float) -> int:
-    there = ray.cluster_resources()
-    return max(1, int(there.get("GPU", 0) / gpus if gpus else there.get("CPU", 1) / cpus))
+def _room(ray: Any, workers: int | None, gpus: float, cpus: float, tasks: int) -> tuple[int, float]:
+    """How many actors, and cores for each: Ray would wait for ever for what the cluster does not have.
 
-
-def _ours(error: BaseException) -> PhsError:
-    """The PhsError because of which a task failed, or one that says what Ray says."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, PhsError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return PhsError(f"Ray could not go on: {reason_of(error)}; run the same again to continue")
+    Raises:
+        InvalidInput: no machine has so many GPUs.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most = max(node.get("GPU", 0.0) for node in nodes)
+    if gpus > most:
+        raise InvalidInput(f"a machine of this Ray cluster has {most:g} GPUs at most, not {gpus:g}", "gpus")
+    cpus = min(cpus, max(node.get("CPU", 1.0) for node in nodes))
+    total = sum(node.get("CPU", 0.0) for node in nodes)
+    with_gpus = sum(node.get("GPU", 0.0) // gpus for node in nodes) if gpus else float("inf")
+    count = min(workers or int(min(total // cpus, with_gpus)), tasks)
+    return count, min(cpus, total / count)

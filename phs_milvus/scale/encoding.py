@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from phs_milvus.client.encoder import Encoder
+from phs_milvus.contract import errors
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import ImageError, PhsError, reason_of
 from phs_milvus.contract.images import EncodedImage, load_image
@@ -23,11 +24,24 @@ from phs_milvus.scale.places import Place
 
 @dataclass(frozen=True)
 class PartReport:
-    """One part: the name of its files, and how many pictures were encoded or could not be used."""
+    """One part.
+
+    Attributes:
+        name: of its files.
+        encoded, failed: how many pictures were encoded, or could not be used.
+        error, message: the kind and the text of the error that ended it, or "".
+    """
 
     name: str
     encoded: int
     failed: int
+    error: str = ""
+    message: str = ""
+
+    def check(self) -> None:
+        """Raises the error that ended it, if one did."""
+        if self.error:
+            raise getattr(errors, self.error)(self.message)
 
 
 @dataclass(eq=False)
@@ -60,13 +74,19 @@ class PartEncoder:
 
         class Actor:
             def __init__(self) -> None:
-                self._opened = how.open_encoder()
-                self._encoder = self._opened.__enter__()
+                self._opened = ExitStack()
+                self._encoder: Encoder | None = None
 
             def __call__(self, batch: Any) -> Any:
                 import pyarrow as pa
 
-                return pa.Table.from_pylist([asdict(how.encode(batch, self._encoder))])
+                try:
+                    if self._encoder is None:
+                        self._encoder = self._opened.enter_context(how.open_encoder())
+                    report = how.encode(batch, self._encoder)
+                except PhsError as error:  # told as a value: Ray would make another error of it, and print both
+                    report = PartReport("", 0, 0, type(error).__name__, str(error))
+                return pa.Table.from_pylist([asdict(report)])
 
         return Actor
 
@@ -85,7 +105,7 @@ class PartEncoder:
             _Work(key, json.loads(metadata)) for key, metadata in zip(keys, batch["metadata"].to_pylist(), strict=True)
         ]
         pictures: list[Picture] = []
-        errors: list[tuple[str, str, str]] = []
+        unusable: list[tuple[str, str, str]] = []
 
         def load(work: _Work) -> EncodedImage | PhsError:
             try:
@@ -99,7 +119,7 @@ class PartEncoder:
                 return ImageError(f"cannot be read: {reason_of(error)}")
 
         def failed(work: _Work, error: PhsError) -> None:
-            errors.append((work.key, type(error).__name__, str(error)))
+            unusable.append((work.key, type(error).__name__, str(error)))
 
         pool = ThreadPoolExecutor(THREADS, "phs-encode")
         try:
@@ -108,7 +128,7 @@ class PartEncoder:
                 work.image = None  # its bytes
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        return self._write(keys, pictures, errors, record)
+        return self._write(keys, pictures, unusable, record)
 
     def _picture(self, work: _Work, encoding: Encoding) -> Picture:
         assert work.image is not None
@@ -122,7 +142,7 @@ class PartEncoder:
         )
 
     def _write(
-        self, keys: list[str], pictures: list[Picture], errors: list[tuple[str, str, str]], record: ModelRecord
+        self, keys: list[str], pictures: list[Picture], unusable: list[tuple[str, str, str]], record: ModelRecord
     ) -> PartReport:
         import pyarrow as pa
 
@@ -130,13 +150,13 @@ class PartEncoder:
         # The errors first: a part without its errors would be encoded again in other company.
         table = self.target / "errors" / f"{name}.parquet"
         table.delete()  # that of a worker which was killed
-        if errors:
+        if unusable:
             names = ("key", "error", "message")
-            columns = [pa.array(column, pa.string()) for column in zip(*errors, strict=True)]
+            columns = [pa.array(column, pa.string()) for column in zip(*unusable, strict=True)]
             table.write_table(pa.table(dict(zip(names, columns, strict=True))))
         if pictures:
             (self.target / "parts" / f"{name}.parquet").write_table(table_of(pictures, record))
-        return PartReport(name, len(pictures), len(errors))
+        return PartReport(name, len(pictures), len(unusable))
 
 
 def part_name(keys: Sequence[str]) -> str:

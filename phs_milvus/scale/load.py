@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, InvalidInput, shown
 from phs_milvus.milvus.bulk import BulkImport
 from phs_milvus.milvus.collection import FocusedCollection
 from phs_milvus.milvus.rows import Row
-from phs_milvus.scale.parts import Picture, model_of, parts_at, read, rows_of
+from phs_milvus.scale.parts import Picture, keys_of, model_of, parts_at, read, rows_of
 from phs_milvus.scale.places import Place
 
 # A server of 2.3 takes files up to 16 GB. In one of 1 GB, a few hundred thousand rows, a segment's worth is at hand.
@@ -87,6 +89,7 @@ def load(
     parts = parts_at(paths)
     collection.model.check(model_of(parts), collection.name)
     collection.check_writable()
+    _check_keys(parts)
     report = LoadReport(rows=sum(rows_of(part) for part in parts))
 
     def tell() -> None:
@@ -106,6 +109,18 @@ def load(
         collection.wait_until_indexed()
     tell()
     return report
+
+
+def _check_keys(parts: list[Place]) -> None:
+    """Raises InvalidInput where a key is there twice: bulk import would store both rows."""
+    # Hashes, 8 bytes a row, find that among any number of keys.
+    hashes = np.concatenate(
+        [np.array([hash(str(key)) for key in keys_of(part).to_pylist()], np.int64) for part in parts]
+    )
+    if twice := len(hashes) - len(np.unique(hashes)):
+        raise InvalidInput(
+            f"{twice:,} rows have the key of another row; name files of one encoding or export", "parquet"
+        )
 
 
 def _by_batches(part: Place, collection: FocusedCollection, report: LoadReport, tell: Callable[[], None]) -> None:
@@ -184,8 +199,9 @@ def _by_import(
     row_bytes = 4 * collection.model.embedding_size + state_codec.text_length(
         collection.model.hidden_size, collection.model.state_format
     )
+    is_new = collection.count() == 0
     for part in parts:
-        there = sum(len(page) - len(_missing(page, collection)) for page in read(part))
+        there = 0 if is_new else sum(len(page) - len(_missing(page, collection)) for page in read(part))
         if there:  # some of it, or all
             _by_batches(part, collection, report, tell)
             continue

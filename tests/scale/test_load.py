@@ -100,6 +100,8 @@ def test_parts_of_other_models_are_refused(tmp_path: Path, client: MilvusClient,
         load([str(tmp_path / "b"), str(tmp_path / "a")], collection)
     with pytest.raises(InvalidInput, match="there is no Parquet file at"):
         load([str(tmp_path / "c")], collection)
+    with pytest.raises(InvalidInput, match="2 rows have the key of another row"):
+        load([str(tmp_path / "b"), str(tmp_path / "b/parts/000.parquet")], collection)
     assert collection.count() == 0
 
 

@@ -142,12 +142,13 @@ def test_a_new_model_takes_over(
         old = FocusedCollection.create(client, "photos_old", old_encoder.info)
         load([str(tmp_path / "old")], old)
         swap_alias(client, "photos", "photos_old")
-        search = FocusedSearch(FocusedCollection.open(client, "photos"), old_encoder)
+        running = FocusedCollection.open(client, "photos")
+        search = FocusedSearch(running, old_encoder)
         stop, answers = threading.Event(), []
 
         def go_on() -> None:
             while not stop.is_set():
-                answers.append(search.search(paths[0], limit=1).ids[0])
+                answers.append(next(iter(search.search(paths[0], limit=1))).id)
 
         thread = threading.Thread(target=go_on)
         thread.start()
@@ -162,14 +163,15 @@ def test_a_new_model_takes_over(
                 assert verify([str(tmp_path / "new")], new).good
                 assert swap_alias(client, "photos", "photos_new") == "photos_old"
                 opened = FocusedCollection.open(client, "photos")
-                assert FocusedSearch(opened, new_encoder).search(paths[3], limit=1).ids == [paths[3].name]
+                (hit,) = FocusedSearch(opened, new_encoder).search(paths[3], limit=1)
+                assert hit.id == paths[3].name
                 row = table_at(tmp_path / "new/parts")[paths[3].name]
                 assert unit(row) @ new_encoder.encode(paths[3]).embedding == pytest.approx(1, abs=1e-4)
         finally:
             stop.set()
             thread.join()
         assert len(answers) > 3 and set(answers) == {paths[0].name}
-        assert search.collection.name == "photos_old"
+        assert running.name == "photos_old"
     client.drop_alias("photos")
     client.drop_collection("photos_old"), client.drop_collection("photos_new")
     close(client)
