@@ -178,6 +178,8 @@ def _by_ray(
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except ConnectionError as error:
             raise InvalidInput(f"there is no Ray cluster at {shown(address)}: {reason_of(error)}", "ray") from None
+        except RuntimeError as error:
+            raise PhsError(f"Ray did not start: {reason_of(error)}; run the same again") from error
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -188,7 +190,7 @@ def _by_ray(
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            concurrency=count,
+            compute=ray.data.ActorPoolStrategy(size=count),
             num_cpus=cpus,
             num_gpus=gpus or None,
         )

@@ -149,6 +149,7 @@ def test_a_new_model_takes_over(
         def go_on() -> None:
             while not stop.is_set():
                 answers.append(next(iter(search.search(paths[0], limit=1))).id)
+                time.sleep(0.2)  # Ray has to start beside it
 
         thread = threading.Thread(target=go_on)
         thread.start()
