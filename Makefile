@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTO := proto/phs/v1/encoder.proto
 
-.PHONY: demo test test-all test-fiftyone test-scale lint buf format proto bench clean
+.PHONY: demo test test-all test-fiftyone test-scale browser lint buf format proto bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/phs-milvus demo
@@ -26,6 +26,15 @@ test-fiftyone:
 # Ray weighs 220 MB: it is not installed for the other tests.
 test-scale: $(VENV)/.dev
 	tests/ray_local.sh python -m pytest tests/scale
+
+# What the tests of the page use beside playwright: a browser, from Debian, and axe-core, from npm, which looks for faults
+# of accessibility. Without them those tests are skipped.
+browser: | $(VENV)
+	@if command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		apt-get install -qq -y --no-install-recommends chromium >/dev/null; }; then chromium --version; \
+		else echo "SKIPPED: no chromium here, and it cannot be installed; the page is not tested in a browser"; fi
+	@if ! command -v npm >/dev/null; then echo "SKIPPED: there is no npm here; axe-core does not check the page"; else \
+		npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core@4.14.1 && echo "axe-core: installed"; fi
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -51,7 +60,7 @@ proto: | $(VENV)
 		--python_out=. --grpc_python_out=. --pyi_out=. phs_milvus/contract/_pb/encoder.proto
 
 # One stamp per set of extras; a changed pyproject or constraints file installs again.
-$(VENV)/.demo: extras = server,lite
+$(VENV)/.demo: extras = server,lite,web
 $(VENV)/.dev: extras = dev
 $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(extras)]'

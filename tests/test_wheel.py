@@ -55,9 +55,9 @@ def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_is_small_and_holds_types_but_no_model(wheel: Path) -> None:
-    assert wheel.stat().st_size < 500_000
+    assert wheel.stat().st_size < 700_000
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert names >= {"phs_milvus/py.typed", "phs_server/py.typed"}
+    assert names >= {"phs_milvus/py.typed", "phs_server/py.typed", "phs_milvus/web/static/index.html"}
     kinds = {Path(name).suffix for name in names if ".dist-info/" not in name}
     assert kinds == {".py", ".pyi", ".typed"}
 

@@ -110,18 +110,31 @@ def open_encoder(options: argparse.Namespace, *, many: bool = False) -> Iterator
     Raises:
         PhsError: --encoder and --model are both given, the server does not answer, or the model cannot be served here.
     """
-    from phs_milvus.client import environment
     from phs_milvus.client.encoder import Encoder
 
     if options.encoder and options.model:
         raise PhsError("--encoder and --model exclude each other: a running server has its model already")
-    if named := address_of(options):
-        addresses = named.split(",")
-        address = addresses if len(addresses) > 1 else addresses[0]
-        with Encoder(address, tls=environment.tls(), token=environment.token()) as encoder:
+    if address_of(options):
+        with named_encoder(options) as encoder:
             encoder.info  # noqa: B018  fails here, before any work, if the server is not there
             yield encoder
         return
+    with own_server(options, many=many) as server, Encoder(server.address) as encoder:
+        yield encoder
+
+
+def named_encoder(options: argparse.Namespace) -> Any:
+    """A client of the server that `address_of` names; nothing is asked of it yet."""
+    from phs_milvus.client import environment
+    from phs_milvus.client.encoder import Encoder
+
+    addresses = (address_of(options) or "").split(",")
+    return Encoder(addresses if len(addresses) > 1 else addresses[0], tls=environment.tls(), token=environment.token())
+
+
+@contextlib.contextmanager
+def own_server(options: argparse.Namespace, *, many: bool = False) -> Iterator[Any]:
+    """A server of --model on a free port, for this command alone; raises as `open_encoder`."""
     app = server_package()
     from phs_server.config import Settings, parse
 
@@ -133,8 +146,8 @@ def open_encoder(options: argparse.Namespace, *, many: bool = False) -> Iterator
         # Preparing weights for faster kernels takes longer than a few pictures do.
         settings = replace(settings, cpu_kernels="torch")
     print(_LOADING.format(model=shown(settings.model), quoted=shlex.quote(settings.model)), file=sys.stderr)
-    with app.ServerThread(settings, brief=not many) as server, Encoder(server.address) as encoder:
-        yield encoder
+    with app.ServerThread(settings, brief=not many) as server:
+        yield server
 
 
 def server_package() -> Any:

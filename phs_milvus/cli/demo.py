@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from phs_milvus.contract.errors import PhsError
 _AFTERWARDS = """
 Open {page} in a browser, or look at {sheet} and its neighbours.
 Each query was searched with the whole picture, and twice with the part that is outlined.{truth}{model}
+
+Point at things yourself, in a browser:
+  {web}
 
 On your own photos:
 {commands}"""
@@ -31,12 +35,14 @@ def add_commands(commands: Any) -> None:
     )
     demo.add_argument("--output", default="demo-output", metavar="DIR", help="where to write (default: %(default)s)")
     demo.add_argument("--images", metavar="DIR", help="your own pictures instead of the bundled scenes")
+    demo.add_argument("--web", action="store_true", help="then serve the page to point in, and open it")
     add_encoder_flags(demo, "the bundled one; with --images facebook/dinov2-base")
     demo.set_defaults(run=_demo, token="")
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from phs_milvus.demo.page import next_commands
+    from phs_milvus.cli.page import serve_page
+    from phs_milvus.demo.page import next_commands, program
     from phs_milvus.demo.run import BUNDLED_MODEL, BUNDLED_SCENES, PHOTO_MODEL, is_demo, run_demo
 
     if not options.images and not BUNDLED_SCENES.is_dir():
@@ -54,5 +60,9 @@ def _demo(options: argparse.Namespace) -> int:
     truth = "" if options.images else _TRUTH
     model = _BUNDLED if options.model == str(BUNDLED_MODEL) else ""
     commands = "\n".join(f"  {command}" for command in next_commands())
-    print(_AFTERWARDS.format(page=page, sheet=output / "query-1.png", truth=truth, model=model, commands=commands))
-    return 0
+    flags = ["--milvus", options.milvus, "--collection", "demo", "--images", str(images or BUNDLED_SCENES)]
+    flags += ["--encoder", options.encoder] if options.encoder else ["--model", options.model] if options.model else []
+    web = f"{program()} web {shlex.join(flags)}"
+    sheet = output / "query-1.png"
+    print(_AFTERWARDS.format(page=page, sheet=sheet, truth=truth, model=model, web=web, commands=commands))
+    return serve_page([*flags, "--open"]) if options.web else 0

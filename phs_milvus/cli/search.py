@@ -63,7 +63,9 @@ def add_commands(commands: Any) -> None:
     search.add_argument("--candidates", type=int, help="number of rows to rerank (default: 10 x limit, at least 200)")
     search.add_argument("--exclude-query", action="store_true", help="leave out rows whose file is the query's own")
     search.add_argument("--filter", default="", metavar="EXPR", help='Milvus expression, for example "width > 640"')
-    search.add_argument("--fields", default="", metavar="A,B", help='fields to return with each hit; "*" for all')
+    search.add_argument(
+        "--fields", default="", metavar="A,B", help='fields to return with each hit; "*" for all but vectors'
+    )
     search.add_argument("--no-rerank", action="store_true", help="the same as --score ann")
     search.add_argument("--locate", action="store_true", help="say where in each hit the thing is, as boxes")
     search.add_argument(

@@ -160,10 +160,11 @@ class AsyncEncoder(AsyncStreamingEncoder):
         self, states: States, head_weights: Float32Array, *, timeout: float | None = None
     ) -> Float32Array:
         """See `Encoder.readout`."""
-        info, parts = await self._known_info(), []
+        parts, left = [], self._deadline_of_parts(timeout)
+        info = await self._known_info()
         states = requests.sendable(states, info)
         for request in requests.readout_requests(states, head_weights, self._expected, info):
-            answer = await self._call(self._stub.Readout, request, timeout)
+            answer = await self._call(self._stub.Readout, request, left())
             parts.append(answers.embeddings(answer, request, info, self.address))
         return np.concatenate(parts)
 
@@ -176,11 +177,12 @@ class AsyncEncoder(AsyncStreamingEncoder):
         timeout: float | None = None,
     ) -> Float32Array:
         """See `Encoder.rerank`."""
+        left = self._deadline_of_parts(timeout)
         if isinstance(states, Int8States):
             states = requests.sendable(states, await self._known_info())
         scores, messages = requests.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
         for block, request in messages:
-            answer = await self._call(self._stub.Rerank, request, timeout)
+            answer = await self._call(self._stub.Rerank, request, left())
             scores[block] = answers.scores(answer, request, self.address)
         return scores
 

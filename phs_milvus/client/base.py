@@ -87,6 +87,10 @@ class EncoderBase:
         until = time.monotonic() + (timeout or self._timeout)
         return lambda: max(0.001, until - time.monotonic())
 
+    def _deadline_of_parts(self, timeout: float | None) -> Callable[[], float]:
+        """The same for a call that is split into several requests; without a timeout each has the client's own."""
+        return self._deadline(timeout) if timeout else lambda: self._timeout
+
     def _direct_options(self) -> list[tuple[str, int | str]]:
         """Options of a connection to one of several servers: what that one refuses goes to another, without a pause."""
         return [*self._options, ("grpc.enable_retries", 0)]

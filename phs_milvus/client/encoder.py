@@ -261,7 +261,8 @@ class Encoder(StreamingEncoder):
         Args:
             states: [K, 2, D], converted to float16; or Int8States, half the message.
             head_weights: [K, H], one set for each state, or [H], the same for all; converted to float32.
-            timeout: seconds that each request may take; large inputs are split into several.
+            timeout: seconds that this call may take, however many requests a large input is split into; None: the
+                Encoder's own for each of them.
 
         Returns:
             float32 [K, E], of norm 1.
@@ -271,10 +272,10 @@ class Encoder(StreamingEncoder):
             ModelMismatch: the server does not run the expected model.
             EncoderError: the server could not answer, or its answer was wrong.
         """
-        parts = []
+        parts, left = [], self._deadline_of_parts(timeout)
         states = requests.sendable(states, self.info)
         for request in requests.readout_requests(states, head_weights, self._expected, self.info):
-            answer = self._call(self._stub.Readout, request, timeout)
+            answer = self._call(self._stub.Readout, request, left())
             parts.append(answers.embeddings(answer, request, self.info, self.address))
         return np.concatenate(parts)
 
@@ -293,7 +294,8 @@ class Encoder(StreamingEncoder):
             head_weights: [Q, H], of the queries; converted to float32.
             states: [K, 2, D], of the candidates, converted to float16; or Int8States, half the message
                 (`state.unpack_stored` gives what rows hold). A server that does not read them is sent float16.
-            timeout: seconds that each request may take; large inputs are split into several.
+            timeout: seconds that this call may take, however many requests a large input is split into; None: the
+                Encoder's own for each of them.
 
         Returns:
             float32 [Q, K], cosine similarity.
@@ -303,11 +305,12 @@ class Encoder(StreamingEncoder):
             ModelMismatch: the server does not run the expected model.
             EncoderError: the server could not answer, or its answer was wrong.
         """
+        left = self._deadline_of_parts(timeout)
         if isinstance(states, Int8States):
             states = requests.sendable(states, self.info)
         scores, messages = requests.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
         for block, request in messages:
-            answer = self._call(self._stub.Rerank, request, timeout)
+            answer = self._call(self._stub.Rerank, request, left())
             scores[block] = answers.scores(answer, request, self.address)
         return scores
 

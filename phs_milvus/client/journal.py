@@ -24,10 +24,11 @@ class Journal(Container[JournalKey]):
     """A set of keys in a file of SQLite, in little memory however many there are. Thread-safe.
 
     A key that was added is there after kill -9; after a power failure the last ones may be missing, and are then done
-    again. The file must be on a disk of this machine.
+    again. The file must be on a disk of this machine. Keys are str, bytes, and int of 64 bits with a sign.
 
     Raises:
-        InvalidInput: the file cannot be opened or written, or is something else.
+        InvalidInput: the file cannot be opened or written, or is something else; by `add` and `in` also a key that is
+            of another kind, a larger number, or text with lone surrogates.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -70,7 +71,11 @@ class Journal(Container[JournalKey]):
         try:
             with self._lock:
                 return self._file.execute(statement, values).fetchall()
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
+        except OverflowError:
+            raise InvalidInput(f"{values[0]} has more than 64 bits with its sign; give str(key)", "key") from None
+        except UnicodeEncodeError:
+            raise InvalidInput(f"{values[0]!r} has lone surrogates; give os.fsencode(key)", "key") from None
+        except sqlite3.Error as error:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> InvalidInput:

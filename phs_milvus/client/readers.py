@@ -37,7 +37,7 @@ class ThreadReader(Iterator[Item], Generic[Given, Item]):
         self._places = threading.Semaphore(places)
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self.arrived: Callable[[], None] = _nobody
-        self._stopped = False
+        self._stopped, self._waiting = False, True
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="phs-feed", daemon=True)
 
@@ -59,8 +59,10 @@ class ThreadReader(Iterator[Item], Generic[Given, Item]):
 
     def stop(self) -> None:
         """Ends the items after those that were read by now. For any thread, and for signal handlers."""
+        # In this order, and the thread's in the reverse one: an item whose reading has begun comes before the end.
         self._stopped = True
-        self._put(_END)
+        if self._waiting:
+            self._put(_END)
 
     def close(self) -> None:
         """Ends the thread, now or, while the iterable waits, when it gives its next thing, which is dropped."""
@@ -77,6 +79,7 @@ class ThreadReader(Iterator[Item], Generic[Given, Item]):
             given = iter(self._given)
             while self._places.acquire() and not self._stopped:
                 one = next(given, _END)
+                self._waiting = False
                 if one is _END or self._stopped:
                     break
                 item = self._prepare(one)
@@ -84,6 +87,7 @@ class ThreadReader(Iterator[Item], Generic[Given, Item]):
                     self.release()
                 else:
                     self._put(item)
+                self._waiting = True
         except BaseException as error:  # the caller's own, for the thread that takes the results
             self._error = error
         self._put(_END)

@@ -95,14 +95,19 @@ def write_page(
     return path
 
 
+def program() -> str:
+    """This program as a shell finds it: its path where it is not on the PATH."""
+    return "phs-milvus" if shutil.which("phs-milvus") else shlex.quote(sys.argv[0])
+
+
 def next_commands() -> list[str]:
-    """Commands to run on one's own photos, with this program's path where the program is not on the PATH."""
-    program = "phs-milvus" if shutil.which("phs-milvus") else shlex.quote(sys.argv[0])
+    """Commands to run on one's own photos."""
     model = "--model facebook/dinov2-base"
     return [
-        f"{program} ingest ~/Pictures {model}",
-        f"{program} search photo.jpg --box 40,60,180,220 --save hits.png {model}",
-        f"{program} explain photo.jpg --box 40,60,180,220 --save heads.png {model}",
+        f"{program()} ingest ~/Pictures {model}",
+        f"{program()} search photo.jpg --box 40,60,180,220 --save hits.png {model}",
+        f"{program()} explain photo.jpg --box 40,60,180,220 --save heads.png {model}",
+        f"{program()} web {model}",
     ]
 
 

@@ -17,16 +17,27 @@ P = ParamSpec("P")
 Report = TypeVar("Report")
 
 
+class _Stop(threading.Event):
+    """Is set where the caller's event is, which others may share, or where it was set itself."""
+
+    def __init__(self, given: threading.Event | None) -> None:
+        super().__init__()
+        self._given = given
+
+    def is_set(self) -> bool:
+        return super().is_set() or (self._given is not None and self._given.is_set())
+
+
 def _stoppable(function: Callable[P, Report]) -> Callable[P, Coroutine[Any, Any, Report]]:
     """A blocking function that takes `stop`, with all its arguments, as a coroutine.
 
-    Cancelling the coroutine sets `stop`, and waits until the function has ended.
+    Cancelling the coroutine stops the function, and it alone, and waits until it has ended.
     """
 
     @wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> Report:
-        stop: Any = kwargs.get("stop") or threading.Event()
-        kwargs["stop"] = stop
+        given: Any = kwargs.get("stop")
+        kwargs["stop"] = stop = _Stop(given)
         thread = ThreadPoolExecutor(1, "phs-ingest")
         running = asyncio.wrap_future(thread.submit(partial(copy_context().run, function, *args, **kwargs)))
         thread.shutdown(wait=False)

@@ -75,7 +75,7 @@ def backfill(
         collection: from `FocusedCollection.attach` without a state field.
         encoder: a client of the embedding server that runs the collection's model.
         images, image_field: where the pictures are; see `phs_milvus.search.sources.row_finder`. `images` may also be a
-            function from a row, a dict of all its fields, to its picture. None for both: as the last time.
+            function from a row, a dict of all its fields but vectors, to its picture. None for both: as the last time.
         prune: whether to delete the states of rows that are gone.
         keep_going: whether to go on where most rows do not agree, as where the oldest ones were made otherwise than the
             rest; those that do not agree get no state.

@@ -255,7 +255,7 @@ class _Run:
         at = self._at
         for part in chunks(names, self._batch_size):
             rows = []
-            for found in self._collection.get(part, ["*", at.embedding, str(at.state)]):
+            for found in self._collection.get(part, ["*", *at.vectors, at.embedding, str(at.state)]):
                 name, digest = found.pop(at.id), found.pop(str(at.digest))
                 embedding = np.array(found.pop(at.embedding), dtype=np.float32)
                 state = found.pop(str(at.state))

@@ -25,7 +25,7 @@ Searches: TypeAlias = FocusedSearch | AsyncFocusedSearch
 def find(search: Searches, question: Question, **options: Any) -> list[tuple[Hit, dict[str, Any]]]:
     """The hits of a search, best first, each with its metadata: its id, its fields, its named scores and its boxes.
 
-    Takes and raises what `FocusedSearch.search` does; output_fields are all fields unless said otherwise.
+    Takes and raises what `FocusedSearch.search` does; output_fields are all but vectors unless said otherwise.
     """
     blocking = search.blocking if isinstance(search, AsyncFocusedSearch) else search
     (result,) = blocking.search_many([question], **{"output_fields": ["*"], **options})

@@ -17,7 +17,9 @@ A pipeline comes from its YAML by `Pipeline.loads(text, allowed_modules=["phs_mi
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -33,7 +35,7 @@ from phs_milvus.integrations.finding import find
 from phs_milvus.integrations.questions import question_of
 from phs_milvus.integrations.reranking import STATE_FIELD, Candidate, rank
 from phs_milvus.milvus.collection import FocusedCollection
-from phs_milvus.milvus.connection import connect
+from phs_milvus.milvus.connection import close, connect
 from phs_milvus.search.focused import FocusedSearch
 from phs_milvus.search.hits import Hit
 from phs_milvus.search.queries import Question
@@ -84,25 +86,27 @@ class FocusedRetriever:
         self.focus = _focus(focus)
         self.search_kwargs = search_kwargs or {}
         self.path_field = path_field
+        self._opening = threading.Lock()  # a first `run_async` may come with others
         self._open: tuple[Encoder, FocusedCollection, FocusedSearch] | None = None
 
     def warm_up(self) -> None:
         """Connects to Milvus and to the embedding server.
 
         Raises:
-            CollectionError, ModelMismatch, EncoderError: as `connect`, `FocusedCollection.open` and `FocusedSearch`.
+            InvalidInput, CollectionError, ModelMismatch, EncoderError: as `connect`, `FocusedCollection.open`,
+                `Encoder` and `FocusedSearch`; nothing stays open.
         """
-        if self._open is not None:
-            return
-        token = self.milvus_token.resolve_value() if self.milvus_token else None
-        collection = FocusedCollection.open(connect(self.milvus, token or ""), self.collection)
-        encoder = _encoder(self.encoder, self.encoder_token, self.tls)
-        try:
+        with self._opening, ExitStack() as undo:
+            if self._open is not None:
+                return
+            token = self.milvus_token.resolve_value() if self.milvus_token else None
+            client = connect(self.milvus, token or "")
+            undo.callback(close, client)
+            collection = FocusedCollection.open(client, self.collection)
+            encoder = _encoder(self.encoder, self.encoder_token, self.tls)
+            undo.callback(encoder.close)
             self._open = encoder, collection, FocusedSearch(collection, encoder)
-        except BaseException:
-            collection.close()
-            encoder.close()
-            raise
+            undo.pop_all()
 
     def close(self) -> None:
         """Closes the connections."""
@@ -195,12 +199,14 @@ class FocusedRanker:
         self.focus = _focus(focus)
         self.state_meta_field = state_meta_field
         self.file_path_meta_field = file_path_meta_field
+        self._opening = threading.Lock()
         self._open: Encoder | None = None
 
     def warm_up(self) -> None:
         """Opens the connection to the embedding server; whether it is there, the first `run` shows."""
-        if self._open is None:
-            self._open = _encoder(self.encoder, self.encoder_token, self.tls)
+        with self._opening:
+            if self._open is None:
+                self._open = _encoder(self.encoder, self.encoder_token, self.tls)
 
     def close(self) -> None:
         """Closes the connection."""

@@ -345,7 +345,7 @@ class FocusedCollection:
         """The fields of rows, ids included, in the order of `ids`; rows that do not exist are left out.
 
         Args:
-            output_fields: names; "*" means all but the embedding and the state.
+            output_fields: names; "*" means all but vectors and the state, unlike MilvusClient's, which has vectors too.
             consistency_level: "Strong" gives the fields as they are now; a server waits about 0.2 s to be sure of it.
                 Others as for `search`: None finds a row that is new in any case, but of one that another client
                 changed in the last seconds it may give the fields as they were.
@@ -388,9 +388,9 @@ class FocusedCollection:
             raise CollectionError(f"collection {self.name!r} has no VARCHAR field 'digest' and no dynamic fields")
         return {row[self.layout.id]: row.get(name) or "" for row in self.get(ids, [name])}
 
-    def iterate_ids(self) -> Iterator[Id]:
-        """All ids in ascending order, in bounded memory; rows may be written or deleted meanwhile."""
-        return self._table.iterate_keys()
+    def iterate_ids(self, *, after: Id | None = None) -> Iterator[Id]:
+        """All ids in ascending order, or those after one, in bounded memory; rows may come and go meanwhile."""
+        return self._table.iterate_keys(after)
 
     def search(
         self,
@@ -412,7 +412,7 @@ class FocusedCollection:
             embeddings: float32 [Q, E], finite.
             limit: rows per query, at most 16,384.
             filter: a Milvus expression, for example f"album == {quote(name)}".
-            output_fields: names; "*" means all but the embedding and the state.
+            output_fields: names; "*" means all but vectors and the state, unlike MilvusClient's, which has vectors too.
             with_states: return the packed PHS states too.
             partition_names, search_params, group_by_field, consistency_level, timeout: as MilvusClient.search takes
                 them; see `phs_milvus.milvus.options.SearchOptions`.
@@ -492,7 +492,7 @@ class FocusedCollection:
         names: list[str] = []
         for name in output_fields:
             if name == "*":
-                names += [*known, *(["$meta"] if at.dynamic else [])]
+                names += [key for key in known if key not in at.vectors] + (["$meta"] if at.dynamic else [])
             elif name in (*known, at.embedding, at.state) or (at.dynamic and name.isidentifier()):
                 names.append(name)
             else:

@@ -35,6 +35,7 @@ class Layout:
         auto_id: whether Milvus generates the ids.
         digest: name of the digest's field; None where the collection has no place for one.
         others: the remaining fields of the schema.
+        vectors: those of `others` that hold vectors, dense, binary or sparse.
         dynamic: whether rows may have fields that are not in the schema.
         metric: "COSINE", "IP" or "L2".
         partition_key: whether a field of the row says which partition it is in.
@@ -48,6 +49,7 @@ class Layout:
     state: str | None
     digest: str | None
     others: tuple[str, ...]
+    vectors: tuple[str, ...]
     dynamic: bool
     metric: str
     partition_key: bool
@@ -94,6 +96,7 @@ def read(
     key_field = next(field for field in fields.values() if field.get("is_primary"))
     dynamic = bool(description.get("enable_dynamic_field"))
     digest = fields.get("digest")
+    others = tuple(key for key in fields if key not in (key_field["name"], embedding, state, "digest"))
     return Layout(
         id=key_field["name"],
         id_max_length=int(key_field["params"]["max_length"]) if key_field["type"] == DataType.VARCHAR else None,
@@ -101,7 +104,8 @@ def read(
         embedding=embedding,
         state=state,
         digest="digest" if (digest is None and dynamic) or (digest and digest["type"] == DataType.VARCHAR) else None,
-        others=tuple(key for key in fields if key not in (key_field["name"], embedding, state, "digest")),
+        others=others,
+        vectors=tuple(key for key in others if DataType(fields[key]["type"]).name.endswith("VECTOR")),
         dynamic=dynamic,
         metric=_metric(client, name, embedding),
         partition_key=any(field.get("is_partition_key") for field in fields.values()),

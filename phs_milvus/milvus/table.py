@@ -163,12 +163,12 @@ class Table:
         """At most `count` records, whichever Milvus gives first."""
         return self._query(filter, list(names), STRONG, limit=count)
 
-    def iterate_keys(self) -> Iterator[Id]:
-        """All ids in ascending order, a page at a time."""
+    def iterate_keys(self, after: Id | None = None) -> Iterator[Id]:
+        """All ids in ascending order, or those after one, a page at a time."""
         # Each page starts after the last id of the page before it. pymilvus' own iterator does the same, but does not
         # escape that id. The options make Milvus sort the records before it applies the limit.
         options: dict[str, Any] = {"iterator": "True", "reduce_stop_for_best": "True", "limit": IDS_PER_PAGE}
-        condition = ""
+        condition = "" if after is None else f"{self.key} > {literal(after)}"
         # With these options pymilvus drops the consistency level; counting first makes the server catch up.
         self.count()
         while page := [row[self.key] for row in self._query(condition, [self.key], STRONG, **options)]:

@@ -30,7 +30,7 @@ from phs_milvus.search.packed_query import unpack_query
 from phs_milvus.web.bodies import read_body
 
 NO_STATE = np.float32(-1)
-# Milvus waits for 30 seconds.
+# For all that a request needs: Milvus waits for 30, and then sends it again.
 _SECONDS = 25.0
 # Characters outside of texts that JSON of this shape may have; each may become a Python object of 50 bytes and more.
 _MOST_VALUES, _MOST_LISTS = MOST_READOUTS + 1000, 100

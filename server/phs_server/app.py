@@ -46,20 +46,22 @@ class Server:
 
     Attributes:
         address: "host:port" once started, with the port actually bound.
-        private_address: where the server answers itself; None where the system has no such addresses.
+        private_address: where the server answers itself, once started; None without supervision.
 
     Args:
         brief: it serves one command: what only many pictures need is left to those that need it.
+        supervised: somebody will watch whether it answers itself.
 
     Raises:
         InvalidInput: TLS or token files that cannot be used.
     """
 
-    def __init__(self, settings: Settings, *, brief: bool = False) -> None:
+    def __init__(self, settings: Settings, *, brief: bool = False, supervised: bool = False) -> None:
         self.settings = settings
         self._brief = brief
+        self._supervised = supervised
+        self._private: supervisor.PrivateSocket | None = None
         self.address = ""
-        self.private_address = supervisor.private_address()
         self._metrics = Metrics()
         self._connections = Connections()
         self._max_connections = settings.max_connections or files.connections_allowed()
@@ -73,6 +75,10 @@ class Server:
         self._stop_metrics: Callable[[], None] | None = None
         self._server = grpc.aio.server(options=_options(settings, self._max_connections))
         self._register()
+
+    @property
+    def private_address(self) -> str | None:
+        return self._private.address if self._private else None
 
     async def start(self) -> None:
         """Opens the port, loads and warms up the model, then turns ready.
@@ -122,6 +128,8 @@ class Server:
             log.warning("some connections did not end in time")
         if self._service.pipeline is not None:
             self._service.pipeline.close(timeout=1.0)
+        if self._private:
+            self._private.close()
         if self._stop_metrics is not None:
             await asyncio.to_thread(self._stop_metrics)
 
@@ -154,7 +162,6 @@ class Server:
             }
         for name, handlers in services.items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-        supervisor.add_to(self._server)
 
     def _listen(self) -> str:
         host, port = self.settings.host, self.settings.port
@@ -165,12 +172,12 @@ class Server:
                 bound = self._server.add_insecure_port(f"{host}:{port}")
             else:
                 bound = self._server.add_secure_port(f"{host}:{port}", self._credentials)
-            if self.private_address:
-                self._server.add_insecure_port(self.private_address)
         except RuntimeError as error:
             raise PortTaken(f"cannot listen on {host}:{port}: is the port taken? ({error})") from error
         if self._credentials is None and host not in ("127.0.0.1", "localhost", "[::1]"):
             log.warning("listening on %s without TLS; see --tls-cert", host)
+        if self._supervised:
+            self._private = supervisor.listen(self._server)
         self._connections.port = bound
         return f"{host}:{bound}"
 

@@ -52,7 +52,7 @@ async def _serve(settings: Settings, writer: logs.Writer) -> int:
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal)
-    server = Server(settings)
+    server = Server(settings, supervised=True)
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())
     try:

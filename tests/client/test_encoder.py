@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from phs_milvus.client.aio import AsyncEncoder
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import Outputs
+from phs_milvus.contract import wire
 from phs_milvus.contract._pb import encoder_pb2 as pb
 from phs_milvus.contract.errors import (
     DeadlineExceeded,
@@ -26,7 +30,7 @@ from phs_milvus.contract.errors import (
 )
 from phs_milvus.contract.types import Focus
 from phs_milvus.pointing.prompts import Box
-from tests.client.support import BUSY, GONE, HEADS, HIDDEN, Scripted
+from tests.client.support import BUSY, GONE, HEADS, HIDDEN, UNIT, Scripted
 from tests.servers import free_port
 
 
@@ -36,6 +40,51 @@ def test_encode_from_any_source_gives_the_same(encoder: Encoder, images: list[Pa
         encoding = encoder.encode(source)
         np.testing.assert_allclose(encoding.embedding, embeddings[0], atol=1e-5)
         assert (encoding.width, encoding.height, encoding.state, encoding.timings) == (160, 120, None, None)
+
+
+class Slow(Scripted):
+    """Scores and reads out a few thousand states at a time, each time in a quarter of a second."""
+
+    calls = 0
+
+    def GetModelInfo(self, request: pb.GetModelInfoRequest, context: grpc.ServicerContext) -> pb.ModelInfo:
+        info = super().GetModelInfo(request, context)
+        info.limits.message_bytes = 2**16
+        return info
+
+    def Rerank(self, request: pb.RerankRequest, context: grpc.ServicerContext) -> pb.RerankResponse:
+        self._work()
+        return pb.RerankResponse(scores=wire.tensor_to_pb(np.zeros((1, request.states.shape[0]), np.float32)))
+
+    def Readout(self, request: pb.ReadoutRequest, context: grpc.ServicerContext) -> pb.ReadoutResponse:
+        self._work()
+        return pb.ReadoutResponse(embeddings=wire.tensor_to_pb(np.tile(UNIT, (request.states.shape[0], 1))))
+
+    def _work(self) -> None:
+        self.calls += 1
+        time.sleep(0.25)
+
+
+def test_a_timeout_is_of_all_requests_of_a_call(scripted: Callable[..., tuple[Scripted, str]]) -> None:
+    service, address = scripted(service=Slow())
+    states, weights = np.ones((14_000, 2, 4), np.float16), np.ones((14_000, 2), np.float32)
+
+    async def asynchronously() -> None:
+        async with AsyncEncoder(address) as encoder:
+            await encoder.fetch_info()
+            with pytest.raises(DeadlineExceeded):
+                await encoder.rerank(UNIT[None], weights[:1], states, timeout=0.6)
+            with pytest.raises(DeadlineExceeded):
+                await encoder.readout(states, weights, timeout=0.6)
+
+    with Encoder(address, timeout=1) as encoder:
+        encoder.fetch_info(timeout=30)
+        assert len(encoder.readout(states, weights)) == 14_000 and service.calls >= 5  # each within the Encoder's own
+        with pytest.raises(DeadlineExceeded):
+            encoder.rerank(UNIT[None], weights[:1], states, timeout=0.6)
+        with pytest.raises(DeadlineExceeded):
+            encoder.readout(states, weights, timeout=0.6)
+    asyncio.run(asynchronously())
 
 
 def test_encode_with_a_prompt_and_all_outputs(encoder: Encoder, images: list[Path]) -> None:

@@ -124,6 +124,22 @@ def test_what_is_done_is_left_out_and_not_even_read(encoder: Encoder, images: li
         assert caught.value.field == "journal" and str(path) in str(caught.value)
 
 
+def test_a_key_that_the_journal_cannot_hold_is_named(encoder: Encoder, images: list[Path], tmp_path: Path) -> None:
+    with Journal(tmp_path / "done") as done:
+        for fits in (-(2**63), 2**63 - 1, str(2**63)):
+            done.add(fits)
+            assert fits in done
+        for key, remedy in ((2**63, f"{2**63} has more than 64 bits.*str"), ("\udcff.jpg", r"udcff.*os\.fsencode")):
+            for call in (done.add, done.__contains__):
+                with pytest.raises(InvalidInput, match=remedy) as caught:
+                    call(key)
+                assert caught.value.field == "key"
+        session = BulkSession(encoder, [(2**64 - 1, images[0])], done=done)
+        with session, pytest.raises(InvalidInput, match=str(2**64 - 1)):
+            next(session)
+        assert len(done) == 3
+
+
 def test_bad_items_are_results_and_bad_feeds_are_raised(encoder: Encoder, images: list[Path]) -> None:
     def lost() -> Path:
         raise ConnectionError("the shop is closed")
@@ -201,6 +217,28 @@ def test_stop_answers_what_was_read_and_close_does_not(encoder: Encoder, images:
     with BulkSession(encoder, endless(), in_flight=8) as session:
         next(session)
     assert list(session) == []
+    wait_for(lambda: not our_threads())
+
+
+def test_stop_answers_the_picture_that_is_being_read(encoder: Encoder, images: list[Path]) -> None:
+    reading, stopped = threading.Event(), threading.Event()
+
+    def slow() -> Path:
+        reading.set()
+        assert stopped.wait(30)
+        return images[0]
+
+    def stop() -> None:
+        assert reading.wait(30)
+        session.stop()
+        stopped.set()
+
+    with BulkSession(encoder, [("slow", slow), ("next", images[1])]) as session:
+        threading.Thread(target=stop).start()
+        assert [key for key, _ in session] == ["slow"]
+    with BulkSession(encoder, enumerate(images)) as session:
+        session.stop()
+        assert list(session) == []  # stopped before it began
     wait_for(lambda: not our_threads())
 
 

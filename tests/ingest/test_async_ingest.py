@@ -69,6 +69,34 @@ def test_cancelled_it_stores_what_is_in_flight_and_the_next_run_goes_on(
     check_complete(root, collection)
 
 
+def test_a_stop_that_several_share_is_nobody_s_to_set(
+    root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
+) -> None:
+    make_images(root, 400)
+    stop = threading.Event()
+
+    async def use() -> None:
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+        first = asyncio.create_task(
+            ingest_folder_async(
+                root, collection, encoder, stop=stop, progress=lambda done, of: loop.call_soon_threadsafe(begun.set)
+            )
+        )
+        await begun.wait()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert not stop.is_set() and collection.count() < 400
+        report = await ingest_folder_async(
+            root, collection, encoder, stop=stop, progress=lambda done, of: done >= 390 and stop.set()
+        )
+        assert report.encoded >= 1 and report.encoded + report.skipped_unchanged >= 390
+        stopped = await ingest_folder_async(root, collection, encoder, stop=stop, progress=False)
+        assert stopped.found == 0
+
+    asyncio.run(use())
+
+
 def test_stopped_it_reports_and_prunes_nothing(
     root: Path, collection: FocusedCollection, encoder: Encoder, make_images: MakeImages
 ) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pymilvus import DataType, MilvusClient
+from pymilvus import DataType, FieldSchema, MilvusClient
 
 from phs_milvus.client.encoder import Encoder, Outputs
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import CollectionError, InvalidInput, ModelMismatch
 from phs_milvus.milvus.collection import FocusedCollection, Row
-from tests.ingest.support import MakeImages, check_complete, rows_of, run
+from tests.ingest.support import URI, MakeImages, check_complete, rows_of, run
 
 
 def test_first_run_and_what_is_stored(
@@ -214,6 +214,25 @@ def test_a_moved_folder_is_not_encoded_again(
         assert row | {"path": str(moved / name)} == after[name]
     (moved / "image-0000.jpg").unlink()
     assert run(moved, collection, encoder, prune=True).pruned == 1
+
+
+@pytest.mark.skipif(URI is not None, reason="Milvus 2.3 has one vector a row")
+def test_a_moved_folder_keeps_the_vectors_of_its_rows(
+    root: Path, client: MilvusClient, encoder: Encoder, make_images: MakeImages
+) -> None:
+    make_images(root, 3)
+    clip = FieldSchema("clip", DataType.FLOAT_VECTOR, dim=4)
+    collection = FocusedCollection.create(client, "two_vectors", encoder.info, fields=[clip])
+    index = client.prepare_index_params()
+    index.add_index("clip", index_type="FLAT", metric_type="COSINE")
+    client.create_index("two_vectors", index)
+    run(root, collection, encoder, metadata=lambda path: {"clip": [0.5, 0.5, 0.5, 0.5]})
+    moved = root.rename(root.with_name("moved"))
+    assert run(moved, collection, encoder).skipped_unchanged == 3
+    rows = collection.get([f"image-000{number}.jpg" for number in range(3)], ["path", "clip"])
+    assert [Path(row["path"]).parent for row in rows] == [moved] * 3
+    assert [row["clip"] for row in rows] == [[0.5] * 4] * 3
+    client.drop_collection("two_vectors")
 
 
 def test_progress(

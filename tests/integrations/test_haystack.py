@@ -9,13 +9,27 @@ from typing import Any
 
 import pytest
 
-from phs_milvus import CollectionError, EncoderUnavailable, Focus, FocusedSearch, InvalidInput, StateError
+from phs_milvus import (
+    CollectionError,
+    Encoder,
+    EncoderUnavailable,
+    Focus,
+    FocusedCollection,
+    FocusedSearch,
+    InvalidInput,
+    StateError,
+    connect,
+)
+from phs_milvus.contract.errors import PhsError
+from phs_milvus.milvus.connection import close
 from tests.integrations.support import expected, needs, query, run_example
 
 haystack = needs("haystack")
 from haystack import Document, Pipeline  # noqa: E402
 from haystack.dataclasses import ByteStream  # noqa: E402
 from haystack.utils import Secret  # noqa: E402
+from milvus_lite.db import MilvusLite  # noqa: E402
+from milvus_lite.exceptions import DataDirLockedError  # noqa: E402
 
 from phs_milvus.integrations import haystack as module  # noqa: E402
 from phs_milvus.integrations.haystack import FocusedRanker, FocusedRetriever  # noqa: E402
@@ -140,6 +154,37 @@ def test_what_fails_says_so(
         retriever.run({"picture": "a.jpg"})
     with pytest.raises(InvalidInput, match="heads_on must be"):
         FocusedRanker(focus={"heads_on": 0})
+
+
+def is_free(database: Path) -> bool:
+    """Whether a Milvus Lite is open nowhere."""
+    try:
+        MilvusLite(str(database)).close()
+    except DataDirLockedError:
+        return False
+    return True
+
+
+def test_connections_are_opened_once_and_none_is_left(encoder: Encoder, address: str, tmp_path: Path) -> None:
+    database = tmp_path / "own.db"
+    client = connect(str(database))
+    FocusedCollection.create(client, "images", encoder.info)
+    assert not is_free(database)
+    close(client)
+    wrong = ({"collection": "nothing"}, {"tls": {"ca": str(tmp_path / "ca.pem")}}, {"encoder": "127.0.0.1:1"})
+    for options in wrong:
+        with pytest.raises(PhsError):
+            FocusedRetriever(**{"encoder": address, "milvus": str(database), **options}).warm_up()
+        assert is_free(database), options
+    retriever = FocusedRetriever("images", milvus=str(database), encoder=address)
+
+    async def at_once() -> None:
+        await asyncio.gather(*(asyncio.to_thread(retriever.warm_up) for _ in range(4)))
+
+    asyncio.run(at_once())
+    assert not is_free(database)
+    retriever.close()
+    assert is_free(database)
 
 
 def test_tls_files_are_named_in_yaml(tmp_path: Path) -> None:

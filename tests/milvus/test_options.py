@@ -11,6 +11,7 @@ from pymilvus import DataType, FieldSchema, MilvusClient
 
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.errors import InvalidInput
+from phs_milvus.milvus import schema
 from phs_milvus.milvus.collection import FocusedCollection, close, connect
 from phs_milvus.milvus.options import SearchOptions, ef_for
 from tests.milvus.support import INFO, URI, E, lite_only, make_rows
@@ -57,6 +58,51 @@ def test_partitions(client: MilvusClient, foreign: Callable[..., str]) -> None:
         assert caught.value.field == "partition_names"
     client.create_partition(name, "green")  # after the collection was opened
     assert found("green") == set()
+
+
+@pytest.fixture
+def with_vectors(client: MilvusClient, name: str) -> FocusedCollection:
+    """Two rows, each with two vectors of its owner's."""
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
+    schema.add_field("pk", DataType.INT64, is_primary=True)
+    schema.add_field("packed", DataType.VARCHAR, max_length=64)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=E)
+    schema.add_field("clip", DataType.FLOAT_VECTOR, dim=4)
+    schema.add_field("words", DataType.SPARSE_FLOAT_VECTOR)
+    index = client.prepare_index_params()
+    for field in ("vector", "clip"):
+        index.add_index(field, index_type="FLAT", metric_type="COSINE")
+    index.add_index("words", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+    client.create_collection(name, schema=schema, index_params=index)
+    own = {"clip": [0.5] * 4, "words": {1: 0.5, 7: 0.25}, "note": "blue"}
+    for row in make_rows([1, 2]):
+        packed = state_codec.pack(row.state)
+        client.insert(name, [{"pk": row.id, "vector": row.embedding, "packed": packed, **own}])
+    return FocusedCollection.attach(client, name, embedding_field="vector", state_field="packed", model=INFO)
+
+
+@lite_only  # 2.3 has one vector a row
+@pytest.mark.parametrize("with_states", [False, True])
+def test_a_star_leaves_vectors_out_unless_they_are_named(with_vectors: FocusedCollection, with_states: bool) -> None:
+    def found(*names: str) -> dict[str, Any]:
+        both = with_vectors.search(QUERY, 2, output_fields=names, with_states=with_states)[0].fields
+        first = next(fields for fields in both if fields["pk"] == 1)
+        assert with_vectors.get([1], names) == [first]
+        return first
+
+    assert found("*") == {"pk": 1, "note": "blue"}
+    assert found("*", "clip") == {"pk": 1, "note": "blue", "clip": [0.5] * 4}
+    assert found("pk", "words") == {"pk": 1, "words": {1: 0.5, 7: 0.25}}
+
+
+def test_vectors_of_every_type_are_known(client: MilvusClient, foreign: Callable[..., str]) -> None:
+    """Of a description as a server gives it: Milvus Lite and 2.3 have only some of them."""
+    described = client.describe_collection(foreign())
+    types = [kind for kind in DataType if "VECTOR" in kind.name]
+    described["fields"] += [{"name": kind.name, "type": kind, "params": {"dim": 8}} for kind in types]
+    layout = schema.read(client, described, "vector", "packed", None)
+    assert len(types) >= 6 and layout.vectors == tuple(kind.name for kind in types)
+    assert layout.others == ("title", *layout.vectors)
 
 
 def test_all_dynamic_fields_of_an_attached_collection(client: MilvusClient, foreign: Callable[..., str]) -> None:

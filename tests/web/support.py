@@ -7,6 +7,8 @@ import json
 import socket
 from typing import Any, NamedTuple
 
+from phs_milvus.client.encoder import Encoder
+
 
 class Answer(NamedTuple):
     """What a web server said."""
@@ -43,3 +45,30 @@ def raw(port: int, data: bytes, timeout: float = 10) -> bytes:
         while chunk := connection.recv(65536):
             received += chunk
     return received
+
+
+class Site(NamedTuple):
+    """A page that is served.
+
+    port: its TCP port; backend: what it works with.
+    """
+
+    port: int
+    backend: Any
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return request(self.port, path, **headers)
+
+    def post(self, path: str, body: bytes | dict[str, Any], **headers: str) -> Answer:
+        return request(self.port, path, json.dumps(body) if isinstance(body, dict) else body, **headers)
+
+
+def open_encoder(address: str) -> Encoder:
+    """An encoder that has met its server."""
+    encoder = Encoder(address)
+    encoder.fetch_info()
+    return encoder

@@ -36,7 +36,7 @@ class Caller:
 
     @property
     def is_private(self) -> bool:
-        """Whether it is this process itself, on the port of `phs_server.edge.supervisor`."""
+        """Whether it called on the socket of `phs_server.edge.supervisor`."""
         return self.peer.startswith("unix")
 
 

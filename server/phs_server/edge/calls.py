@@ -1,4 +1,4 @@
-"""What every call goes through, whatever its method: who calls, whether there is a place, and how it fails.
+"""What every call but the supervisor's goes through: who calls, whether there is a place, and how it fails.
 
 All methods are registered as streams of bytes in both directions, which is the same on the wire. Of any other kind gRPC
 reads the message, up to max_message_bytes of it, before any code of ours can say no, and does not say when the answer
@@ -75,6 +75,10 @@ class Calls:
     async def _through(
         self, name: str, places: Places, serve: Serve, context: grpc.aio.ServicerContext, tokens: Tokens | None
     ) -> None:
+        if caller_of(context.peer()).is_private:
+            # It has neither TLS nor tokens. The same words as gRPC's own, of a method that is not there.
+            self._fail(name, context, grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+            return
         try:
             token = tokens.identify(_authorization(context)) if tokens else ""
             caller = caller_of(context.peer(), token, b"".join(context.auth_context().get("x509_pem_cert", ())))

@@ -1,10 +1,8 @@
-"""TLS, mutual TLS and bearer tokens over real connections, with certificates that openssl makes here."""
+"""TLS, mutual TLS and bearer tokens over real connections."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,27 +19,6 @@ from phs_milvus.contract.errors import EncoderError, EncoderUnauthenticated, Inv
 from phs_server.app import ServerThread
 from phs_server.config import Settings
 from tests.servers import health
-
-
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ca.pem and other-ca.pem; server.pem for localhost and client.pem signed by ca; their .key files."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl command here to make certificates with")
-    folder = tmp_path_factory.mktemp("pem")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
-
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    for name in ("ca", "other-ca"):
-        openssl("req", "-x509", *new_key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem")
-    (folder / "names").write_text("subjectAltName=DNS:localhost")
-    for name in ("server", "client"):
-        openssl("req", *new_key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
-        signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names"]
-        openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
-    return folder
 
 
 @pytest.fixture(scope="module")
