@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTO := proto/phs/v1/encoder.proto
 
-.PHONY: demo test test-all test-fiftyone browser lint buf format proto bench clean
+.PHONY: demo test test-all test-fiftyone test-scale browser lint buf format proto bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/phs-milvus demo
@@ -16,12 +16,16 @@ test: $(VENV)/.dev
 # What is slow by nature, which `make test` leaves out; then what runs beside a real Milvus server.
 test-all: $(VENV)/.dev
 	$(BIN)/pytest -m slow
-	tests/milvus_standalone.sh $(BIN)/pytest tests/milvus tests/ingest tests/search \
+	tests/milvus_standalone.sh $(BIN)/pytest tests/milvus tests/ingest tests/search tests/scale \
 		tests/integrations --ignore tests/integrations/test_node.py
 
 # FiftyOne weighs 1.2 GB and needs MongoDB: neither is installed for the other tests.
 test-fiftyone:
 	tests/fiftyone_app.sh python -m pytest tests/integrations/test_fiftyone.py
+
+# Ray weighs 220 MB: it is not installed for the other tests.
+test-scale: $(VENV)/.dev
+	tests/ray_local.sh python -m pytest tests/scale
 
 # What the tests of the page use beside playwright: a browser, from Debian, and axe-core, from npm, which looks for faults
 # of accessibility. Without them those tests are skipped.

@@ -74,11 +74,12 @@ ARROWS = {
         milvus     -> contract
         search     -> contract pointing client milvus
         ingest     -> contract client milvus search
+        scale      -> contract client milvus search ingest
         web        -> contract pointing client milvus search
         integrations -> contract pointing client milvus search
         evaluation -> contract pointing client milvus search ingest
         demo       -> contract pointing client milvus search ingest evaluation
-        cli        -> contract pointing client milvus search ingest web evaluation demo
+        cli        -> contract pointing client milvus search ingest scale web evaluation demo
     """,
     "phs_server": """
         config     -> contract
@@ -95,6 +96,7 @@ ARROWS = {
 ONLY_IN = {
     "pymilvus": {"phs_milvus.milvus"},
     "milvus_lite": {"phs_milvus.milvus"},
+    "ray": {"phs_milvus.scale"},
     "starlette": {"phs_milvus.web"},
     "uvicorn": {"phs_milvus.web"},
     "torch": {"phs_server.model", "phs_server.flow"},

@@ -44,7 +44,18 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from phs_milvus.cli import attach, collect, demo, evaluate, export_states, page, rerank_endpoint, search, serve
+    from phs_milvus.cli import (
+        attach,
+        collect,
+        demo,
+        evaluate,
+        export_states,
+        page,
+        rerank_endpoint,
+        scale,
+        search,
+        serve,
+    )
 
     parser = _Parser(
         prog="phs-milvus",
@@ -52,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Start: phs-milvus ingest ~/photos, then phs-milvus search photo.jpg --box 40,60,180,220 --save out.png",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (collect, attach, search, page, demo, evaluate, serve, rerank_endpoint, export_states):
+    for module in (collect, attach, scale, export_states, search, page, demo, evaluate, serve, rerank_endpoint):
         module.add_commands(commands)
     return parser
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class FocusedCollection:
         cls,
         client: MilvusClient,
         name: str,
-        model: ModelInfo,
+        model: ModelInfo | ModelRecord,
         *,
         index_type: str = "AUTOINDEX",
         index_params: Mapping[str, Any] | None = None,
@@ -137,7 +137,7 @@ class FocusedCollection:
             CollectionError: no such collection (the message lists those there are), or neither made by `create` nor
                 attached.
         """
-        return cls._of(client, name, opened(client, name))
+        return cls._of(client, opened(client, name))
 
     @classmethod
     def attach(
@@ -178,13 +178,12 @@ class FocusedCollection:
             model=model,
             state_format=state_format,
         )
-        return cls._of(client, name, found)
+        return cls._of(client, found)
 
     @classmethod
-    def _of(cls, client: MilvusClient, name: str, found: Attached) -> FocusedCollection:
-        # An alias may come to mean another collection, whose rows must not meet the states of this one.
-        real = name if found.side is None else found.name
-        return cls(client, real, found.model, found.layout, found.side, foreign=found.foreign)
+    def _of(cls, client: MilvusClient, found: Attached) -> FocusedCollection:
+        # An alias may come to mean another collection, whose rows must not meet states or queries of this one.
+        return cls(client, found.name, found.model, found.layout, found.side, foreign=found.foreign)
 
     def __enter__(self) -> FocusedCollection:
         return self
@@ -214,7 +213,7 @@ class FocusedCollection:
             for table in tables:
                 table.patience, table.tell = 0.0, None
 
-    def check_model(self, info: ModelInfo) -> None:
+    def check_model(self, info: ModelInfo | ModelRecord) -> None:
         """Raises ModelMismatch, naming both, unless `info` is the model that filled this collection."""
         self.model.check(info, self.name)
 
@@ -277,12 +276,15 @@ class FocusedCollection:
 
     def _record(self, row: Row) -> dict[str, Any]:
         at = self.layout
-        packed = row.state if isinstance(row.state, str) else state_codec.pack(row.state, self.model.state_format)
-        record: dict[str, Any] = {at.id: row.id, str(at.state): packed}
+        record: dict[str, Any] = {at.id: row.id, str(at.state): self.packed(row)}
         record[at.embedding] = np.ascontiguousarray(row.embedding, dtype=np.float32)
         if at.digest is not None:
             record[at.digest] = row.digest
         return record | row.metadata
+
+    def packed(self, row: Row) -> str:
+        """A row's state as this collection stores it."""
+        return row.state if isinstance(row.state, str) else state_codec.pack(row.state, self.model.state_format)
 
     def delete(self, ids: Sequence[Id]) -> None:
         """Deletes rows; ids that do not exist are ignored.
@@ -300,6 +302,26 @@ class FocusedCollection:
         Until then a server searches new rows through a coarse index, which finds too few for a large limit.
         """
         self._table.flush()
+
+    def remember_state_format(self, state_format: StateFormat) -> None:
+        """Makes new states, of this object and of those opened later, be packed in this format; old ones stay.
+
+        Raises:
+            CollectionError: Milvus refuses, or the states are in a field of somebody else's.
+        """
+        model = replace(self.model, state_format=state_format)
+        if self.side is not None:
+            self.side.remember_model(model)
+        elif self.foreign:
+            raise CollectionError(f"collection {self.name!r} is its owner's; nothing is remembered in it")
+        else:
+            with translated_errors(f"cannot change collection {self.name!r}"):
+                self.client.alter_collection_properties(self.name, {"phs": model.to_json()})
+        self.model = model
+
+    def wait_until_indexed(self) -> None:
+        """Returns when every sealed row is in the index; on Milvus Lite at once."""
+        self._table.wait_until_indexed(self.layout.embedding)
 
     # --- reads ----------------------------------------------------------------------------------------------
 

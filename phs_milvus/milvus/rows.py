@@ -105,7 +105,7 @@ class ModelRecord:
     state_format: StateFormat = "float16"
 
     @classmethod
-    def of(cls, info: ModelInfo, state_format: StateFormat = "float16") -> ModelRecord:
+    def of(cls, info: ModelInfo | ModelRecord, state_format: StateFormat = "float16") -> ModelRecord:
         """The part of `info` that a collection keeps."""
         return cls(**{name: getattr(info, name) for name in _OF_MODEL}, state_format=state_format)
 
@@ -133,7 +133,7 @@ class ModelRecord:
             )
         return record
 
-    def check(self, info: ModelInfo, collection: str) -> None:
+    def check(self, info: ModelInfo | ModelRecord, collection: str) -> None:
         """Raises ModelMismatch unless `info` is this model."""
         if info.fingerprint == self.fingerprint:
             return

@@ -19,7 +19,8 @@ NORM_TOLERANCE = 0.01
 
 def remembered(description: dict[str, Any]) -> ModelRecord | None:
     """The model in a collection's description; None where it records none."""
-    texts = (description.get("description"), dict(description.get("properties") or {}).get("phs"))
+    # Properties can be changed (`remember`), a description cannot.
+    texts = (dict(description.get("properties") or {}).get("phs"), description.get("description"))
     return next((record for text in texts if text and (record := ModelRecord.from_json(text))), None)
 
 

@@ -165,6 +165,32 @@ class SideStates:
             self._client.alter_collection_properties(self.name, {"phs": _to_json(self.model, attachment)})
         self.attachment = attachment
 
+    def remember_model(self, model: ModelRecord) -> None:
+        """Changes what is remembered of the model: the format of new states."""
+        with translated_errors(f"cannot change collection {self.name!r}"):
+            self._client.alter_collection_properties(self.name, {"phs": _to_json(model, self.attachment)})
+        self.model = model
+
+    def compact(self, ids: Sequence[Id]) -> dict[Id, tuple[str, None]]:
+        """Packs float16 states anew as int8; what else is stored with them stays.
+
+        Returns:
+            the old packed state of each row that had float16; there is no embedding here to give with it.
+        """
+        size, old = self.model.hidden_size, {}
+        rows = self.table.get(ids, [_STATE, _OF, _DIGEST], state_codec.text_length(size) + 256)
+        records = []
+        for row in rows:
+            key, text = row[self.table.key], row[_STATE]
+            if state_codec.format_of(text, size) == "float16":
+                old[key] = text, None
+                packed = state_codec.pack(state_codec.unpack([text], size, [key])[0], "int8")
+                records.append({**row, _DUMMY: _DUMMY_VALUE, _STATE: packed})
+        for part in batches([self._row_bytes] * len(records), ROWS_PER_CALL, BYTES_PER_CALL):
+            self.table.upsert(records[part])
+        self._forget(old)
+        return old
+
     def count(self) -> int:
         """The current number of states."""
         return self.table.count()

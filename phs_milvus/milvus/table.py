@@ -83,6 +83,16 @@ class Table:
         """Seals and indexes new records."""
         self._patiently("flush", lambda: self._client.flush(self._name, timeout=_WRITE_TIMEOUT_S))
 
+    def wait_until_indexed(self, field: str) -> None:
+        """Returns when every sealed record's vector is in the index of that field; on Milvus Lite at once."""
+        while not self._lite and self._patiently("describe", lambda: self._pending(field)):
+            time.sleep(_PAUSE_S)
+
+    def _pending(self, field: str) -> int:
+        """Sealed records that are not in the index of a field yet."""
+        found = [self._client.describe_index(self._name, name) for name in self._client.list_indexes(self._name, field)]
+        return sum(int(one.get("pending_index_rows") or 0) for one in found)
+
     def partitions(self) -> list[str]:
         """The names of the partitions; of a collection with a partition key they are Milvus' own."""
         return list(self._patiently("read", lambda: self._client.list_partitions(self._name)))
