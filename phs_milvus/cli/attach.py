@@ -48,7 +48,7 @@ def add_commands(commands: Any) -> None:
     attach.add_argument(
         "--keep-going",
         action="store_true",
-        help="go on where the embeddings of most rows differ from the model's; those rows get no state",
+        help="go on where most rows differ, or the first pictures are missing; those rows get no state",
     )
     attach.add_argument("--batch-size", type=int, default=256, help="states written at a time (default: %(default)s)")
     attach.add_argument(

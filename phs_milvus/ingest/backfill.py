@@ -28,7 +28,6 @@ from phs_milvus.contract.errors import (
     ModelMismatch,
     PhsError,
     reason_of,
-    shown,
 )
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
 from phs_milvus.contract.types import Encoding
@@ -45,7 +44,7 @@ from phs_milvus.search.sources import RowFinder, Unreachable, row_finder
 # stay above .999; another resizing or a centre crop is below .98 on photos.
 AGREEMENT = 0.99
 # So many rows are looked at before it is said that the collection is of another model, or the pictures elsewhere.
-_ENOUGH_COMPARED, _ENOUGH_MISSING, _ENOUGH_UNREACHABLE = 24, 256, 64
+_ENOUGH_COMPARED, _ENOUGH_MISSING, _ENOUGH_UNREACHABLE = 24, 64, 64
 _ROWS_PER_PAGE = 4096  # their embeddings are in memory
 _MOST_ROWS = 100_000
 
@@ -77,8 +76,8 @@ def backfill(
         images, image_field: where the pictures are; see `phs_milvus.search.sources.row_finder`. `images` may also be a
             function from a row, a dict of all its fields but vectors, to its picture. None for both: as the last time.
         prune: whether to delete the states of rows that are gone.
-        keep_going: whether to go on where most rows do not agree, as where the oldest ones were made otherwise than the
-            rest; those that do not agree get no state.
+        keep_going: whether to go on where most rows do not agree, or the first pictures are missing, as where the
+            oldest rows were made otherwise than the rest; those that do not agree get no state.
         batch_size: states per write.
         progress: True for a bar on stderr, False for none, or a function called with (rows done, rows in all).
         stop: set it, from any thread, to end early, as `ingest_folder` does.
@@ -178,6 +177,7 @@ class _Run:
         self._new: list[NewState] = []
         self._outlived: list[Id] = []
         self._unreachable = 0  # in a row
+        self._last_error: PhsError | None = None
         self._compared = 0
         self._first_cosines: list[float] = []
 
@@ -188,14 +188,18 @@ class _Run:
         def failed(work: _Work, error: PhsError) -> None:
             self._fail(work, error)
             bar.advance()
-            self._check_reachable(work, error)
+            self._last_error = error
+            self._check_reachable(error)
+            self._check_found(at_least=_ENOUGH_MISSING)
 
         try:
             rows = until(self._stop, self._outdated(bar))
             for work, encoding in encoded(self._encoder, rows, self._load, failed, pool):
                 self._take(work, encoding)
                 bar.advance()
-            self._check_agreement(at_least=_ENOUGH_COMPARED if self._stop.is_set() else 1)
+            if not self._stop.is_set():
+                self._check_agreement(at_least=1)
+                self._check_found(at_least=1)
             self._store()
         except CollectionError:
             raise
@@ -271,17 +275,21 @@ class _Run:
             "rows are so, leave them without states by keep_going (--keep-going)"
         )
 
-    def _check_reachable(self, work: _Work, error: PhsError) -> None:
-        """Raises ImageError if pictures cannot be found at all, or no longer."""
+    def _check_reachable(self, error: PhsError) -> None:
+        """Raises ImageError if pictures can no longer be fetched."""
         self._unreachable = self._unreachable + 1 if isinstance(error, Unreachable) else 0
         if self._unreachable >= _ENOUGH_UNREACHABLE:
             raise ImageError(f"{self._unreachable} pictures in a row could not be fetched, the last because: {error}")
+
+    def _check_found(self, at_least: int) -> None:
+        """Raises ImageError if at least so many pictures were looked for, and not one can be used."""
         failed = self.report.failed_count
-        if failed >= _ENOUGH_MISSING and not self._compared and not self.report.fitting:
-            raise ImageError(
-                f"none of the first {failed} rows' pictures can be used, of row {shown(work.id)!r} because: {error}; "
-                "say with images and image_field where they are"
-            )
+        if self._keep_going or failed < at_least or self._compared or self.report.fitting:
+            return
+        raise ImageError(
+            f"none of the first {failed} rows' pictures can be used, the last because: {self._last_error}; say with "
+            "images and image_field (--images, --image-field) where they are, or go on by keep_going (--keep-going)"
+        )
 
     def _store(self) -> None:
         new, self._new = self._new, []

@@ -6,7 +6,7 @@ import numpy as np
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract import state
-from phs_milvus.contract.errors import ModelMismatch
+from phs_milvus.contract.errors import CollectionError, ModelMismatch
 from phs_milvus.milvus.collection import FocusedCollection
 
 _ROWS = 16
@@ -19,12 +19,18 @@ def check_states(collection: FocusedCollection, encoder: Encoder) -> None:
     """Raises ModelMismatch if most states of a sample do not give the embeddings that are stored beside them, or were
     made for others.
 
-    One small read and one Rerank call. Of a collection without states nothing is known, and nothing said.
+    One small read and one Rerank call. Of rows that hold no states yet nothing is known, and nothing said.
 
     Raises:
+        CollectionError: there is not one state beside the collection: to make them was begun and refused, perhaps.
         EncoderError: the server could not answer.
     """
     embeddings, texts, changed = collection.sample_states(_ROWS)
+    if collection.side is not None and not texts and not changed and not collection.side.count():
+        raise CollectionError(
+            f"collection {collection.name!r} was attached, but none of its rows has a state yet; run phs-milvus attach "
+            f"{collection.name}, or backfill"
+        )
     if changed > len(texts):
         raise ModelMismatch(
             f"collection {collection.name!r}: {changed} of {changed + len(texts)} rows looked at have another "

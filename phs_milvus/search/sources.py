@@ -88,7 +88,9 @@ def row_finder(images: str | Path | None, image_field: str | None) -> RowFinder:
         fields = () if image_field is None else (image_field,)
         return RowFinder(fields, lambda row_id, row: _below(root, _value(row, image_field, row_id), row_id))
     if image_field is None:
-        raise InvalidInput("say where the pictures are: image_field, images, or both", "images")
+        raise InvalidInput(
+            "say where the pictures are: image_field, images, or both (--image-field, --images)", "images"
+        )
 
     def whole(row_id: Id, row: Mapping[str, Any]) -> ImageSource:
         value = _value(row, image_field, row_id)

@@ -189,7 +189,7 @@ def test_a_wrong_folder_stops_early(
     owned(paths, np.repeat(embeddings_of(encoder, paths[:1]), 300, axis=0))
     collection = FocusedCollection.attach(client, NAME, model=encoder.info)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="none of the first 256 rows' pictures.*image_field"):
+    with pytest.raises(ImageError, match="none of the first 64 rows' pictures.*image_field"):
         fill(collection, encoder, tmp_path / "empty")
     assert collection.side.attachment.images is None  # what did not work is not remembered
 

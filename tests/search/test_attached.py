@@ -14,6 +14,7 @@ from pymilvus import DataType, MilvusClient
 
 from phs_milvus import (
     Box,
+    CollectionError,
     Encoder,
     FocusedCollection,
     FocusedSearch,
@@ -151,3 +152,13 @@ def test_pictures_on_another_machine_are_no_reason_not_to_search(
         assert here.search(StoredImage(3), PROMPT, limit=2).locate()[0].boxes
     finally:
         products.side.remember(before)
+
+
+def test_an_attachment_without_a_single_state_is_not_searched(products: FocusedCollection, encoder: Encoder) -> None:
+    """To make the states was refused, perhaps, and then the embeddings are of another model."""
+    products.side.delete(list(range(39)))
+    try:
+        with pytest.raises(CollectionError, match="none of its rows has a state yet; run phs-milvus attach products"):
+            FocusedSearch(FocusedCollection.open(products.client, "products"), encoder)
+    finally:
+        backfill(products, encoder, progress=False)

@@ -110,7 +110,9 @@ stage.addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.target.closest?.("input, select, textarea, dialog") || $("dialog").open) return;
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && undo()) event.preventDefault();
-  else if (event.key === "Escape" && event.target !== stage && state.picture) escape();
+  else if (event.key !== "Escape" || event.target === stage) return;
+  else if (!$("settings").hidden) $("settings-button").click();
+  else if (state.picture) escape();
 });
 stage.addEventListener("focus", () => {
   if (stage.matches(":focus-visible") && state.picture) $("keys").hidden = false;
