@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -76,7 +77,7 @@ class Service:
 
     def rows(self, after: str | None, limit: str) -> dict[str, Any]:
         """Ids of the collection, in ascending order, after one."""
-        if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_LISTED:
+        if limit not in map(str, range(1, _MOST_LISTED + 1)):
             raise InvalidInput(f"must be 1 to {_MOST_LISTED}, got {shown(limit, 20)}", "limit")
         with self._ready() as ready:
             start = None if after is None else id_of(ready.collection, after, "after")
@@ -300,6 +301,8 @@ def _plain(value: Any) -> Any:
     """A field's value as JSON has it: arrays of Milvus are no lists, and vectors are numpy's."""
     if isinstance(value, int) and abs(value) > _EXACT:
         return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # as pymilvus writes it into dynamic fields; JSON has no word for it
     if isinstance(value, str | int | float | bool | None):
         return value
     if isinstance(value, Mapping):
