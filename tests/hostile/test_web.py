@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from PIL import Image
 from pymilvus import DataType
 
 from phs_milvus import Encoder, FocusedCollection, backfill
@@ -44,6 +47,22 @@ def test_a_login_never_leads_to_what_is_no_path(serve: Callable[..., Site], tmp_
         assert site.get(f"/login?next={quote(target, safe='')}").status == 200
         entered = site.post("/login", f"token=secret-token&next={quote(target, safe='')}".encode())
         assert entered.status == 303 and entered.headers["location"] == "/"
+
+
+def test_shapes_that_would_take_minutes_are_refused_at_once(site: Site) -> None:
+    drawn = io.BytesIO()
+    Image.new("L", (9000, 9000), 7).save(drawn, "JPEG")
+    digest = site.post("/api/v1/pictures", drawn.getvalue()).json["picture"]
+    triangle = {"polygon": [[0, 0], [9000, 8000], [0, 9000]]}
+    zigzag = {"polygon": [[number % 9000, 9000 * (number % 2)] for number in range(9000)]}
+    mask = {"mask": {"size": [9000, 9000], "counts": [0, 81_000_000]}}
+    for prompt in ([triangle] * 100, [zigzag], [mask] * 100, [{"point": [9, 9], "radius": 1e308}] * 100):
+        began = time.monotonic()
+        answer = site.post("/api/v1/search", {"picture": digest, "prompt": prompt})
+        assert answer.status == 400 and answer.json["field"] == "prompt" and "take too long" in answer.json["detail"]
+        assert time.monotonic() - began < 5
+    lasso = {"polygon": [[1000 + number % 500, 1000 + number] for number in range(4000)]}
+    assert site.post("/api/v1/search", {"picture": digest, "prompt": [lasso]}).status == 200
 
 
 @pytest.fixture(scope="module")

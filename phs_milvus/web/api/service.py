@@ -22,6 +22,7 @@ from phs_milvus.milvus.rows import Id, quote
 from phs_milvus.pointing.prompts import Prompt
 from phs_milvus.search.hits import Hit, SearchResult
 from phs_milvus.search.locating import target_of
+from phs_milvus.web.api.effort import check_effort
 from phs_milvus.web.api.questions import focus_of, prompt_of
 from phs_milvus.web.backend import Backend, Ready
 from phs_milvus.web.held import HeldPictures
@@ -211,10 +212,13 @@ class Service:
             raise InvalidInput("give either picture, the digest of one that was sent, or id, of a row", "picture")
         focus, prompt = focus_of(values), prompt_of(values["prompt"])
         if values["picture"] is not None:
-            return self._held(values["picture"]), prompt, focus
-        row_id = id_of(ready.collection, values["id"])
-        with _missing_is_404("id"):
-            return self._picture(ready, row_id), prompt, focus
+            picture = self._held(values["picture"])
+        else:
+            row_id = id_of(ready.collection, values["id"])
+            with _missing_is_404("id"):
+                picture = self._picture(ready, row_id)
+        check_effort(prompt, picture.width, picture.height)
+        return picture, prompt, focus
 
     def _picture(self, ready: Ready, row_id: Id) -> Opened:
         return self._stored.read(ready.collection, row_id, self._stored.place(ready.collection, row_id))
