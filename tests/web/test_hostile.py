@@ -14,7 +14,6 @@ from pymilvus import DataType
 
 from phs_milvus import Encoder, FocusedCollection, backfill
 from phs_milvus.web.settings import WebSettings
-from tests.web.conftest import database, photos, serve, site  # noqa: F401  the page's fixtures
 from tests.web.support import Site
 
 HUGE = "1" + "0" * 400
