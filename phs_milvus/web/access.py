@@ -53,7 +53,7 @@ class Access:
                 421, f"this server is not {shown(name)!r}; if it is, start it with --allowed-host {shown(name)}"
             )
         origin = connection.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _netloc(origin).lower() != host.lower():
             raise Problem(403, f"requests from pages of {shown(origin)} are not answered")
         site, mode = connection.headers.get("sec-fetch-site"), connection.headers.get("sec-fetch-mode")
         if site in ("cross-site", "same-site") and mode != "navigate":
@@ -100,6 +100,13 @@ def _host_name(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
         raise Problem(400, f"{shown(host)!r} is no host", "host") from None
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # no browser sends such a one
+        return ""
 
 
 def _is_address(name: str) -> bool:

@@ -117,7 +117,10 @@ def _login_page(target: str, problem: str, status: int = 200) -> Response:
 
 def _local(target: str) -> str:
     """A path of this site: a login does not lead to another one."""
-    parts = urlsplit(target)
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        return "/"
     if parts.scheme or parts.netloc or not target.startswith("/") or target.startswith(("//", "/\\")):
         return "/"
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -26,6 +27,8 @@ _HELD_BYTES = 64 * 2**20
 # A row may be deleted, and a fetched picture may change: looked at again after so many seconds.
 _ROW_SECONDS, _URL_SECONDS = 60.0, 600.0
 _MOST_ROWS = 50_000
+# int() takes other digits than these, and Milvus no longer ones.
+_WHOLE, _LARGEST = re.compile("-?[0-9]{1,19}"), 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,8 @@ def id_of(collection: FocusedCollection, value: object, field: str = "id") -> Id
         InvalidInput: of another type.
     """
     numbers = collection.layout.id_max_length is None
-    if numbers and (isinstance(value, int) or (isinstance(value, str) and value.lstrip("-").isdigit())):
-        return int(value)
+    if numbers and _WHOLE.fullmatch(str(value)) and abs(whole := int(str(value))) <= _LARGEST:
+        return whole
     if numbers or not isinstance(value, str) or not value:
         kind = "a whole number" if numbers else "a text"
         raise InvalidInput(f"an id of this collection is {kind}, got {shown(value)!r}", field)

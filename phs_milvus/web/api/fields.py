@@ -89,7 +89,7 @@ def check(value: Any, schema: Schema, name: str) -> None:
         raise InvalidInput(f"must be one of {', '.join(map(str, schema['enum']))}, got {shown(value, 60)!r}", name)
     low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
     if isinstance(value, int | float) and not low <= value <= high:
-        raise InvalidInput(f"must be {low:g} to {high:g}, got {value:g}", name)
+        raise InvalidInput(f"must be {low:g} to {high:g}, got {shown(value, 40)}", name)
     if isinstance(value, str) and len(value) > schema.get("maxLength", math.inf):
         raise InvalidInput(f"has {len(value):,} characters; at most {schema['maxLength']:,} are taken", name)
     if isinstance(value, list):

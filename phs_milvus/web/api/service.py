@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from phs_milvus.milvus.rows import Id, quote
 from phs_milvus.pointing.prompts import Prompt
 from phs_milvus.search.hits import Hit, SearchResult
 from phs_milvus.search.locating import target_of
+from phs_milvus.web.api.effort import check_effort
 from phs_milvus.web.api.questions import focus_of, prompt_of
 from phs_milvus.web.backend import Backend, Ready
 from phs_milvus.web.held import HeldPictures
@@ -76,7 +78,7 @@ class Service:
 
     def rows(self, after: str | None, limit: str) -> dict[str, Any]:
         """Ids of the collection, in ascending order, after one."""
-        if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_LISTED:
+        if limit not in map(str, range(1, _MOST_LISTED + 1)):
             raise InvalidInput(f"must be 1 to {_MOST_LISTED}, got {shown(limit, 20)}", "limit")
         with self._ready() as ready:
             start = None if after is None else id_of(ready.collection, after, "after")
@@ -210,10 +212,13 @@ class Service:
             raise InvalidInput("give either picture, the digest of one that was sent, or id, of a row", "picture")
         focus, prompt = focus_of(values), prompt_of(values["prompt"])
         if values["picture"] is not None:
-            return self._held(values["picture"]), prompt, focus
-        row_id = id_of(ready.collection, values["id"])
-        with _missing_is_404("id"):
-            return self._picture(ready, row_id), prompt, focus
+            picture = self._held(values["picture"])
+        else:
+            row_id = id_of(ready.collection, values["id"])
+            with _missing_is_404("id"):
+                picture = self._picture(ready, row_id)
+        check_effort(prompt, picture.width, picture.height)
+        return picture, prompt, focus
 
     def _picture(self, ready: Ready, row_id: Id) -> Opened:
         return self._stored.read(ready.collection, row_id, self._stored.place(ready.collection, row_id))
@@ -300,6 +305,8 @@ def _plain(value: Any) -> Any:
     """A field's value as JSON has it: arrays of Milvus are no lists, and vectors are numpy's."""
     if isinstance(value, int) and abs(value) > _EXACT:
         return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # as pymilvus writes it into dynamic fields; JSON has no word for it
     if isinstance(value, str | int | float | bool | None):
         return value
     if isinstance(value, Mapping):
