@@ -11,20 +11,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from pymilvus import MilvusClient
 from tabulate import tabulate
 
 from benchmarks.attach import make_foreign
+from benchmarks.milvus_process import Peak, Server
 from phs_milvus.contract import state as state_codec
 from phs_milvus.contract.types import Limits, ModelInfo
-from phs_milvus.milvus.collection import FocusedCollection, Row, close, connect
+from phs_milvus.milvus.collection import Candidates, FocusedCollection, Row, close, connect
 from phs_milvus.milvus.side import NewState
 
 BATCH = 1000
@@ -84,11 +83,13 @@ def measure_rows(client: MilvusClient, options: argparse.Namespace) -> None:
         tell("insert", count, inserting)
         print(f"flush {flushing:.1f} s; then {count - indexed:,} rows were left to index: {indexing:.1f} s")
         client.release_collection("bench_capacity")
+        compacting = seconds(lambda: compact(client, "bench_capacity", server))
+        print(f"segments merged and indexed again: {compacting:.1f} s")
         loading = seconds(lambda: client.load_collection("bench_capacity"))
         tell("load", count, loading)
     time.sleep(SETTLE_S)
     loaded = server.memory()
-    print_searches(collection, queries, exact)
+    print_searches(collection, queries, exact, "search_list" if options.index == "DISKANN" else "")
     client.release_collection("bench_capacity")
     time.sleep(SETTLE_S)
     released = server.memory()
@@ -117,6 +118,7 @@ def measure_side(client: MilvusClient, options: argparse.Namespace) -> None:
     writing += seconds(side.flush)
     tell("states beside rows", count, writing)
     client.release_collection(side.name)
+    server.wait_until_idle()
     client.load_collection(side.name)
     time.sleep(SETTLE_S)
     loaded = server.memory()
@@ -126,15 +128,20 @@ def measure_side(client: MilvusClient, options: argparse.Namespace) -> None:
     print(f"memory, MiB: loaded {loaded}, released {released}; bytes a row: {loaded.over(released, count)}")
 
 
-def print_searches(collection: FocusedCollection, queries: np.ndarray, exact: Exact) -> None:
-    """Recall, and latency by number of rows asked for and callers."""
-    shares = {limit: exact.recall(collection, queries, limit) for limit in (10, EXACT)}
+def print_searches(collection: FocusedCollection, queries: np.ndarray, exact: Exact, depth: str = "") -> None:
+    """Recall, and latency by number of rows asked for and callers; `depth` is the parameter that the index wants."""
+
+    def search(query: np.ndarray, limit: int, with_states: bool = False) -> Candidates:
+        params = {depth: 2 * limit} if depth else None
+        return collection.search(query[None], limit, with_states=with_states, search_params=params)[0]
+
+    shares = {limit: exact.recall(queries, limit, search) for limit in (10, EXACT)}
     print("recall against exact: " + ", ".join(f"{share:.4f} @{limit}" for limit, share in shares.items()))
     table = []
     for limit, with_states in ((10, False), (200, True), (1000, True)):
 
         def ask(query: np.ndarray, limit: int = limit, with_states: bool = with_states) -> float:
-            return 1000 * seconds(lambda: collection.search(query[None], limit, with_states=with_states))
+            return 1000 * seconds(lambda: search(query, limit, with_states))
 
         for callers in (1, 8):
             started = time.perf_counter()
@@ -165,69 +172,13 @@ class Exact:
         self._rows = np.take_along_axis(np.hstack([self._rows, rows]), best, 1)
         self._seen += len(vectors)
 
-    def recall(self, collection: FocusedCollection, queries: np.ndarray, limit: int) -> float:
-        """The share of the `limit` nearest rows that the collection finds, over all queries."""
+    def recall(self, queries: np.ndarray, limit: int, search: Callable[[np.ndarray, int], Candidates]) -> float:
+        """The share of the `limit` nearest rows that a search finds, over all queries."""
         shares = []
         for query, rows in zip(queries, self._rows[:, :limit], strict=True):
-            (found,) = collection.search(query[None], limit)
             wanted = {name(row) for row in rows}
-            shares.append(len(wanted & set(found.ids)) / limit)
+            shares.append(len(wanted & set(search(query, limit).ids)) / limit)
         return float(np.mean(shares))
-
-
-class Memory(tuple[int, int]):
-    """MiB of a process: anonymous, and of mapped files."""
-
-    def over(self, other: Memory, count: int) -> str:
-        """Bytes for each of `count` rows above another measurement."""
-        parts = [f"{(a - b) * 2**20 / count:,.0f}" for a, b in zip(self, other, strict=True)]
-        return f"{parts[0]} anonymous, {parts[1]} of files"
-
-
-class Server:
-    """The one process named milvus on this machine."""
-
-    def __init__(self) -> None:
-        found = [path.parent for path in Path("/proc").glob("[0-9]*/comm") if path.read_text().strip() == "milvus"]
-        if len(found) != 1:
-            raise SystemExit(f"expected one process named milvus on this machine, found {len(found)}")
-        self._process = found[0]
-        self._folder = (self._process / "exe").resolve().parents[1]  # it runs from its data folder's bin
-
-    def memory(self) -> Memory:
-        """Resident, at present."""
-        lines = dict(line.split(":", 1) for line in (self._process / "status").read_text().splitlines())
-        return Memory(int(lines[key].split()[0]) // 1024 for key in ("RssAnon", "RssFile"))
-
-    def disk(self, count: int) -> str:
-        """Bytes a row, by folder of the server's storage."""
-        sizes: dict[str, int] = {}
-        for path in (self._folder / "data").rglob("*"):
-            if path.is_file():
-                kind = path.relative_to(self._folder / "data").parts[0]
-                sizes[kind] = sizes.get(kind, 0) + 512 * path.stat().st_blocks
-        return ", ".join(f"{kind} {size / count:,.0f}" for kind, size in sorted(sizes.items()))
-
-
-class Peak:
-    """The most memory while a block runs, looked at twice a second."""
-
-    def __init__(self, server: Server) -> None:
-        self._server, self._end = server, threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self.highest = server.memory()
-
-    def __enter__(self) -> Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._end.wait(0.5):
-            self.highest = max(self.highest, self._server.memory(), key=sum)
 
 
 def model_of(size: int) -> ModelInfo:
@@ -276,6 +227,17 @@ def wait_for_index(client: MilvusClient, collection: str, count: int) -> None:
     """Until all rows are indexed."""
     while indexed_rows(client, collection) < count:
         time.sleep(0.5)
+
+
+def compact(client: MilvusClient, collection: str, server: Server) -> None:
+    """Merges segments, which Milvus would do at some time, and waits until the server has nothing left to do.
+
+    Meanwhile it holds rows twice.
+    """
+    job = client.compact(collection)
+    while client.get_compaction_state(job) == "Executing":
+        time.sleep(0.5)
+    server.wait_until_idle()
 
 
 def seconds(call: Callable[[], object]) -> float:
