@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--milvus", required=True, help="a server on this machine that holds nothing else")
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--hidden-size", type=int, default=384)
-    parser.add_argument("--index", default="HNSW")
+    parser.add_argument("--index", default="HNSW", help="one that needs no search parameters but ef")
     parser.add_argument("--state-format", choices=("int8", "float16"), default="int8")
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--side-rows", type=int, default=50_000, help="states beside rows; 0: leave that out")
@@ -77,10 +77,10 @@ def measure_rows(client: MilvusClient, options: argparse.Namespace) -> None:
             ]
             inserting += seconds(lambda rows=rows: collection.insert(rows))
             exact.add(vectors)
+        tell("insert", count, inserting)
         indexed = indexed_rows(client, "bench_capacity")
         flushing = seconds(collection.flush)
         indexing = seconds(lambda: wait_for_index(client, "bench_capacity", count))
-        tell("insert", count, inserting)
         print(f"flush {flushing:.1f} s; then {count - indexed:,} rows were left to index: {indexing:.1f} s")
         client.release_collection("bench_capacity")
         compacting = seconds(lambda: compact(client, "bench_capacity", server))
@@ -89,7 +89,7 @@ def measure_rows(client: MilvusClient, options: argparse.Namespace) -> None:
         tell("load", count, loading)
     time.sleep(SETTLE_S)
     loaded = server.memory()
-    print_searches(collection, queries, exact, "search_list" if options.index == "DISKANN" else "")
+    print_searches(collection, queries, exact)
     client.release_collection("bench_capacity")
     time.sleep(SETTLE_S)
     released = server.memory()
@@ -128,12 +128,11 @@ def measure_side(client: MilvusClient, options: argparse.Namespace) -> None:
     print(f"memory, MiB: loaded {loaded}, released {released}; bytes a row: {loaded.over(released, count)}")
 
 
-def print_searches(collection: FocusedCollection, queries: np.ndarray, exact: Exact, depth: str = "") -> None:
-    """Recall, and latency by number of rows asked for and callers; `depth` is the parameter that the index wants."""
+def print_searches(collection: FocusedCollection, queries: np.ndarray, exact: Exact) -> None:
+    """Recall, and latency by number of rows asked for and callers."""
 
     def search(query: np.ndarray, limit: int, with_states: bool = False) -> Candidates:
-        params = {depth: 2 * limit} if depth else None
-        return collection.search(query[None], limit, with_states=with_states, search_params=params)[0]
+        return collection.search(query[None], limit, with_states=with_states)[0]
 
     shares = {limit: exact.recall(queries, limit, search) for limit in (10, EXACT)}
     print("recall against exact: " + ", ".join(f"{share:.4f} @{limit}" for limit, share in shares.items()))
