@@ -92,6 +92,8 @@ class Calls:
             # By the client, its deadline, or the end of its connection while it was answered. Raised on, for gRPC would
             # otherwise try to send a status.
             self._metrics.failed(name, grpc.StatusCode.CANCELLED.name)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s from %s: cancelled%s", name, context.peer(), _trace_note(context))
             raise asyncio.CancelledError from None
         except Exception as error:
             status = status_and_details(error)
