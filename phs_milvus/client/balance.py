@@ -20,11 +20,11 @@ from phs_milvus.contract.errors import DeadlineExceeded, EncoderBusy, EncoderUna
 ELSEWHERE = (EncoderUnavailable, EncoderBusy, DeadlineExceeded)
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
-# An image is sent to a second server when it is this many times older than an answer of that one takes.
-_OVERDUE = 3.0
-_SOONEST = 0.25
-# Servers answer batches: a silence counts as the time of one image only from this many images' time on.
+# Items that one of several servers is given before it has answered any; every answer makes room for one more.
+_FIRST_ROOM = 2
+# Servers answer batches: one is late from this many images' time on, and not within so many seconds.
 _BATCH = 8
+_SOONEST = 0.25
 _MEMORY = 0.9  # of the moving averages, per answer
 
 Clock = Callable[[], float]
@@ -102,15 +102,14 @@ class _Lane(Generic[SomeStream]):
     sent: dict[int, float] = field(default_factory=dict)
     heard: float = 0.0  # when it last answered, or was given work after it had none
     pace: float | None = None  # seconds between its answers while it has work
-    latency: float | None = None  # seconds from sending an item to its answer
+    room: int = _FIRST_ROOM  # items that it may have
     failures: int = 0
     away_until: float = 0.0
 
     def answered(self, item: int, now: float) -> None:
-        started = self.sent.pop(item, None)
-        if started is not None:
-            self.pace, self.latency = _mean(self.pace, now - self.heard), _mean(self.latency, now - started)
-        self.heard, self.failures = now, 0
+        if self.sent.pop(item, None) is not None:
+            self.pace = _mean(self.pace, now - self.heard)
+        self.heard, self.failures, self.room = now, 0, self.room + 1
 
     def ahead(self, usual: float, now: float) -> float:
         """Seconds until it would answer one more item, as far as its answers tell; its silence tells as well."""
@@ -139,7 +138,8 @@ class Lanes(Generic[SomeStream]):
         most: int,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._lanes: list[_Lane[SomeStream]] = [_Lane(server) for server in servers]
+        room = most if len(servers) == 1 else _FIRST_ROOM
+        self._lanes: list[_Lane[SomeStream]] = [_Lane(server, room=room) for server in servers]
         self._open = open
         self._most = most
         self._clock = clock
@@ -188,6 +188,7 @@ class Lanes(Generic[SomeStream]):
         lane.stream = None
         stream.close()
         lane.failures += 1
+        lane.room = 1 if len(self._lanes) > 1 else self._most
         lane.away_until = now + pause_after(lane.failures)
         left, lane.sent = lane.sent, {}
         held = {item for other in self._lanes for item in other.sent}
@@ -202,39 +203,32 @@ class Lanes(Generic[SomeStream]):
 
     def _settle(self, now: float) -> None:
         """Sends what no server has."""
-        waiting, self._homeless = sorted(self._homeless), []
-        for item in waiting:
-            if item not in self._messages:
-                continue
-            usable = self._usable(now)
-            if not usable:
-                self._homeless.append(item)
-                continue
-            paces = [lane.pace for lane in self._lanes if lane.pace is not None]
-            usual = sum(paces) / len(paces) if paces else 1.0
-            self._give(min(usable, key=lambda lane: (lane.ahead(usual, now), len(lane.sent))), item, now)
-
-    def _usable(self, now: float) -> list[_Lane[SomeStream]]:
-        """The lanes that may be given an item: of those that failed last, one item, if there is another lane."""
-        found = [lane for lane in self._lanes if lane.away_until <= now and len(lane.sent) < self._most]
-        sound = [lane for lane in found if not lane.failures]
-        return sound + [lane for lane in found if lane.failures and not (sound and lane.sent)]
+        waiting, self._homeless = sorted(item for item in self._homeless if item in self._messages), []
+        live = [lane for lane in self._lanes if lane.away_until <= now]
+        paces = [lane.pace for lane in self._lanes if lane.pace is not None]
+        usual = sum(paces) / len(paces) if paces else 1.0
+        for place, item in enumerate(waiting):
+            best = min(live, key=lambda lane: (lane.ahead(usual, now), len(lane.sent)), default=None)
+            if best is None or len(best.sent) >= min(self._most, best.room):
+                self._homeless = waiting[place:]  # an answer makes room, or a pause ends
+                return
+            self._give(best, item, now)
 
     def _back_up(self, now: float) -> None:
         """Gives servers that have nothing to do copies of what others are late with."""
         for lane in self._lanes:
             if lane.sent or lane.away_until > now:
                 continue
-            known = [other.latency for other in self._lanes if other.latency is not None]
-            usual = lane.latency if lane.latency is not None else max(known, default=None)
+            known = [other.pace for other in self._lanes if other.pace is not None]
+            usual = lane.pace if lane.pace is not None else max(known, default=None)
             if usual is None:
                 continue  # nobody has answered yet: nobody is late
-            late = now - max(_SOONEST, _OVERDUE * usual)
+            late = now - max(_SOONEST, _BATCH * usual)
             holders = {
                 item: [other.sent[item] for other in self._lanes if item in other.sent] for item in self._messages
             }
             overdue = [item for item, times in holders.items() if times and max(times) < late]
-            for item in overdue[: 1 if lane.failures else _BATCH]:
+            for item in overdue[: min(_BATCH, lane.room)]:
                 self._give(lane, item, now)
 
     def _give(self, lane: _Lane[SomeStream], item: int, now: float) -> None:
