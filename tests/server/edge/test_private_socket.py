@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +28,8 @@ from phs_server.app import ServerThread
 from phs_server.edge import supervisor
 from tests.server.edge.support import eventually, failure, jpeg, open_channel, settings, silence
 from tests.servers import REPO, ServerProcess, free_port
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no such socket elsewhere")
 
 SELF = f"/{supervisor.SERVICE_NAME}/{supervisor.METHOD}"
 GET_MODEL_INFO, ENCODE = "/phs.v1.FocusEncoder/GetModelInfo", "/phs.v1.FocusEncoder/Encode"
@@ -175,6 +179,23 @@ def test_a_server_that_nobody_supervises_has_no_such_socket(tiny_model: Path) ->
     before = listening_names(os.getpid())
     with ServerThread(settings(tiny_model)):
         assert listening_names(os.getpid()) == before
+
+
+@pytest.mark.parametrize("folder", ["missing", "of-a-name-too-long-for-an-address" * 4])
+def test_where_there_can_be_no_such_socket_a_warning_says_so(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "_FOLDER", str(tmp_path / "no-memory"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / folder))
+    if folder != "missing":
+        (tmp_path / folder).mkdir()
+
+    async def listen() -> supervisor.PrivateSocket | None:
+        return supervisor.listen(grpc.aio.server())
+
+    assert asyncio.run(listen()) is None
+    assert "nothing ends this server if it hangs" in caplog.text
+    assert not [*tmp_path.glob("*/*")]
 
 
 def test_the_supervisor_works_behind_mutual_tls(tiny_model: Path, tls: dict[str, Path], tmp_path: Path) -> None:
