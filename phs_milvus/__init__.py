@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from phs_milvus.client.journal import Journal
     from phs_milvus.client.requests import Outputs
     from phs_milvus.client.session import AsyncBulkSession, BulkSession
-    from phs_milvus.contract import state
+    from phs_milvus.contract import state, telemetry
     from phs_milvus.contract.errors import (
         CollectionError,
         DeadlineExceeded,
@@ -142,12 +142,13 @@ __all__ = [
     "ingest_folder",
     "ingest_folder_async",
     "state",
+    "telemetry",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name == "state":  # a module: the codec of PHS states
-        return import_module("phs_milvus.contract.state")
+    if name in ("state", "telemetry"):  # modules: the codec of PHS states; metrics and traces
+        return import_module(f"phs_milvus.contract.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'phs_milvus' has no attribute {name!r}")
     return getattr(import_module(f"phs_milvus.{_MODULE_OF[name]}"), name)

@@ -13,12 +13,14 @@ import numpy as np
 
 from phs_milvus.client import answers, requests
 from phs_milvus.client.aio_stream import AsyncStreamingEncoder
+from phs_milvus.client.balance import ELSEWHERE
 from phs_milvus.client.bulk import Window
 from phs_milvus.client.feeds import EncodeFeed, Keyed, LazyImage, LocateFeed
-from phs_milvus.client.pictures import Delivery, Opened, on_pictures
+from phs_milvus.client.pictures import Attempts, Delivery, Opened, on_pictures
 from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
+from phs_milvus.contract import telemetry
 from phs_milvus.contract._pb import encoder_pb2 as pb
-from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
+from phs_milvus.contract.errors import PhsError, PictureNotHeld
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
 from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.location import LocateTarget, Location
@@ -37,7 +39,7 @@ class AsyncEncoder(AsyncStreamingEncoder):
 
     async def fetch_info(self, *, timeout: float | None = None) -> ModelInfo:
         """See `Encoder.fetch_info`."""
-        return self._learn(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout))
+        return self._learn(await self._anywhere("GetModelInfo", pb.GetModelInfoRequest(), timeout or self._timeout))
 
     async def _known_info(self) -> ModelInfo:
         """The server's model, fetched on first use."""
@@ -165,7 +167,7 @@ class AsyncEncoder(AsyncStreamingEncoder):
         info = await self._known_info()
         states = requests.sendable(states, info)
         for request in requests.readout_requests(states, head_weights, self._expected, info):
-            answer = await self._call(self._stub.Readout, request, left())
+            answer = await self._anywhere("Readout", request, left())
             parts.append(answers.embeddings(answer, request, info, self.address))
         return np.concatenate(parts)
 
@@ -183,7 +185,7 @@ class AsyncEncoder(AsyncStreamingEncoder):
             states = requests.sendable(states, await self._known_info())
         scores, messages = requests.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
         for block, request in messages:
-            answer = await self._call(self._stub.Rerank, request, left())
+            answer = await self._anywhere("Rerank", request, left())
             scores[block] = answers.scores(answer, request, self.address)
         return scores
 
@@ -229,22 +231,44 @@ class AsyncEncoder(AsyncStreamingEncoder):
     async def _encode(
         self, source: EncodedImage, aims: Sequence[Aim], outputs: Outputs, timeout: float | None
     ) -> list[Encoding]:
-        delivery, left = Delivery(source, self._servers), self._deadline(timeout)
+        delivery, left = Delivery(source, self._servers, self._balance), self._deadline(timeout)
         while True:
             request = await asyncio.to_thread(
                 requests.encode_request, source, aims, outputs, self._expected, self._limits, delivery.by_digest
             )
             try:
-                answer = await self._call(self._stub_of(delivery.server).Encode, request, left())
-            except (PictureNotHeld, EncoderBusy, EncoderUnavailable) as error:
+                answer = await self._attempt(delivery, "Encode", request, left())
+            except (PictureNotHeld, *ELSEWHERE) as error:
                 delivery.failed(error)
                 continue
             delivery.delivered()
             return answers.encodings(answer, request, await self._known_info(), self.address)
 
+    async def _info_of(self, server: str | None) -> ModelInfo:
+        if self._info is not None:
+            return self._info
+        return self._learn(
+            await self._call(self._stub_of(server).GetModelInfo, pb.GetModelInfoRequest(), self._timeout)
+        )
+
+    async def _anywhere(self, name: str, request: Any, timeout: float) -> Any:
+        """A call that any server can answer, as often as it takes."""
+        attempts, left = Attempts(self._balance.order()), self._deadline(timeout)
+        while True:
+            try:
+                return await self._attempt(attempts, name, request, left())
+            except ELSEWHERE as error:
+                attempts.failed(error)
+
+    async def _attempt(self, attempts: Attempts, name: str, request: Any, left: float) -> Any:
+        with self._balance.calling(attempts.server):
+            return await self._call(getattr(self._stub_of(attempts.server), name), request, attempts.share(left))
+
     async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
-            answer = await method(request, timeout=timeout or self._timeout, metadata=self._metadata)
+            answer = await method(
+                request, timeout=timeout or self._timeout, metadata=telemetry.with_trace(self._metadata)
+            )
         except grpc.RpcError as error:
             raise requests.translate(error, self.address) from None
         return requests.readable(answer, self.address)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from phs_milvus.client import answers, requests
+from phs_milvus.client.balance import Balance
 from phs_milvus.client.channels import Address, Tls, channel_credentials, channel_options, target_of, token_metadata
 from phs_milvus.client.requests import DEFAULT_ADDRESS, DEFAULT_TIMEOUT
 from phs_milvus.contract._pb import encoder_pb2 as pb
@@ -37,6 +38,7 @@ class EncoderBase:
     ) -> None:
         self.address, self._target = target_of(address)
         self._servers = [] if isinstance(address, str) or len(address) == 1 else list(dict.fromkeys(address))
+        self._balance = Balance(self._servers)
         self._timeout = timeout
         self._expected = expected_fingerprint
         # Not known until `fetch_info` is called, by the user or to check the first answer; until then, the defaults.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -15,10 +14,6 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from phs_milvus.contract.errors import DeadlineExceeded, InvalidInput, PhsError
-
-_FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 2.0
-
 
 Result = TypeVar("Result")
 
@@ -112,7 +107,7 @@ class Window(Generic[Result]):
 
 
 class RetryBudget:
-    """How long a bulk encode goes on without an answer: `timeout` seconds, with jittered and growing pauses.
+    """How long a bulk encode goes on without an answer: `timeout` seconds.
 
     Only time inside `waiting()` counts, so the caller may spend any time on a result or on the next image.
     """
@@ -124,7 +119,6 @@ class RetryBudget:
     def progress(self) -> None:
         """Starts over, because an answer arrived."""
         self._left = self._timeout
-        self._attempts = 0
         self._error: PhsError | None = None
 
     @contextmanager
@@ -142,8 +136,8 @@ class RetryBudget:
             f"the embedding server at {address} answered none of the items in flight for {self._timeout:g} s"
         )
 
-    def pause(self, error: PhsError) -> float:
-        """Seconds to wait before the next attempt.
+    def broke(self, error: PhsError) -> None:
+        """A stream broke, and is opened again as long as the budget lasts.
 
         Raises:
             `error`: the budget is spent.
@@ -151,6 +145,3 @@ class RetryBudget:
         if self._left <= 0:
             raise error
         self._error = error
-        ceiling: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._attempts, self._left)
-        self._attempts += 1
-        return ceiling * random.uniform(0.5, 1.0)

@@ -4,7 +4,7 @@
         encoding = encoder.encode("street.jpg", Box(40, 60, 180, 220))
         encoding.embedding                                  # float32 [E], focused on what is in the box
 
-With several addresses, the calls go to the servers in turn:
+With several addresses, work goes to the server with the least to do:
 
     Encoder(["10.0.0.5:50051", "10.0.0.6:50051"], tls=Tls(ca="ca.pem"), token="...")
 
@@ -29,13 +29,15 @@ import grpc
 import numpy as np
 
 from phs_milvus.client import answers, requests
+from phs_milvus.client.balance import ELSEWHERE
 from phs_milvus.client.bulk import Window
 from phs_milvus.client.feeds import EncodeFeed, Keyed, LazyImage, LocateFeed
-from phs_milvus.client.pictures import Delivery, Opened, on_pictures
+from phs_milvus.client.pictures import Attempts, Delivery, Opened, on_pictures
 from phs_milvus.client.requests import DEFAULT_IN_FLIGHT, EXPLAINED, Aim, Outputs
 from phs_milvus.client.stream import StreamingEncoder
+from phs_milvus.contract import telemetry
 from phs_milvus.contract._pb import encoder_pb2 as pb
-from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
+from phs_milvus.contract.errors import PhsError, PictureNotHeld
 from phs_milvus.contract.images import EncodedImage, ImageSource, load_image
 from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.location import LocateTarget, Location
@@ -50,10 +52,11 @@ class Encoder(StreamingEncoder):
     """A connection to one embedding server. Thread-safe; close it, or use it as a context manager.
 
     Args:
-        address: "host:port", or several of them, which are used in turn (round robin) and skipped while they do not
-            answer or are not ready. A name that resolves to several hosts counts as several addresses too. A bulk
-            encode stays with one of them for as long as that one answers; a picture that was opened stays with the one
-            its digest chooses.
+        address: "host:port", or several of them: each call goes to the one with the fewest calls in progress, and the
+            images of a bulk encode go over a stream to each, to the one that should answer first
+            (phs_milvus.client.balance). One that fails is left alone for a moment and tried again. A picture that was
+            opened stays with the one its digest chooses. With one name that resolves to several hosts, calls go to
+            them in turn, and a bulk encode stays with one.
         timeout: seconds that a single call may take, retries included; for a bulk encode, seconds without any answer.
         expected_fingerprint: if given, every call fails with ModelMismatch unless the server runs this model.
         tls: True for TLS with the system's certificate authorities; a Tls to name files; None for plaintext.
@@ -81,7 +84,7 @@ class Encoder(StreamingEncoder):
             EncoderError: the server could not answer, or answered with numbers that no model has.
             ModelMismatch: the server does not run the expected model.
         """
-        return self._learn(self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout))
+        return self._learn(self._anywhere("GetModelInfo", pb.GetModelInfoRequest(), timeout or self._timeout))
 
     @property
     def info(self) -> ModelInfo:
@@ -276,7 +279,7 @@ class Encoder(StreamingEncoder):
         parts, left = [], self._deadline_of_parts(timeout)
         states = requests.sendable(states, self.info)
         for request in requests.readout_requests(states, head_weights, self._expected, self.info):
-            answer = self._call(self._stub.Readout, request, left())
+            answer = self._anywhere("Readout", request, left())
             parts.append(answers.embeddings(answer, request, self.info, self.address))
         return np.concatenate(parts)
 
@@ -311,7 +314,7 @@ class Encoder(StreamingEncoder):
             states = requests.sendable(states, self.info)
         scores, messages = requests.rerank_requests(embeddings, head_weights, states, self._expected, self._limits)
         for block, request in messages:
-            answer = self._call(self._stub.Rerank, request, left())
+            answer = self._anywhere("Rerank", request, left())
             scores[block] = answers.scores(answer, request, self.address)
         return scores
 
@@ -379,21 +382,39 @@ class Encoder(StreamingEncoder):
         self, source: EncodedImage, aims: Sequence[Aim], outputs: Outputs, timeout: float | None
     ) -> list[Encoding]:
         """One Encode call, as often as it takes."""
-        delivery, left = Delivery(source, self._servers), self._deadline(timeout)
+        delivery, left = Delivery(source, self._servers, self._balance), self._deadline(timeout)
         while True:
             by_digest = delivery.by_digest
             request = requests.encode_request(source, aims, outputs, self._expected, self._limits, by_digest)
             try:
-                answer = self._call(self._stub_of(delivery.server).Encode, request, left())
-            except (PictureNotHeld, EncoderBusy, EncoderUnavailable) as error:
+                answer = self._attempt(delivery, "Encode", request, left())
+            except (PictureNotHeld, *ELSEWHERE) as error:
                 delivery.failed(error)
                 continue
             delivery.delivered()
             return answers.encodings(answer, request, self.info, self.address)
 
+    def _info_of(self, server: str | None) -> ModelInfo:
+        if self._info is not None:
+            return self._info
+        return self._learn(self._call(self._stub_of(server).GetModelInfo, pb.GetModelInfoRequest(), self._timeout))
+
+    def _anywhere(self, name: str, request: Any, timeout: float) -> Any:
+        """A call that any server can answer, as often as it takes."""
+        attempts, left = Attempts(self._balance.order()), self._deadline(timeout)
+        while True:
+            try:
+                return self._attempt(attempts, name, request, left())
+            except ELSEWHERE as error:
+                attempts.failed(error)
+
+    def _attempt(self, attempts: Attempts, name: str, request: Any, left: float) -> Any:
+        with self._balance.calling(attempts.server):
+            return self._call(getattr(self._stub_of(attempts.server), name), request, attempts.share(left))
+
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
-            return method(request, timeout=timeout or self._timeout, metadata=self._metadata)
+            return method(request, timeout=timeout or self._timeout, metadata=telemetry.with_trace(self._metadata))
         except grpc.RpcError as error:
             raise requests.translate(error, self.address) from None
 

@@ -15,8 +15,12 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, PhsError, PictureNotHeld
+from phs_milvus.client.balance import ELSEWHERE, Balance
+from phs_milvus.contract.errors import PhsError, PictureNotHeld
 from phs_milvus.contract.images import EncodedImage, ImageSource
+
+# Seconds that one server is given at least, if the call has them.
+_SHORTEST_ATTEMPT = 2.0
 
 Client = TypeVar("Client")
 P = ParamSpec("P")
@@ -44,32 +48,24 @@ def on_pictures(method: Callable[Concatenate[Client, ImageSource, P], Result]) -
     return call
 
 
-class Delivery:
-    """The attempts to get one image's prompts answered: to which server, and with the image's bytes or its digest.
-
-    With several servers a picture goes to the one that its digest chooses, which will have it the next time too, and
-    spills over to the next one where that is loaded or away.
+class Attempts:
+    """The attempts to get one call answered.
 
     Attributes:
-        server: the address to send to now; None: whichever gRPC chooses.
-        by_digest: whether that server has the image, as far as this client knows.
+        server: the address to send to now; None: whichever gRPC chooses, with its retries, which is the last attempt.
 
     Args:
-        servers: the addresses of the client; none where it has only one.
+        servers: the addresses of the client in the order in which to try them; none where it has only one.
     """
 
-    def __init__(self, image: EncodedImage, servers: Sequence[str]) -> None:
-        self._sent: set[str | None] = image.sent if isinstance(image, Opened) else set()
-        chosen = ranked(image.digest, servers) if isinstance(image, Opened) else []
-        # In the end to any server, as gRPC finds it, with its retries.
-        self._left: list[str | None] = [*chosen, None]
+    def __init__(self, servers: Sequence[str]) -> None:
+        self._left: list[str | None] = [*servers, None]
         self.server: str | None = None
-        self.by_digest = False
         self._next()
 
-    def delivered(self) -> None:
-        """The server has the image now."""
-        self._sent.add(self.server)
+    def share(self, left: float) -> float:
+        """The seconds for this attempt, of those left for the call: one server that hangs must not take all."""
+        return left if not self._left else max(left / 2, min(left, _SHORTEST_ATTEMPT))
 
     def failed(self, error: PhsError) -> None:
         """Goes on to the next attempt.
@@ -77,16 +73,46 @@ class Delivery:
         Raises:
             `error`: there is none, or another one would fail as well.
         """
-        if isinstance(error, PictureNotHeld) and self.by_digest:
-            self._sent.discard(self.server)
-            self.by_digest = False
-        elif isinstance(error, EncoderBusy | EncoderUnavailable) and self._left:
-            self._next()
-        else:
+        if not (isinstance(error, ELSEWHERE) and self._left):
             raise error
+        self._next()
 
     def _next(self) -> None:
         self.server = self._left.pop(0)
+
+
+class Delivery(Attempts):
+    """The attempts to get one image's prompts answered: to which server, and with the image's bytes or its digest.
+
+    With several servers a picture that was opened goes to the one that its digest chooses, which will have it the next
+    time too, and spills over to the next one where that is loaded or away. Any other goes where the least is to do.
+
+    Attributes:
+        by_digest: whether that server has the image, as far as this client knows.
+
+    Args:
+        servers: the addresses of the client; none where it has only one.
+    """
+
+    def __init__(self, image: EncodedImage, servers: Sequence[str], balance: Balance) -> None:
+        opened = isinstance(image, Opened)
+        self._sent: set[str | None] = image.sent if isinstance(image, Opened) else set()
+        self.by_digest = False
+        super().__init__(balance.order(ranked(image.digest, servers) if opened else ()))
+
+    def delivered(self) -> None:
+        """The server has the image now."""
+        self._sent.add(self.server)
+
+    def failed(self, error: PhsError) -> None:
+        if isinstance(error, PictureNotHeld) and self.by_digest:
+            self._sent.discard(self.server)
+            self.by_digest = False
+        else:
+            super().failed(error)
+
+    def _next(self) -> None:
+        super()._next()
         self.by_digest = self.server in self._sent
 
 

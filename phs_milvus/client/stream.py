@@ -1,10 +1,9 @@
-"""A stream of images and their results: one call whose answers can be waited for, and the loop that keeps it going."""
+"""A stream of images and their results: a call to each server, and the loop that keeps them going."""
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -13,9 +12,11 @@ import grpc
 from google.protobuf.message import Message
 
 from phs_milvus.client import answers, requests
+from phs_milvus.client.balance import Lanes
 from phs_milvus.client.base import EncoderBase
 from phs_milvus.client.bulk import RetryBudget, Window
 from phs_milvus.client.feeds import Feed
+from phs_milvus.contract import telemetry
 from phs_milvus.contract.errors import EncoderUnavailable, PhsError
 from phs_milvus.contract.types import ModelInfo
 
@@ -24,88 +25,92 @@ Result = TypeVar("Result")
 
 
 class StreamingEncoder(EncoderBase, ABC):
-    """The part of `Encoder` that sends many images over one stream."""
+    """The part of `Encoder` that sends many images over streams."""
 
-    @property
     @abstractmethod
-    def info(self) -> ModelInfo:
-        """The server's model."""
+    def _info_of(self, server: str | None) -> ModelInfo:
+        """The model, as far as it is known, else as that server names it."""
 
     def _streamed(
         self, feed: Feed[Item, Result], window: Window[Result], timeout: float | None
     ) -> Iterator[tuple[Any, Result | PhsError]]:
         """(key, result) of a feed's items, in the window's order."""
         budget = RetryBudget(timeout or self._timeout)
-        stream = self._open_stream(feed, window.size)
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def opened(server: str | None) -> Stream:
+            method = getattr(self._stub_of(server), feed.method)
+            metadata = telemetry.with_trace(self._metadata)
+            stream = Stream(method, metadata, server or self.address, window.size, inbox)
+            for message in feed.opening:
+                stream.send(message)
+            return stream
+
+        lanes = Lanes(self._servers or [None], opened, window.size)
+        feed.tell(lambda: inbox.put((None, None)))
         try:
             while True:
                 while not (window.full or feed.exhausted) and (window.empty or feed.ready()):
                     if message := feed.fill(window, self._expected, self._limits):
-                        stream.send(message)
+                        lanes.send(message)
                 yield from window.ready()
                 if window.empty:
                     if feed.exhausted:
                         return
                     budget.progress()
                     continue
+                source, answer = self._next_answer(inbox, lanes.tend(), budget)
+                if source is None or not lanes.is_open(source):
+                    continue  # the feed has another item, or it comes from a stream that was given up
+                source.received()
                 try:
-                    if (answer := stream.receive(budget)) is None:
-                        continue  # the feed has another item
-                    info = self.info if answer.HasField(feed.answered) else None
-                    if feed.record(window, answer, info, self.address):
+                    if isinstance(answer, PhsError):
+                        raise answer
+                    if lanes.repeats(source, answer.id):
+                        continue
+                    info = self._info_of(lanes.server_of(source)) if answer.HasField(feed.answered) else None
+                    if feed.record(window, answer, info, lanes.server_of(source) or self.address):
                         budget.progress()
+                    lanes.answered(source, answer.id)
                 except answers.TRANSIENT as error:
-                    with budget.waiting():
-                        time.sleep(budget.pause(error))
-                    stream.close()
-                    stream = self._open_stream(feed, window.size)
-                    for message in window.unanswered():
-                        stream.send(message)
+                    budget.broke(error)
+                    lanes.broken(source)
         finally:
-            stream.close()
+            lanes.close()
 
-    def _open_stream(self, feed: Feed[Item, Result], in_flight: int) -> Stream:
-        stream = Stream(getattr(self._stub, feed.method), self._metadata, self.address, in_flight)
-        for message in feed.opening:
-            stream.send(message)
-        feed.tell(stream.interrupt)
-        return stream
+    def _next_answer(self, inbox: queue.SimpleQueue[Any], most: float | None, budget: RetryBudget) -> tuple[Any, Any]:
+        """(stream, answer); (None, None) after `most` seconds, or when the feed has another item."""
+        with budget.waiting() as left:
+            try:
+                return inbox.get(timeout=left if most is None else min(most, left))  # type: ignore[no-any-return]
+            except queue.Empty:
+                if most is None or left <= most:
+                    raise budget.timed_out(self.address) from None
+                return None, None
 
 
 class Stream:
-    """One call of a stream in both directions. A thread takes answers off it, so that waiting for one can time out.
+    """One call of a stream in both directions. A thread puts (this stream, answer or error) into an inbox.
 
     It takes off no more than `in_flight` answers that nobody has received: a server may send any number.
     """
 
-    def __init__(self, method: Any, metadata: requests.Metadata, address: str, in_flight: int) -> None:
+    def __init__(
+        self, method: Any, metadata: requests.Metadata, address: str, in_flight: int, inbox: queue.SimpleQueue[Any]
+    ) -> None:
         self._address = address
         self._room = threading.Semaphore(in_flight)
         self._requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._inbox = inbox
         self._call = method(iter(self._requests.get, None), metadata=metadata)
         threading.Thread(target=self._pump, name="phs-stream", daemon=True).start()
 
     def send(self, message: Message) -> None:
         self._requests.put(message)
 
-    def interrupt(self) -> None:
-        """Makes `receive` return None, now or when it is next called."""
-        self._answers.put(None)
-
-    def receive(self, budget: RetryBudget) -> Any:
-        """The next answer; None where it was interrupted."""
-        try:
-            with budget.waiting() as left:
-                answer = self._answers.get(timeout=left)
-        except queue.Empty:
-            raise budget.timed_out(self._address) from None
-        if answer is None:
-            return None
+    def received(self) -> None:
+        """An answer left the inbox."""
         self._room.release()
-        if isinstance(answer, PhsError):
-            raise answer
-        return answer
 
     def close(self) -> None:
         self._requests.put(None)
@@ -115,8 +120,8 @@ class Stream:
     def _pump(self) -> None:
         try:
             for answer in self._call:
-                self._answers.put(answer)
+                self._inbox.put((self, answer))
                 self._room.acquire()
-            self._answers.put(EncoderUnavailable("the server ended the stream"))
+            self._inbox.put((self, EncoderUnavailable("the server ended the stream")))
         except grpc.RpcError as error:
-            self._answers.put(requests.stream_error(error, self._address))
+            self._inbox.put((self, requests.stream_error(error, self._address)))

@@ -18,7 +18,7 @@ import numpy as np
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.pictures import Opened
-from phs_milvus.contract import state
+from phs_milvus.contract import state, telemetry
 from phs_milvus.contract.errors import CollectionError, InvalidInput, PhsError, StateError
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.types import Encoding, Float32Array, Focus
@@ -182,6 +182,7 @@ class FocusedSearch:
         )
         return results[0]
 
+    @telemetry.staged("search")
     def search_many(
         self,
         queries: Sequence[Question],
@@ -329,6 +330,7 @@ class FocusedSearch:
 
         return QueryLocator(self._encoder, example.image, example.prompt, focus, self.pictures_of)
 
+    @telemetry.staged("encode")
     def _encode(
         self, questions: Sequence[Question], focus: Focus, with_digests: bool, options: SearchOptions
     ) -> tuple[list[Parts], list[frozenset[str]], list[Pointed | Encoding]]:
@@ -382,6 +384,7 @@ class FocusedSearch:
             encodings.append(result)
         return encodings
 
+    @telemetry.staged("milvus", lambda found: [len(candidates.ids) for candidates in found])
     def _candidates(
         self,
         parts: Sequence[Parts],
@@ -461,6 +464,7 @@ class FocusedSearch:
                 fields.pop(field, None)  # type: ignore[arg-type]  # there is a field where it was asked for
         return without(candidates, own, depth)
 
+    @telemetry.staged("rerank")
     def _query_db(self, query: Parts, candidates: Candidates) -> Float32Array:
         """Stage two's scores, float32 [K]; NaN for rows without a state."""
         packed = candidates.states or []

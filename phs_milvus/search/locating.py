@@ -14,6 +14,7 @@ from functools import partial
 
 from phs_milvus.client.encoder import Encoder
 from phs_milvus.client.requests import Outputs
+from phs_milvus.contract import telemetry
 from phs_milvus.contract.errors import PhsError, shown
 from phs_milvus.contract.images import ImageSource
 from phs_milvus.contract.location import LocateTarget, Location
@@ -74,6 +75,7 @@ class QueryLocator:
     focus: Focus
     own_pictures: Callable[[Sequence[Id]], Callable[[Id], ImageSource | None]]
 
+    @telemetry.staged("locate")
     def located(
         self,
         hits: Sequence[Hit],

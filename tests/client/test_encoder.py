@@ -174,7 +174,7 @@ def test_several_addresses_are_used_in_turn_and_a_dead_one_is_skipped(
     (first, one), (second, two) = scripted(), scripted()
     with Encoder([one, f"127.0.0.1:{free_port()}", two]) as encoder:
         for _ in range(20):
-            encoder._call(encoder._stub.GetModelInfo, pb.GetModelInfoRequest(), None)
+            encoder.fetch_info()
         assert encoder.address.count("127.0.0.1") == 3
     assert len(first.arrivals) + len(second.arrivals) == 20
     assert min(len(first.arrivals), len(second.arrivals)) >= 5

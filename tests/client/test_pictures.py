@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from phs_milvus import AsyncEncoder, Box, Encoder, Focus, InvalidInput, Outputs
+from phs_milvus.client.balance import Balance
 from phs_milvus.client.pictures import Delivery, ranked
 from phs_milvus.contract.errors import EncoderBusy, EncoderUnavailable, ImageError, PictureNotHeld, PromptError
 from phs_milvus.contract.images import load_image
@@ -165,7 +166,7 @@ def test_the_order_of_attempts(encoder: Encoder, photo: Path) -> None:
     picture = encoder.open(photo)
     first, second = ranked(picture.digest, ["a:1", "b:1"])
     picture.sent.add(first)
-    delivery = Delivery(picture, ["a:1", "b:1"])
+    delivery = Delivery(picture, ["a:1", "b:1"], Balance(["a:1", "b:1"]))
     seen = [(delivery.server, delivery.by_digest)]
     for error in (PictureNotHeld("forgotten"), EncoderBusy("full"), EncoderUnavailable("gone")):
         delivery.failed(error)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 from google.protobuf.message import DecodeError
 
+from phs_milvus.contract import telemetry
 from phs_milvus.contract.errors import PhsError, status_of
 from phs_milvus.contract.tokens import Tokens
 from phs_server.edge.admission import Admission
@@ -84,11 +85,15 @@ class Calls:
             caller = caller_of(context.peer(), token, b"".join(context.auth_context().get("x509_pem_cert", ())))
             with places.taken(caller) as place:
                 await serve(context, caller, place)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s from %s: answered%s", name, context.peer(), _trace_note(context))
             return
         except (asyncio.CancelledError, grpc.aio.InternalError):
             # By the client, its deadline, or the end of its connection while it was answered. Raised on, for gRPC would
             # otherwise try to send a status.
             self._metrics.failed(name, grpc.StatusCode.CANCELLED.name)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s from %s: cancelled%s", name, context.peer(), _trace_note(context))
             raise asyncio.CancelledError from None
         except Exception as error:
             status = status_and_details(error)
@@ -101,7 +106,7 @@ class Calls:
         alive, with all that was received, until Python collects its oldest generation: hundreds of MiB later.
         """
         self._metrics.failed(method, code.name)
-        log.debug("%s from %s: %s %s", method, context.peer(), code.name, details)
+        log.debug("%s from %s: %s %s%s", method, context.peer(), code.name, details, _trace_note(context))
         context.set_code(code)
         context.set_details(details)
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -128,3 +133,9 @@ def status_and_details(error: Exception) -> tuple[grpc.StatusCode, str]:
         return grpc.StatusCode.INVALID_ARGUMENT, f"request: not a message of this method ({error})"
     log.error("internal error", exc_info=error)
     return grpc.StatusCode.INTERNAL, f"internal error: {type(error).__name__}: {error}"
+
+
+def _trace_note(context: grpc.aio.ServicerContext) -> str:
+    """The caller's trace, as its metadata name it."""
+    trace = telemetry.trace_of(context.invocation_metadata())
+    return f" (trace {trace})" if trace else ""
