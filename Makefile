@@ -9,9 +9,10 @@ PROTO := proto/phs/v1/encoder.proto
 demo: $(VENV)/.demo
 	$(BIN)/phs-milvus demo
 
-# Each worker has servers of its own and takes whole files.
+# Each worker has servers of its own and takes whole files. One more than there are cores, because many tests wait.
+WORKERS = $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 test: $(VENV)/.dev
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
 
 # What is slow by nature, which `make test` leaves out; then what runs beside a real Milvus server.
 test-all: $(VENV)/.dev

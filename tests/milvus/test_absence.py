@@ -64,6 +64,7 @@ def test_a_server_that_was_killed(
     assert isinstance(caught.value, CollectionError) and capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["search", "get", "upsert", "open"])
 def test_a_server_that_was_stopped_shows_soon(
     relay: Relay, behind: FocusedCollection, call: str, capfd: pytest.CaptureFixture[str]

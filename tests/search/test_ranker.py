@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from pymilvus import DataType, Function, MilvusClient, MilvusException
 
-from phs_milvus import Encoder, FocusedCollection, FocusedSearch
+from phs_milvus import Encoder, FocusedCollection, FocusedSearch, Outputs
 from phs_milvus.contract.errors import CollectionError, InvalidInput
 from phs_milvus.contract.types import Focus
 from phs_milvus.milvus import ranker as rankers
 from phs_milvus.milvus.connection import is_lite
+from phs_milvus.milvus.side import NewState
 from phs_milvus.pointing.prompts import Box
 from phs_milvus.search.packed_query import unpack_query
 from phs_milvus.search.queries import Examples, Query
@@ -122,7 +123,11 @@ def test_a_field_that_may_be_null_is_refused(lite: MilvusClient, encoder: Encode
 
 def test_states_beside_the_collection_are_refused(lite: MilvusClient, encoder: Encoder, photos: list[Path]) -> None:
     lite.create_collection("foreign", dimension=encoder.info.embedding_size)
-    search = FocusedSearch(FocusedCollection.attach(lite, "foreign", model=encoder.info), encoder)
+    encoding = encoder.encode(photos[3], outputs=Outputs(state=True))
+    lite.insert("foreign", [{"id": 1, "vector": encoding.embedding}])
+    collection = FocusedCollection.attach(lite, "foreign", model=encoder.info)
+    collection.side.write([NewState(1, encoding.state, encoding.embedding, "")])
+    search = FocusedSearch(collection, encoder)
     with pytest.raises(CollectionError, match="holds no states in its own rows"):
         search.ranker(Query(photos[3], _BOX), provider="cohere", endpoint="http://127.0.0.1:1")
 
