@@ -17,8 +17,14 @@ test: $(VENV)/.dev
 # What is slow by nature, which `make test` leaves out; then what runs beside a real Milvus server.
 test-all: $(VENV)/.dev
 	$(BIN)/pytest -m slow
-	tests/milvus_standalone.sh $(BIN)/pytest tests/milvus tests/ingest tests/search tests/scale \
-		tests/integrations --ignore tests/integrations/test_node.py
+	tests/milvus_standalone.sh true  # installs it, once for all that follow
+	$(MAKE) --jobs --output-sync $(BESIDE_MILVUS)
+
+# Each folder with a Milvus server of its own, all at once: most of the time they wait for it.
+BESIDE_MILVUS = $(addprefix beside-milvus-,milvus ingest search scale integrations)
+.PHONY: $(BESIDE_MILVUS)
+$(BESIDE_MILVUS): beside-milvus-%:
+	tests/milvus_standalone.sh $(BIN)/pytest tests/$* --ignore tests/integrations/test_node.py
 
 # FiftyOne weighs 1.2 GB and needs MongoDB: neither is installed for the other tests.
 test-fiftyone:
