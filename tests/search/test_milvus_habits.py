@@ -74,7 +74,8 @@ def test_a_row_as_the_query_waits_for_nothing(
 ) -> None:
     """Its file is looked up as the search itself reads; only a row that is not found is worth a wait."""
     client = photo_search._collection.client
-    photo_search.search(photos[3], PROMPT)  # after a write of ours the first search waits
+    photo_search.search(photos[3], PROMPT)  # after a write of ours the first search waits, and the first read
+    photo_search.search(StoredImage(photos[3].name), PROMPT)
     levels: list[object] = []
     real = client.query
 
