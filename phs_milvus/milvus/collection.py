@@ -465,13 +465,21 @@ class FocusedCollection:
 
     def _states(self, ids: list[Id], entities: list[dict[str, Any]], options: SearchOptions) -> list[str]:
         """The packed states of hits, "" for rows that have none; `entities` are what the search gave of each."""
+        field = self.layout.state
+        if field is not None and all(field in entity for entity in entities):
+            return [entity[field] or "" for entity in entities]
+        return self._stored_states(ids, options)
+
+    def _stored_states(self, ids: Sequence[Id], options: SearchOptions) -> list[str]:
         if self.side is not None:
             return [stored.state for stored in self.side.read(ids)]
         field = str(self.layout.state)
-        if all(field in entity for entity in entities):
-            return [entity.get(field) or "" for entity in entities]
-        rows = {row[self.layout.id]: row[field] for row in self._get(ids, [field], options)}
+        rows = {row[self.layout.id]: row.get(field) for row in self._get(ids, [field], options)}
         return [rows.get(key) or "" for key in ids]
+
+    def states(self, ids: Sequence[Id]) -> list[str]:
+        """The current packed states of rows, in the order of `ids`; "" for rows that have none, or are not there."""
+        return self._stored_states(ids, SearchOptions(consistency_level="Strong"))
 
     def sample_states(self, count: int) -> tuple[Float32Array, list[str], int]:
         """Embeddings and states of a few rows, to see whether they belong together.

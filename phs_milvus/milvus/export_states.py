@@ -17,7 +17,6 @@ from phs_milvus.contract.errors import InvalidInput, StateError, reason_of, show
 from phs_milvus.contract.int8_states import Int8States
 from phs_milvus.contract.states_file import StatesHeader, arrow
 from phs_milvus.milvus.collection import FocusedCollection
-from phs_milvus.milvus.connection import translated_errors
 from phs_milvus.milvus.rows import Id
 
 # Rows read, and written, at a time: 35 MB of float16 states as text for D = 768.
@@ -58,33 +57,18 @@ def export_states(collection: FocusedCollection, file: str | Path) -> StatesExpo
     """
     pa, path = arrow(), Path(file)
     model, at = collection.model, datetime.now(timezone.utc)
-    header = StatesHeader(real_name(collection), at, model.fingerprint, model.model_id, model.hidden_size)
+    header = StatesHeader(collection.name, at, model.fingerprint, model.model_id, model.hidden_size)
     schema = header.schema(text_keys=collection.layout.id_max_length is not None)
     rows = without = 0
     ids = collection.iterate_ids()
     with _replacing(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         while page := list(islice(ids, _ROWS)):
-            stored = [(key, text) for key, text in zip(page, _states_of(collection, page), strict=True) if text]
+            stored = [(key, text) for key, text in zip(page, collection.states(page), strict=True) if text]
             without += len(page) - len(stored)
             rows += len(stored)
             if stored:
                 writer.write_batch(_batch(stored, schema, collection))
     return StatesExport(path, rows, without, at)
-
-
-def real_name(collection: FocusedCollection) -> str:
-    """The collection's name, where it was opened by an alias."""
-    with translated_errors(f"cannot read collection {collection.name!r}"):
-        return str(collection.client.describe_collection(collection.name)["collection_name"])
-
-
-def _states_of(collection: FocusedCollection, ids: Sequence[Id]) -> list[str]:
-    """Packed states in the order of `ids`; "" for rows that have none, or that are gone."""
-    if collection.side is not None:
-        return [stored.state for stored in collection.side.read(ids)]
-    name = str(collection.layout.state)
-    found = {row[collection.layout.id]: row.get(name) or "" for row in collection.get(ids, [name])}
-    return [found.get(key, "") for key in ids]
 
 
 def _batch(stored: Sequence[tuple[Id, str]], schema: object, collection: FocusedCollection) -> object:

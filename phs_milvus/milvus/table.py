@@ -159,9 +159,9 @@ class Table:
     def _default_level(self) -> str | None:
         return STRONG if self._lite or self._writes > self._writes_seen else None
 
-    def sample(self, names: Sequence[str], count: int, filter: str = "") -> list[dict[str, Any]]:
+    def sample(self, names: Sequence[str], count: int) -> list[dict[str, Any]]:
         """At most `count` records, whichever Milvus gives first."""
-        return self._query(filter, list(names), STRONG, limit=count)
+        return self._query("", list(names), STRONG, limit=count)
 
     def iterate_keys(self, after: Id | None = None, filter: str = "", timeout: float = READ_TIMEOUT_S) -> Iterator[Id]:
         """All ids in ascending order, a page at a time: those after one, and of the records that a filter takes.

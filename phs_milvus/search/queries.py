@@ -172,8 +172,6 @@ def _finder(
     # The rows are looked up under image_root too, so that an invented id is an error there as well.
     known = collection.get(list(dict.fromkeys(ids)), fields, consistency_level=level, timeout=timeout)
     rows = {row[layout.id]: row for row in known}
-    if missing := [key for key in ids if key not in rows]:  # or written a moment ago
-        rows |= {row[layout.id]: row for row in collection.get(list(dict.fromkeys(missing)), fields, timeout=timeout)}
 
     def find(row_id: Id) -> ImageSource:
         if row_id not in rows:

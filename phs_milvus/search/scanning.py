@@ -15,7 +15,6 @@ from phs_milvus.client.encoder import Encoder
 from phs_milvus.contract.errors import CollectionError, shown
 from phs_milvus.contract.types import Float32Array
 from phs_milvus.milvus.collection import FocusedCollection
-from phs_milvus.milvus.export_states import real_name
 from phs_milvus.milvus.options import SearchOptions
 from phs_milvus.milvus.rows import Candidates, Id
 from phs_milvus.search.parts import Parts
@@ -56,9 +55,8 @@ def scan(
         CollectionError: the server's states are of another collection.
         EncoderError: the server could not answer, or its answer was wrong.
     """
-    name = real_name(collection)
     keys = list(collection.iterate_ids(filter=filter, timeout=options.timeout)) if filter else None
-    return [_scan(collection, encoder, query, score, depth, name, keys, output_fields, options) for query in queries]
+    return [_scan(collection, encoder, query, score, depth, keys, output_fields, options) for query in queries]
 
 
 def _scan(
@@ -67,7 +65,6 @@ def _scan(
     query: Parts,
     score: Literal["query_db", "blend"],
     depth: int,
-    name: str,
     keys: list[Id] | None,
     output_fields: Sequence[str],
     options: SearchOptions,
@@ -76,10 +73,10 @@ def _scan(
     found = encoder.scan(
         asked.embeddings, asked.head_weights, limit=depth, keys=keys, shares=np.atleast_2d(asked.shares)
     )
-    if found.collection != name:
+    if found.collection != collection.name:
         raise CollectionError(
-            f"the encoder has the states of collection {shown(found.collection)!r}, and {name!r} is searched; start a "
-            f"server with those: phs-milvus export-states --collection {name} FILE, phs-server --states FILE"
+            f"the encoder has the states of collection {shown(found.collection)!r}, and {collection.name!r} is searched; "
+            f"start a server with those: phs-milvus export-states --collection {collection.name} FILE, phs-server --states FILE"
         )
     (ranking,) = found.rankings
     assert ranking.query_scores is not None

@@ -39,14 +39,19 @@ def owned(client: MilvusClient) -> Iterator[Callable[..., list[int]]]:
         client.drop_collection(name)
 
 
-def make_owned(client: MilvusClient, paths: list[Path], embeddings: np.ndarray) -> list[int]:
-    schema = client.create_schema(auto_id=True)
+def make_empty(client: MilvusClient, *, auto_id: bool) -> None:
+    """A collection as its owner has it."""
+    schema = client.create_schema(auto_id=auto_id)
     schema.add_field("sku", DataType.INT64, is_primary=True)
     schema.add_field("vec", DataType.FLOAT_VECTOR, dim=48)
     schema.add_field("file", DataType.VARCHAR, max_length=200)
     index = client.prepare_index_params()
     index.add_index("vec", index_type="FLAT", metric_type="COSINE")
     client.create_collection(NAME, schema=schema, index_params=index)
+
+
+def make_owned(client: MilvusClient, paths: list[Path], embeddings: np.ndarray) -> list[int]:
+    make_empty(client, auto_id=True)
     rows = [{"vec": vector, "file": path.name} for path, vector in zip(paths, embeddings, strict=True)]
     return list(client.insert(NAME, rows)["ids"])
 
@@ -161,13 +166,7 @@ def test_a_state_does_not_outlive_its_embedding(
     client: MilvusClient, root: Path, encoder: Encoder, make_images: MakeImages
 ) -> None:
     paths = make_images(root, 3)
-    schema = client.create_schema(auto_id=False)
-    schema.add_field("sku", DataType.INT64, is_primary=True)
-    schema.add_field("vec", DataType.FLOAT_VECTOR, dim=48)
-    schema.add_field("file", DataType.VARCHAR, max_length=200)
-    index = client.prepare_index_params()
-    index.add_index("vec", index_type="FLAT", metric_type="COSINE")
-    client.create_collection(NAME, schema=schema, index_params=index)
+    make_empty(client, auto_id=False)
     try:
         rows = [{"sku": n, "vec": encoder.encode(path).embedding, "file": path.name} for n, path in enumerate(paths)]
         client.insert(NAME, rows)
