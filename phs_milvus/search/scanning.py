@@ -75,8 +75,9 @@ def _scan(
     )
     if found.collection != collection.name:
         raise CollectionError(
-            f"the encoder has the states of collection {shown(found.collection)!r}, and {collection.name!r} is searched; "
-            f"start a server with those: phs-milvus export-states --collection {collection.name} FILE, phs-server --states FILE"
+            f"the encoder has the states of collection {shown(found.collection)!r}, and {collection.name!r} is "
+            f"searched; start a server with those: phs-milvus export-states --collection {collection.name} FILE, "
+            "phs-server --states FILE"
         )
     (ranking,) = found.rankings
     assert ranking.query_scores is not None
